@@ -1,0 +1,199 @@
+"""Scene -> frames, flows and occlusion: which sheet is in front at each pixel, then one texture look-up per pixel."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fleetflow.data.generate.scene import Scene
+from fleetflow.data.generate.shapes import GRID
+from fleetflow.data.generate.textures import LEVELS, SIDE, Textures, level_start
+
+LARGEST = 1000.0  # pixels; what moves farther counts as unknown
+COARSE = 2  # outlines are evaluated at every second pixel and interpolated: they are smooth fields
+
+
+class Rendered(NamedTuple):
+    """Both frames and what is known of them, for B scenes."""
+
+    frame1: Tensor  # [B, 3, H, W] in [0, 1]
+    frame2: Tensor
+    flow: Tensor  # [B, 2, H, W] pixels
+    valid: Tensor  # [B, H, W] bool; False where the point of frame1 lies behind the camera in frame2 (flow is 0)
+    backward: Tensor | None  # [B, 2, H, W] pixels
+    occluded: Tensor | None  # [B, H, W] bool
+
+
+def render(scene: Scene, textures: Textures, shapes: Tensor, height: int, width: int, full: bool = True) -> Rendered:
+    """Returns the frames and the forward flow; with `full` also the backward flow and the occlusion.
+
+    shapes: [S, GRID, GRID], the bank that `scene.shape` counts in.
+    """
+    pixels = _pixels(height, width, scene.motion.device)
+    inverse = torch.linalg.inv(scene.motion)
+    bend = _bend(scene, height, width)
+
+    front1 = _front(scene, shapes, scene.outline, pixels, bend, (height, width))
+    front2 = _front(scene, shapes, scene.outline @ inverse, pixels, None, (height, width))
+    sheet1 = pixels + _chosen(scene.wobble, front1)[:, None] * bend
+    frame1 = _shade(scene, textures, scene.surface, front1, sheet1)
+    frame2 = _shade(scene, textures, scene.surface @ inverse, front2, pixels.expand(len(front2), -1, -1, -1))
+    projected = _project(_chosen_matrix(scene.motion, front1), sheet1)
+    target, ahead = projected[:, :2], projected[:, 2] > 1e-6
+    flow = target - pixels
+    valid = ahead & (flow.abs().amax(1) < LARGEST)
+    flow = flow * valid[:, None]
+    if not full:
+        return Rendered(frame1, frame2, flow, valid, None, None)
+
+    sheet2 = _project(_chosen_matrix(inverse, front2), pixels.expand(len(front2), -1, -1, -1))[:, :2]
+    backward = _unbend(scene, sheet2, _chosen(scene.wobble, front2)) - pixels
+    hidden = _front_at(scene, shapes, scene.outline @ inverse, target) != front1
+    outside = (target[:, 0] < -0.5) | (target[:, 0] > width - 0.5) | (target[:, 1] < -0.5) | (target[:, 1] > height - 0.5)
+    return Rendered(frame1, frame2, flow, valid, backward, hidden | outside | ~ahead)
+
+
+def _pixels(height: int, width: int, device, step: int = 1) -> Tensor:
+    """[2, h, w] x and y of every `step`-th pixel, with one more than needed so that interpolation covers the last."""
+    x, y = (torch.arange(0, size + step - 1, step, device=device, dtype=torch.float32) for size in (width, height))
+    return torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))))
+
+
+def _bend(scene: Scene, height: int, width: int) -> Tensor:
+    return F.interpolate(scene.field, size=(height, width), mode="bicubic", align_corners=True)
+
+
+def _project(matrix: Tensor, points: Tensor) -> Tensor:
+    """[B, 9 or (3, 3), ...] homographies on [B, 2, h, w] points: [B, 3, h, w] x, y and the third coordinate."""
+    x, y = points[:, 0], points[:, 1]
+    if matrix.ndim == 3:  # one matrix for the whole picture
+        matrix = matrix.flatten(1)[:, :, None, None]
+    m = matrix.unbind(1)
+    depth = m[6] * x + m[7] * y + m[8]
+    scale = 1 / torch.where(depth.abs() < 1e-6, 1e-6, depth)
+    return torch.stack(((m[0] * x + m[1] * y + m[2]) * scale, (m[3] * x + m[4] * y + m[5]) * scale, depth), 1)
+
+
+def _inside(scene: Scene, shapes: Tensor, k: int, matrix: Tensor, points: Tensor) -> Tensor:
+    """[B, h, w] field of sheet k at the points: positive where it covers them."""
+    projected = _project(matrix[:, k], points)
+    whole = (scene.shape[:, k] < 0)[:, None, None]
+    at = (projected[:, :2] + 1) * ((GRID - 1) / 2)
+    index, weights = _four(at.clamp(-1e4, 1e4), GRID, lambda p: p.clamp(0, GRID - 1))
+    first = scene.shape[:, k].clamp(min=0)[:, None, None, None] * GRID**2
+    field = F.embedding_bag(
+        (index + first).view(-1, 4), shapes.reshape(-1, 1), per_sample_weights=weights.view(-1, 4), mode="sum"
+    ).view(whole.shape[0], *points.shape[-2:])
+    beyond = projected[:, :2].abs().amax(1) - 1
+    field = torch.minimum(field, -beyond).masked_fill(whole, 1.0)
+    return field.masked_fill((projected[:, 2] <= 1e-6) | ~scene.present[:, k, None, None], -1.0)
+
+
+def _front(scene: Scene, shapes: Tensor, matrix: Tensor, pixels: Tensor, bend: Tensor | None, size) -> Tensor:
+    """[B, H, W] number of the foremost sheet at every pixel."""
+    height, width = size
+    count, sheets = scene.shape.shape
+    coarse = _pixels(height, width, pixels.device, COARSE).expand(count, -1, -1, -1)
+    if bend is not None:
+        bend = F.interpolate(bend, size=coarse.shape[-2:], mode="bilinear", align_corners=True)
+    front = torch.zeros(count, height, width, dtype=torch.long, device=pixels.device)
+    for k in range(1, sheets):
+        points = coarse if bend is None else coarse + scene.wobble[:, k, None, None, None] * bend
+        field = _inside(scene, shapes, k, matrix, points)[:, None]
+        full = ((coarse.shape[-2] - 1) * COARSE + 1, (coarse.shape[-1] - 1) * COARSE + 1)
+        field = F.interpolate(field, size=full, mode="bilinear", align_corners=True)[:, 0, :height, :width]
+        front.masked_fill_(field > 0, k)
+    return front
+
+
+def _front_at(scene: Scene, shapes: Tensor, matrix: Tensor, points: Tensor) -> Tensor:
+    """[B, H, W] number of the foremost sheet at arbitrary points [B, 2, H, W] of a frame."""
+    front = torch.zeros(points.shape[0], *points.shape[-2:], dtype=torch.long, device=points.device)
+    for k in range(1, scene.shape.shape[1]):
+        front.masked_fill_(_inside(scene, shapes, k, matrix, points) > 0, k)
+    return front
+
+
+def _chosen(values: Tensor, front: Tensor) -> Tensor:
+    """[B, L] values -> [B, H, W], the value of each pixel's sheet."""
+    return values.gather(1, front.flatten(1)).view(front.shape)
+
+
+def _chosen_matrix(matrix: Tensor, front: Tensor) -> Tensor:
+    """[B, L, 3, 3] -> [B, 9, H, W], the homography of each pixel's sheet."""
+    count, sheets = matrix.shape[:2]
+    row = front + torch.arange(count, device=front.device)[:, None, None] * sheets
+    return F.embedding(row, matrix.reshape(-1, 9)).permute(0, 3, 1, 2)
+
+
+def _four(at: Tensor, side: int, place) -> tuple[Tensor, Tensor]:
+    """Row numbers and bilinear weights, both [B, h, w, 4], of positions [B, 2, h, w] in pictures `side` wide."""
+    low = at.floor()
+    share = at - low
+    low = low.long()
+    x0, y0 = place(low).unbind(1)
+    x1, y1 = place(low + 1).unbind(1)
+    fx, fy = share.unbind(1)
+    index = torch.stack((y0 * side + x0, y0 * side + x1, y1 * side + x0, y1 * side + x1), -1)
+    gx, gy = 1 - fx, 1 - fy
+    return index, torch.stack((gx * gy, fx * gy, gx * fy, fx * fy), -1)
+
+
+def _shade(scene: Scene, textures: Textures, surface: Tensor, front: Tensor, points: Tensor) -> Tensor:
+    """[B, 3, H, W] colours of each pixel's sheet at the points, from the mip level that fits, edges softened."""
+    matrix = _chosen_matrix(surface, front)
+    projected = _project(matrix, points)
+    m, (u, v, depth) = matrix.unbind(1), projected.unbind(1)
+    # Jacobian of the projection; the root of its determinant is texture pixels per frame pixel.
+    a, b = m[0] - u * m[6], m[1] - u * m[7]
+    c, d = m[3] - v * m[6], m[4] - v * m[7]
+    zoom = ((a * d - b * c).abs() / (depth * depth).clamp(min=1e-12)).clamp(1e-6, 1e6)
+    level = (0.5 * zoom.log2() + 0.25).floor().clamp(0, LEVELS - 1).long()
+    shrink = torch.exp2(-level.float())
+    at = (projected[:, :2].clamp(-1e6, 1e6) + 0.5) * shrink[:, None] - 0.5
+    side = SIDE >> level
+    period = 2 * side[:, None]
+
+    def mirrored(position: Tensor) -> Tensor:
+        position = position.remainder(period)
+        return torch.minimum(position, period - 1 - position)
+
+    low = at.floor()
+    fx, fy = (at - low).unbind(1)
+    x0, y0 = mirrored(low.long()).unbind(1)
+    x1, y1 = mirrored(low.long() + 1).unbind(1)
+    index = torch.stack((y0 * side + x0, y0 * side + x1, y1 * side + x0, y1 * side + x1), -1)
+    first = level_start(level, textures.count) + _chosen(scene.texture, front) * side * side
+    gx, gy = 1 - fx, 1 - fy
+    weights = torch.stack((gx * gy, fx * gy, gx * fy, fx * fy), -1)
+    rows = (index + first[..., None]).view(-1, 4)
+    colours = F.embedding_bag(rows, textures.table, per_sample_weights=weights.view(-1, 4).half(), mode="sum")
+    frame = colours.view(*front.shape, 4)[..., :3].float().permute(0, 3, 1, 2).contiguous()
+    return _soft_edges(frame, front)
+
+
+def _soft_edges(frame: Tensor, front: Tensor) -> Tensor:
+    """The frame with a 3x3 mean along the outlines, as a camera mixes the two sides of an edge."""
+    edge = torch.zeros_like(front, dtype=torch.bool)
+    across, down = front[:, :, 1:] != front[:, :, :-1], front[:, 1:] != front[:, :-1]
+    edge[:, :, 1:] |= across
+    edge[:, :, :-1] |= across
+    edge[:, 1:] |= down
+    edge[:, :-1] |= down
+    wide = F.pad(frame, (1, 1, 1, 1), mode="replicate")
+    mean = wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]
+    mean = (mean[..., :-2, :] + mean[..., 1:-1, :] + mean[..., 2:, :]) / 9
+    return torch.where(edge[:, None], mean, frame)
+
+
+def _unbend(scene: Scene, sheet: Tensor, wobble: Tensor, rounds: int = 20) -> Tensor:
+    """The x with x + wobble * field(x) = sheet, by fixed-point iteration (the bend is a contraction): [B, 2, H, W]."""
+    height, width = sheet.shape[-2:]
+    bend = _bend(scene, height, width)
+    x = sheet
+    for _ in range(rounds if bool((scene.wobble != 0).any()) else 0):
+        grid = torch.stack((2 * x[:, 0] / max(width - 1, 1) - 1, 2 * x[:, 1] / max(height - 1, 1) - 1), -1)
+        there = F.grid_sample(bend, grid, padding_mode="border", align_corners=True)
+        x = sheet - wobble[:, None] * there
+    return x

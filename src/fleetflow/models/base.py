@@ -1,0 +1,104 @@
+"""FlowModel, the contract every network keeps: checks and fits the frames, then asks the network for its estimate."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fleetflow.types import FleetflowError, Prediction
+
+
+class FlowModel(nn.Module, ABC):
+    """An optical-flow network. Subclasses are final; they write `prepare`, `estimate` and their parts, nothing else.
+
+    stride: frames reach `estimate` with height and width divisible by it.
+    fit: how they get there: "pad" (edge pixels repeated on all sides, cut off again) or "scale" (bilinear resize and
+        back), as the published system does it.
+    steps: the published number of refinement steps, None for a network without refinement.
+    """
+
+    stride: ClassVar[int]
+    fit: ClassVar[Literal["pad", "scale"]]
+    steps: int | None = None
+
+    @abstractmethod
+    def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns both frames in the network's own colour order, mean and range (before they are fitted)."""
+
+    @abstractmethod
+    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
+        """Returns the prediction for prepared frames whose size is a multiple of `stride`."""
+
+    def forward(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None = None, steps: int | None = None
+    ) -> Prediction:
+        """Returns the flow from frame1 to frame2.
+
+        frame1, frame2: [N, 3, H, W] float in [0, 1], RGB, any H and W >= 1 (in training: multiples of `stride`).
+        previous: the prediction for the pair before this one, for networks with a memory.
+        steps: number of refinement steps, for networks that refine; None takes the network's own.
+        Raises FleetflowError for frames of other shapes, types or ranges.
+        """
+        _check(frame1, frame2)
+        if steps is not None and self.steps is None:
+            raise FleetflowError(f"{type(self).__name__} has no refinement steps; call it without steps=")
+        if steps is not None and steps < 1:
+            raise FleetflowError(f"steps is {steps}; it must be at least 1")
+        height, width = frame1.shape[-2:]
+        new_height, new_width = (-(-size // self.stride) * self.stride for size in (height, width))
+        exact = (height, width) == (new_height, new_width)
+        if self.training and not exact:
+            raise FleetflowError(
+                f"frames are {height}x{width}; {type(self).__name__} trains on multiples of {self.stride}: "
+                f"crop to {max(height // self.stride, 1) * self.stride}x{max(width // self.stride, 1) * self.stride}"
+            )
+        frame1, frame2 = self.prepare(frame1, frame2)
+        steps = steps or self.steps
+        if exact:
+            return self.estimate(frame1, frame2, previous, steps)
+        if self.fit == "scale":
+            size = (new_height, new_width)
+            frame1, frame2 = (resize(frame, size) for frame in (frame1, frame2))
+            prediction = self.estimate(frame1, frame2, previous, steps)
+            flow = resize(prediction.flow.float(), (height, width))
+            factors = flow.new_tensor((width / new_width, height / new_height))
+            return prediction._replace(
+                flow=flow * factors[:, None, None],
+                residual=_maybe(prediction.residual, lambda r: resize(r[:, None], (height, width))[:, 0]),
+            )
+        left, top = (new_width - width) // 2, (new_height - height) // 2
+        sides = (left, new_width - width - left, top, new_height - height - top)
+        prediction = self.estimate(
+            F.pad(frame1, sides, mode="replicate"), F.pad(frame2, sides, mode="replicate"), previous, steps
+        )
+        window = (..., slice(top, top + height), slice(left, left + width))
+        return prediction._replace(flow=prediction.flow[window], residual=_maybe(prediction.residual, lambda r: r[window]))
+
+
+def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the picture [N, C, h, w], bilinearly resized to `size` (height, width), pixel edges aligned."""
+    return F.interpolate(picture, size=size, mode="bilinear", align_corners=False)
+
+
+def _maybe(value: Tensor | None, change):
+    return None if value is None else change(value)
+
+
+def _check(frame1: Tensor, frame2: Tensor) -> None:
+    """Raises FleetflowError unless both frames are [N, 3, H, W] float in [0, 1] and of one size."""
+    for name, frame in (("frame1", frame1), ("frame2", frame2)):
+        if frame.ndim != 4 or frame.shape[1] != 3 or min(frame.shape) < 1:
+            raise FleetflowError(f"{name} is {list(frame.shape)}; expected [N, 3, H, W]: add a batch axis or convert")
+        if not frame.is_floating_point():
+            raise FleetflowError(f"{name} is {frame.dtype}; expected float in [0, 1]: divide uint8 frames by 255")
+    if frame1.shape != frame2.shape:
+        raise FleetflowError(
+            f"frames are {list(frame1.shape)} and {list(frame2.shape)}; both must have the same size: crop or resize one"
+        )
+    if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and frame1.device.type == "cpu":
+        low, high = (float(value) for value in torch.aminmax(torch.stack((frame1.amax(), frame2.amax()))))
+        if high > 1.5:  # a bright frame is 1.0; resampling may overshoot a little; 255 is the mistake to catch
+            raise FleetflowError(f"frames reach {high:.4g}; expected values in [0, 1]: divide uint8 frames by 255")
+        del low

@@ -1,0 +1,36 @@
+"""The two central types, and the one convention of axes, units and ranges that everything keeps.
+
+frames   RGB, float in [0, 1], [3, H, W] or a batch [N, 3, H, W]
+flow     pixels, [2, H, W] or [N, 2, H, W]; channel 0 is u (to the right), channel 1 is v (downwards);
+         it goes from frame1 to frame2:  frame1(x) ~ frame2(x + flow(x))
+valid    bool, [H, W] or [N, H, W]; where it is False the flow is unknown, and stored as 0
+arrays   at the doors (files, `Predictor`) pictures and flows are numpy [H, W, C], pictures uint8 RGB
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class FleetflowError(ValueError):
+    """Something the user can mend. The message is one line: what happened, what was expected, what to do."""
+
+
+class Sample(NamedTuple):
+    """One training or test example; a batch is the same type with a leading N on every field."""
+
+    frame1: Tensor  # [3, H, W] float in [0, 1], RGB
+    frame2: Tensor  # [3, H, W]
+    flow: Tensor  # [2, H, W] pixels, frame1 -> frame2
+    valid: Tensor  # [H, W] bool
+    backward: Tensor | None = None  # [2, H, W] pixels, frame2 -> frame1, where it is known
+    occluded: Tensor | None = None  # [H, W] bool: pixels of frame1 that frame2 does not show
+
+
+class Prediction(NamedTuple):
+    """What a network returns for a batch of N pairs."""
+
+    flow: Tensor  # [N, 2, H, W] pixels at the full resolution of the frames
+    steps: tuple[Tensor, ...] = ()  # in training: earlier or coarser flows, each in pixels of its own grid
+    memory: Any = None  # what the network wants back with the next frame (hidden state, fixed point)
+    residual: Tensor | None = None  # [N, H, W] fixed-point error, equilibrium networks only
