@@ -1,13 +1,30 @@
 """Predict: from pictures, folders and videos to flow."""
 
-from contextlib import nullcontext
-from typing import Literal
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from itertools import chain, count, islice, pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from fleetflow.io import (
+    VideoReader,
+    VideoWriter,
+    join_videos,
+    list_frames,
+    read_image,
+    write_atomically,
+    write_flow,
+    write_image,
+)
 from fleetflow.models.base import FlowModel
+from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction
+from fleetflow.visualise import flow_to_color, robust_scale, side_by_side, with_legend
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -82,3 +99,186 @@ class Predictor:
             image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
         frame = torch.from_numpy(np.ascontiguousarray(image[..., :3])).to(self.device)[None]
         return frame.permute(0, 3, 1, 2).float().div_(255)  # channels-last in memory, as the picture was
+
+
+# ---- jobs: pairs, folders, videos ----
+
+# How each format of --format is named; {} is the name of the first frame without its suffix.
+FORMATS = {
+    "flo": "{}.flo",
+    "kitti": "{}_kitti.png",
+    "npy": "{}.npy",
+    "npz": "{}.npz",
+    "pfm": "{}.pfm",
+    "flo5": "{}.flo5",
+    "color": "{}_color.png",
+    "side": "{}_side.png",
+}
+PICTURES = ("color", "side")  # of a video these become one mp4 each
+PART_FRAMES = 200  # frames in a part of an unfinished video: what an interrupted run loses at most
+SCOUTS = 12  # pairs of a video or folder that are looked at first, to choose its colour scale
+
+
+class Progress(NamedTuple):
+    """How far a job is: pairs done, pairs in all (None where a video does not say)."""
+
+    done: int
+    total: int | None
+
+
+def predict_pair(predictor: Predictor, first: Path, second: Path, output: Path, formats: Sequence[str]) -> list[Path]:
+    """Predicts the flow between two pictures and writes it; returns the files written.
+
+    output: a file, whose suffix is then one of `io.read_flow`'s or .png for a colour picture (and `formats` is not
+    used); or a folder, into which each format is written under the name of the first picture.
+    """
+    image1, image2 = read_image(first), read_image(second)
+    name, formats = first.stem, _known(formats)
+    if output.suffix and not output.is_dir():
+        flow = predictor(image1, image2)
+        if output.suffix == ".png":
+            write_image(output, _picture("color", image1, flow, robust_scale(flow)))
+        else:
+            write_flow(output, flow)
+        return [output]
+    flow = predictor(image1, image2)
+    return _write(output, name, image1, flow, formats, robust_scale(flow))
+
+
+def predict_folder(
+    predictor: Predictor,
+    folder: Path,
+    output: Path,
+    formats: Sequence[str],
+    *,
+    scale: float | None = None,
+    again: bool = False,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Path]:
+    """Predicts the flow from each picture of a folder to the next; returns the files there now.
+
+    Files that a former run has written are kept and not computed again, unless `again`.
+    scale: pixels at full colour; None chooses one for the whole folder from a few of its pairs.
+    """
+    frames, formats = list_frames(folder), _known(formats)
+    if len(frames) < 2:
+        raise FleetflowError(f"{folder} holds {len(frames)} picture; a flow needs two: add frames")
+    pairs = list(zip(frames, frames[1:]))
+    written: list[Path] = []
+    if scale is None and set(formats) & set(PICTURES):
+        chosen = pairs[:: max(1, len(pairs) // SCOUTS)]
+        scale = max(robust_scale(predictor(read_image(first), read_image(second))) for first, second in chosen)
+    for k, (first, second) in enumerate(pairs):
+        missing = [kind for kind in formats if again or not (output / FORMATS[kind].format(first.stem)).exists()]
+        if missing:
+            image = read_image(first)
+            _write(output, first.stem, image, predictor(image, read_image(second)), missing, scale or 1.0)
+        written += [output / FORMATS[kind].format(first.stem) for kind in formats]
+        progress(Progress(k + 1, len(pairs)))
+    return written
+
+
+def predict_video(
+    predictor: Predictor,
+    video: Path,
+    output: Path,
+    formats: Sequence[str],
+    *,
+    scale: float | None = None,
+    again: bool = False,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[list[Path], str | None]:
+    """Predicts the flow between consecutive frames of a video; memory does not grow with its length.
+
+    Pictures become one mp4 for each kind, OUTPUT/NAME_color.mp4, with one colour scale for the whole clip; other
+    formats one numbered file a pair. The work is done in parts of 200 pairs, kept in OUTPUT/NAME.parts until the end:
+    an interrupted run continues behind the last whole part, unless `again` or it was asked for something else.
+    Returns the files, and what is wrong with the video if it ends too early.
+    """
+    with VideoReader(video):  # raises before anything is written
+        pass
+    formats = _known(formats)
+    films = [kind for kind in formats if kind in PICTURES]
+    parts = output / f"{video.stem}.parts"
+    request = {"formats": list(formats), "scale": scale, "bytes": video.stat().st_size}
+    note = parts / "request.json"
+    if again or (parts.exists() and (not note.exists() or json.loads(note.read_text())["request"] != request)):
+        shutil.rmtree(parts, ignore_errors=True)
+    if note.exists():
+        scale = json.loads(note.read_text())["scale"]
+    else:
+        if scale is None:
+            scale = _clip_scale(predictor, video) if films else 1.0
+        text = json.dumps({"request": request, "scale": scale})
+        write_atomically(note, lambda path: path.write_text(text))
+
+    whole = len(list(parts.glob("*.done")))
+    written: list[Path] = []
+    with VideoReader(video, start=whole * PART_FRAMES) as reader:
+        total = reader.frames and max(reader.frames - 1, 1)
+        pairs = enumerate(pairwise(reader), whole * PART_FRAMES)
+        for part in count(whole):
+            batch = islice(pairs, PART_FRAMES)
+            first = next(batch, None)
+            if first is None:
+                break
+            with ExitStack() as stack:
+                writers = {
+                    kind: stack.enter_context(VideoWriter(parts / f"{part:05d}_{kind}.mp4", reader.fps)) for kind in films
+                }
+                for k, (image1, image2) in chain((first,), batch):
+                    flow = predictor(image1, image2)
+                    for kind, writer in writers.items():
+                        writer.write(_picture(kind, image1, flow, scale))
+                    others = [kind for kind in formats if kind not in PICTURES]
+                    _write(output, f"{video.stem}_{k:06d}", image1, flow, others, scale)
+                    progress(Progress(k + 1, total))
+            write_atomically(parts / f"{part:05d}.done", lambda path: path.write_text(""))
+        problem = reader.problem
+    if not list(parts.glob("*.done")):
+        shutil.rmtree(parts)
+        raise FleetflowError(f"{video} has one frame only; a flow needs two: give a longer video")
+    for kind in films:
+        film = output / f"{video.stem}_{kind}.mp4"
+        join_videos(sorted(parts.glob(f"*_{kind}.mp4")), film)
+        written.append(film)
+    for kind in formats:
+        if kind not in PICTURES:
+            written += sorted(output.glob(FORMATS[kind].format(f"{video.stem}_[0-9][0-9][0-9][0-9][0-9][0-9]")))
+    shutil.rmtree(parts)
+    return written, problem
+
+
+def _clip_scale(predictor: Predictor, video: Path) -> float:
+    """The colour scale for a whole clip, from a few pairs spread over it."""
+    with VideoReader(video) as reader:
+        every = max(1, (reader.frames or 25 * SCOUTS) // SCOUTS)
+        return max(
+            (robust_scale(predictor(*pair)) for k, pair in enumerate(pairwise(reader)) if k % every == 0), default=1.0
+        )
+
+
+def _known(formats: Sequence[str]) -> Sequence[str]:
+    """The formats, each once; raises FleetflowError for an unknown one."""
+    for kind in formats:
+        if kind not in FORMATS:
+            raise unknown("format", kind, sorted(FORMATS))
+    return list(dict.fromkeys(formats))
+
+
+def _write(folder: Path, name: str, image: np.ndarray, flow: np.ndarray, formats: Sequence[str], scale: float) -> list[Path]:
+    """Writes one flow in each format; returns the files."""
+    written = []
+    for kind in formats:
+        path = folder / FORMATS[kind].format(name)
+        if kind in PICTURES:
+            write_image(path, _picture(kind, image, flow, scale))
+        else:
+            write_flow(path, flow)
+        written.append(path)
+    return written
+
+
+def _picture(kind: str, image: np.ndarray, flow: np.ndarray, scale: float) -> np.ndarray:
+    picture = with_legend(flow_to_color(flow, scale), scale)
+    return side_by_side(image, picture) if kind == "side" else picture

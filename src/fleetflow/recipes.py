@@ -1,6 +1,5 @@
 """The experiments, one row each: everything a training run depends on besides the code. `fleetflow recipes` lists them."""
 
-import dataclasses
 from dataclasses import dataclass
 
 from fleetflow.registry import unknown
@@ -57,8 +56,8 @@ class Recipe:
 RECIPES = {
     "fastflownet_synthetic": Recipe(
         network="fastflownet",
-        stages=(Stage(10_000, 8, 192, 256), Stage(3_000, 8, 256, 384)),
-        learning_rate=0.02,
+        stages=(Stage(8_000, 8, 192, 256), Stage(2_600, 8, 256, 384)),
+        learning_rate=0.006,
         warmup=200,
         cooldown=0.35,
         weight_decay=0.01,
@@ -69,8 +68,8 @@ RECIPES = {
 }
 
 
-def recipe(name: str, **changes) -> Recipe:
-    """Returns the recipe called `name` with fields replaced; raises FleetflowError for an unknown name."""
+def recipe(name: str) -> Recipe:
+    """Returns the recipe called `name`; raises FleetflowError for an unknown name."""
     if name not in RECIPES:
         raise unknown("recipe", name, sorted(RECIPES))
-    return dataclasses.replace(RECIPES[name], **changes)
+    return RECIPES[name]

@@ -7,9 +7,12 @@ valid    bool, [H, W] or [N, H, W]; where it is False the flow is unknown, and s
 arrays   at the doors (files, `Predictor`) pictures and flows are numpy [H, W, C], pictures uint8 RGB
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # the command line reads this file before it needs torch
+    from torch import Tensor
 
 
 class FleetflowError(ValueError):

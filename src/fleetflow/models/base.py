@@ -1,6 +1,7 @@
 """FlowModel, the contract every network keeps: checks and fits the frames, then asks the network for its estimate."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -17,11 +18,13 @@ class FlowModel(nn.Module, ABC):
     fit: how they get there: "pad" (edge pixels repeated on all sides, cut off again) or "scale" (bilinear resize and
         back), as the published system does it.
     steps: the published number of refinement steps, None for a network without refinement.
+    translate: published checkpoint -> names of this network, where they differ; "module." is gone before it is called.
     """
 
     stride: ClassVar[int]
     fit: ClassVar[Literal["pad", "scale"]]
     steps: int | None = None
+    translate: ClassVar[Callable[[dict[str, Tensor]], dict[str, Tensor]] | None] = None
 
     @abstractmethod
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,8 @@ def load(name: str, *, weights: bool = True) -> FlowModel:
     if weights:
         file = path or shipped(variant)
         state = _without_prefix(read_state(file))
+        if model.translate is not None:
+            state = type(model).translate(state)
         _check_fits(model, variant, state, str(file))
         model.load_state_dict(state)
     elif path:

@@ -1,0 +1,37 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Everything else is for developers.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+TORCH = torch==2.13.0
+# pytest workers; two threads each would fight over two cores
+WORKERS ?= 2
+
+.PHONY: demo test lint format example clean
+
+# A file that says: installed since the pins or the package's metadata last changed.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[data,bench,test]" -c constraints.txt
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/fleetflow demo
+
+test: $(VENV)/installed lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+# Renders the example pair of the package anew (the same bytes on the same version of torch).
+example: $(VENV)/installed
+	$(BIN)/python benchmarks/render_example.py
+
+clean:
+	rm -rf $(VENV) runs demo dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,285 @@
+"""The command line: each command is a typed function, and its signature is its help. torch is imported by the jobs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fleetflow.types import FleetflowError
+
+Positional = tyro.conf.Positional
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Format = Literal["flo", "kitti", "npy", "npz", "pfm", "flo5", "color", "side"]
+
+
+def predict(
+    inputs: Positional[tuple[Path, ...]],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("flow"),
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "fastflownet",
+    format: Annotated[tuple[Format, ...], tyro.conf.arg(aliases=["-f"])] = ("flo", "color"),
+    device: str = "auto",
+    precision: Precision = "auto",
+    scale: float | None = None,
+    again: bool = False,
+) -> None:
+    """Predict flow: between two pictures, along the pictures of a folder, or along a video.
+
+    Args:
+        inputs: two pictures, one folder, or one video.
+        output: a folder, or for two pictures also a file such as flow.flo or flow.png.
+        model: a network, or NETWORK:CHECKPOINT.
+        format: what to write; "color" and "side" are pictures (of a video: an mp4).
+        device: auto, cpu, cuda, cuda:1, mps, ...
+        precision: of the convolutions; auto takes bf16 where the processor has units for it.
+        scale: pixels of motion shown at full colour; chosen from the clip if not given.
+        again: compute anew what a former run has finished.
+    """
+    from fleetflow import predict as job
+    from fleetflow.models.weights import load
+
+    if len(inputs) not in (1, 2):
+        raise FleetflowError(f"{len(inputs)} inputs were given; expected two pictures, one folder or one video")
+    missing = [path for path in inputs if not path.exists()]
+    if missing:
+        raise FleetflowError(f"{missing[0]} does not exist; give two pictures, one folder or one video")
+    predictor = job.Predictor(load(model), device=device, precision=precision)
+    problem = None
+    if len(inputs) == 2:
+        written = job.predict_pair(predictor, *inputs, output, format)
+    else:
+        work = job.predict_folder if inputs[0].is_dir() else job.predict_video
+        with _bar(f"flow of {inputs[0].name}") as progress:
+            result = work(predictor, inputs[0], output, format, scale=scale, again=again, progress=progress)
+        written, problem = result if isinstance(result, tuple) else (result, None)
+    for path in written if len(written) <= 4 else (*written[:2], "...", written[-1]):
+        print(path)
+    if problem:
+        raise FleetflowError(f"{problem} (what could be read was written)")
+
+
+def train(
+    recipe: Positional[str],
+    /,
+    folder: Path | None = None,
+    resume: bool = False,
+    start: Path | None = None,
+    textures: Path | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threads: int = 0,
+    workers: int = 1,
+    checkpoint_every: int = 250,
+) -> None:
+    """Train a recipe; the averaged weights lie in FOLDER/weights.safetensors.
+
+    Args:
+        recipe: such as fastflownet_synthetic; `fleetflow recipes` lists them.
+        folder: where the run lives; default runs/RECIPE.
+        resume: continue exactly where the last checkpoint left off.
+        start: a checkpoint whose weights the run starts from.
+        textures: a folder of photographs for the surfaces of generated pairs; default: procedural ones.
+        minutes: stop after so long; the run can be resumed.
+        steps: stop at this step; the run can be resumed.
+        seed: of weights and data.
+        device: auto, cpu, cuda, ...
+        precision: of the convolutions.
+        threads: of the training process; 0 takes all.
+        workers: processes that make pairs.
+        checkpoint_every: steps between checkpoints; a killed run loses at most so many.
+    """
+    from fleetflow import train as job
+
+    outcome = job.train(
+        recipe, folder=folder, resume=resume, start=start, textures=textures, minutes=minutes, steps=steps, seed=seed,
+        device=device, precision=precision, threads=threads, workers=workers, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    print(f"step {outcome.step} of {outcome.steps}, EPE of the last steps {outcome.epe:.2f} px")
+    print(outcome.weights)
+
+
+def evaluate(
+    model: Positional[str],
+    dataset: Positional[str],
+    /,
+    root: Path,
+    without: tuple[str, ...] = (),
+    device: str = "auto",
+    precision: Precision = "auto",
+    json: Path | None = None,
+) -> None:
+    """Measure a network on a data set: means by set, and the mean of the sets.
+
+    Args:
+        model: a network, NETWORK:CHECKPOINT, or dis or farneback (OpenCV).
+        dataset: such as pairs.
+        root: the folder of the data set.
+        without: names of pairs to leave out.
+        device: auto, cpu, cuda, ...
+        precision: of the convolutions.
+        json: a file to write the table to.
+    """
+    from fleetflow import evaluate as job
+    from fleetflow.data.dataset import datasets
+    from fleetflow.models.weights import load
+    from fleetflow.predict import Predictor
+
+    files = datasets[dataset](root, without=without)
+    classical = model in (job.DIS, job.FARNEBACK)
+    predict = job.classical(model) if classical else Predictor(load(model), device=device, precision=precision)
+    with _bar(f"{model} on {dataset}") as progress:
+        table = job.evaluate(predict, files, progress=lambda done, total: progress((done, total)))
+    _table(
+        f"{model} on {dataset} ({len(files)} pairs)",
+        ["set", "EPE px", "% over 1", "% over 3", "% over 5", "Fl %"],
+        [[name, *(f"{row[key]:.2f}" for key in ("epe", "out1", "out3", "out5", "fl"))] for name, row in table.items()],
+    )
+    if json:
+        job.as_json(table, json)
+
+
+def benchmark(
+    model: Positional[str] = "fastflownet",
+    /,
+    size: tuple[int, int] = (448, 1024),
+    threads: int = 0,
+    precision: Precision = "auto",
+    seconds: float = 20.0,
+) -> None:
+    """Time a network on this processor, beside its plain definition and OpenCV's DIS, in one process.
+
+    Args:
+        model: a network.
+        size: height and width of the frames.
+        threads: 0 takes all.
+        precision: of the convolutions.
+        seconds: how long to measure.
+    """
+    import torch
+
+    from fleetflow import benchmark as job
+
+    rows = job.benchmark(model, *size, threads=threads, precision=precision, seconds=seconds)
+    ours = rows[0].p50
+    _table(
+        f"one pair of {size[0]}x{size[1]}, {torch.get_num_threads()} threads",
+        ["", "p50 ms", "p95 ms", "runs", "times ours"],
+        [[row.name, f"{row.p50:.1f}", f"{row.p95:.1f}", str(row.runs), f"{row.p50 / ours:.2f}"] for row in rows],
+    )
+
+
+def demo(output: Path = Path("demo")) -> None:
+    """Predict the flow of the example in the package, compare it with the truth, and draw it.
+
+    Args:
+        output: the folder for the picture.
+    """
+    from fleetflow import demo as job
+
+    result = job.demo(output)
+    print(f"fastflownet on a generated pair of {result.height}x{result.width} pixels: {result.milliseconds:.0f} ms")
+    print(f"mean error {result.epe:.2f} px (frames held still: {result.still:.2f} px)")
+    print(result.picture)
+
+
+def models() -> None:
+    """List the networks: parameters, and whether the package has weights for them."""
+    import torch
+
+    from fleetflow.models.weights import shipped
+    from fleetflow.registry import models as registry
+
+    rows = []
+    for name in registry:
+        with torch.device("meta"):
+            network = registry[name]()
+        try:
+            size = f"{shipped(name).stat().st_size / 1e6:.1f} MB"
+        except FleetflowError:
+            size = "bring a checkpoint"
+        parameters = sum(weight.numel() for weight in network.parameters())
+        rows.append([name, f"{parameters:,}", str(network.stride), size, (registry[name].__doc__ or "").split("\n")[0]])
+    _table("networks", ["name", "parameters", "stride", "weights", ""], rows)
+
+
+def recipes() -> None:
+    """List the training recipes."""
+    from fleetflow.recipes import RECIPES
+
+    _table(
+        "recipes",
+        ["name", "network", "steps", "pairs", "source"],
+        [[name, r.network, f"{r.steps:,}", f"{r.samples(r.steps):,}", r.source] for name, r in RECIPES.items()],
+    )
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for k, column in enumerate(columns):
+        table.add_column(column, justify="left" if k == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+class _bar:
+    """A progress bar on standard error: share, pairs per second, time left. Called with (done, total)."""
+
+    def __init__(self, title: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self.task = self.bar.add_task(title, total=None, rate="")
+        self.first: int | None = None
+
+    def __call__(self, state) -> None:
+        done, total = state
+        if self.first is None:  # not before there is something to show: an error would stand behind an empty bar
+            self.first = done
+            self.bar.start()
+        elapsed = self.bar.tasks[0].elapsed or 0
+        rate = f"{(done - self.first + 1) / elapsed:.1f} frames/s" if elapsed > 0 else ""
+        self.bar.update(self.task, completed=done, total=total, rate=rate)
+
+    def __enter__(self) -> "_bar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+
+COMMANDS = {
+    "predict": predict,
+    "train": train,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+    "demo": demo,
+    "models": models,
+    "recipes": recipes,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns 0, or 1 after one line on what is wrong."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fleetflow", args=arguments, description=__doc__)
+    except (FleetflowError, OSError) as error:
+        print(f"fleetflow: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fleetflow: stopped; run the same command again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

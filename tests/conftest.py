@@ -1,0 +1,41 @@
+"""What several test files need: the reference data beside the repository, and small generated inputs."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with reference outputs and real pairs; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the reference data in ../shared")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def fill(shared):
+    """The module that makes the deterministic weights of the reference outputs."""
+    sys.path.insert(0, str(shared / "golden"))
+    import fill
+
+    return fill
+
+
+@pytest.fixture
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    """Two uint8 RGB pictures 40x56; the second is the first moved 2 px to the right."""
+    generator = np.random.default_rng(3)
+    coarse = generator.integers(0, 256, (10, 15, 3))
+    image = np.kron(coarse, np.ones((4, 4, 1))).astype(np.uint8)
+    return np.ascontiguousarray(image[:, 2:58]), np.ascontiguousarray(image[:, :56])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)

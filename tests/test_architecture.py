@@ -1,0 +1,124 @@
+"""The house: imports only go down its floors, and files keep within the budget."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "fleetflow"
+FILES = sorted(path for path in SOURCE.rglob("*.py"))
+
+# Floor of each module or folder, and what it may import besides its own floor's rule (docs/architecture.md).
+FLOORS = {
+    0: ("types", "registry", "io", "caffe"),
+    1: ("ops", "deq"),
+    2: ("layers", "data"),
+    3: ("models",),
+    4: ("losses", "metrics", "visualise", "recipes", "optimise"),
+    5: ("predict", "evaluate", "demo", "train", "benchmark"),
+    6: ("cli", "serve", "__main__"),
+}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
+STRANGERS = {("ops", "deq"), ("deq", "ops"), ("layers", "data"), ("data", "layers"), ("models", "data")}
+LINES = 400
+
+
+def part(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """The parts of fleetflow that a file imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "fleetflow" else [f"fleetflow.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("fleetflow.")}
+    return found
+
+
+def code_lines(path: Path) -> int:
+    """Lines with code on them: no comments, docstrings or blank lines."""
+    text = path.read_text()
+    docs = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                docs |= set(range(first.lineno, first.end_lineno + 1))
+    rows = enumerate(text.splitlines(), 1)
+    return sum(1 for k, row in rows if row.strip() and not row.strip().startswith("#") and k not in docs)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_down(path):
+    own = part(path)
+    if own == "__init__":
+        return
+    assert own in FLOOR, f"{own} has no floor; add it to FLOORS and docs/architecture.md"
+    for other in imports(path) - {own}:
+        assert FLOOR[other] <= FLOOR[own], f"{path.name} (floor {FLOOR[own]}) imports {other} (floor {FLOOR[other]})"
+        assert (own, other) not in STRANGERS, f"{own} must not import {other}"
+        if FLOOR[own] == 5 and FLOOR[other] == 5:
+            order = FLOORS[5]
+            assert order.index(other) < order.index(own), f"{own} imports {other}, which stands to its right"
+        if FLOOR[own] == 4:
+            assert FLOOR[other] <= 1, f"{own} may import floors 0 and 1 only, not {other}"
+
+
+def test_networks_do_not_import_each_other():
+    shared = {"base", "weights"}
+    for path in (SOURCE / "models").glob("*.py"):
+        if path.stem in shared:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fleetflow.models."):
+                assert node.module.split(".")[2] in shared, f"{path.name} imports {node.module}"
+
+
+def test_deq_imports_torch_only():
+    allowed = {"torch", "fleetflow", "matplotlib", *sys.stdlib_module_names}
+    for path in (SOURCE / "deq").glob("*.py"):
+        assert imports(path) <= {"deq"}, f"{path.name} imports other parts of fleetflow"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert (node.module or "").split(".")[0] in allowed
+            if isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] in allowed for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_budget(path):
+    text = path.read_text()
+    assert code_lines(path) <= LINES, f"{path.name} has {code_lines(path)} code lines; split it by idea"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.args.kwarg is None or node.name == "operator", f"{path.name}: {node.name} takes a bag of keywords"
+    if path.name != "__init__.py":
+        assert ast.get_docstring(ast.parse(text)), f"{path.name} does not say what it is in its first line"
+
+
+def test_importing_costs_little_and_prints_nothing():
+    code = (
+        "import time, torch; t = time.perf_counter(); import fleetflow; fleetflow.Sample; "
+        "print(1000 * (time.perf_counter() - t))"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(3)]
+    assert all(run.returncode == 0 and run.stderr == "" for run in runs), runs[0].stderr
+    assert min(float(run.stdout) for run in runs) < 50
+
+
+def test_the_command_line_starts_without_torch():
+    code = "import sys, fleetflow.cli; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "False", run.stderr
+
+
+def test_no_configuration_trees():
+    assert not list(SOURCE.rglob("*.y*ml"))

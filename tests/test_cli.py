@@ -1,0 +1,80 @@
+"""The command line: what is wrong is one line on standard error, exit code 1, no half-written output."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fleetflow.cli import COMMANDS, main
+from fleetflow.io import write_image
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_image(tmp_path / "a.png", np.zeros((8, 9, 3), np.uint8))
+    write_image(tmp_path / "small.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "empty").mkdir()
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    return tmp_path
+
+
+WRONG = [
+    ["predict", "a.png", "nowhere.png"],
+    ["predict", "a.png", "small.png"],
+    ["predict", "a.png", "text.png"],
+    ["predict", "a.png", "cut.png"],
+    ["predict", "a.png", "a.png", "a.png"],
+    ["predict", "text.mp4"],
+    ["predict", "empty"],
+    ["predict", "a.png", "a.png", "-m", "fastflownett"],
+    ["predict", "a.png", "a.png", "-m", "fastflownet:text.pth"],
+    ["predict", "a.png", "a.png", "-m", "fastflownet:nowhere.pth"],
+    ["predict", "a.png", "a.png", "--device", "gpu"],
+    ["train", "no_such_recipe"],
+    ["train", "fastflownet_synthetic", "--resume", "--folder", "empty"],
+    ["evaluate", "fastflownet", "pairs", "--root", "empty"],
+    ["evaluate", "fastflownet", "no_such_set", "--root", "empty"],
+]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_one_line_and_no_output(words, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    before = {path.relative_to(files) for path in files.rglob("*")}
+    assert main(words) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("fleetflow: ") and "\n" not in error and "Traceback" not in error
+    assert len(error) > 25
+    after = {path.relative_to(files) for path in files.rglob("*") if path.is_file()}
+    assert after <= before, after - before
+
+
+def test_unknown_option_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "a.png", "b.png", "--precison", "fp32"])
+    assert caught.value.code == 2
+    assert "--precision" in capsys.readouterr().err.replace("\n", ""), "it says what was meant"
+
+
+def test_every_command_has_help():
+    for command in COMMANDS:
+        run = subprocess.run([sys.executable, "-m", "fleetflow.cli", command, "--help"], capture_output=True, text=True)
+        assert run.returncode == 0 and "usage: fleetflow" in run.stdout, run.stderr
+
+
+def test_models_and_recipes(capsys):
+    assert main(["models"]) == 0
+    assert "1,366,114" in capsys.readouterr().out
+    assert main(["recipes"]) == 0
+    assert "fastflownet_synthetic" in capsys.readouterr().out
+
+
+def test_benchmark_prints_ratios(capsys):
+    assert main(["benchmark", "fastflownet", "--size", "64", "64", "--seconds", "0.1"]) == 0
+    shown = capsys.readouterr().out
+    assert "plain fp32" in shown and "times ours" in shown

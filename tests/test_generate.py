@@ -1,0 +1,136 @@
+"""Generated pairs: exact, seeded, varied, and harmless in their extremes."""
+
+import pytest
+import torch
+
+from fleetflow.data.generate import generate, worlds
+from fleetflow.data.generate.photometric import photometric
+from fleetflow.data.generate.render import render
+from fleetflow.data.generate.shapes import GRID, shape_bank
+from fleetflow.data.generate.textures import SIDE, bank, level_start, photographs, procedural
+from fleetflow.io import write_image
+from fleetflow.ops.warp import warp
+from fleetflow.types import FleetflowError
+
+WORLDS = list(worlds.MIXTURE)
+
+
+@pytest.fixture(scope="module")
+def smooth():
+    """Surfaces without fine detail, so that what interpolation blurs does not hide errors of the flow."""
+    pictures = torch.rand(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    return bank(torch.nn.functional.interpolate(pictures, size=(SIDE, SIDE), mode="bicubic").clamp(0, 1))
+
+
+def make(world, textures, **options):
+    return generate(6, 96, 160, seed=3, textures=textures, mixture={world: 1.0}, full=True, camera=False, **options)
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.__name__)
+def test_flow_is_exact(smooth, world):
+    """What frame1 shows and frame2 still shows has the same colour in both: far better than with a wrong flow."""
+    sample = make(world, smooth)
+    seen = sample.valid & ~sample.occluded
+    assert seen.float().mean() > 0.3
+    error = (warp(sample.frame2, sample.flow) - sample.frame1).abs().mean(1)
+    assert error[seen].median() < 0.004
+    assert (error[seen] < 0.03).float().mean() > 0.9
+    if world is not worlds.still_world:
+        wrong = (warp(sample.frame2, -sample.flow) - sample.frame1).abs().mean(1)
+        assert error[seen].mean() < 0.5 * wrong[seen].mean()
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.__name__)
+def test_backward_flow_undoes_the_forward_flow(smooth, world):
+    sample = make(world, smooth)
+    there = warp(sample.backward, sample.flow)
+    loop = (sample.flow + there).square().sum(1).sqrt()
+    seen = sample.valid & ~sample.occluded
+    assert loop[seen].median() < 0.02
+    assert (loop[seen] < 0.5).float().mean() > 0.9
+
+
+def test_occlusion_by_hand():
+    """One square moves 20 px to the right over a still background: it hides what lies to its right."""
+    scene = worlds.draw_scene(1, 64, 96, torch.Generator().manual_seed(0), {worlds.still_world: 1.0})
+    eye = torch.eye(3)
+    motion = eye.repeat(1, 8, 1, 1)
+    motion[0, 1, 0, 2] = 20.0
+    outline = eye.repeat(1, 8, 1, 1)
+    outline[0, 1] = torch.linalg.inv(torch.tensor([[10.0, 0, 30], [0, 10, 30], [0, 0, 1]]))
+    shape = torch.zeros(1, 8, dtype=torch.long)
+    shape[0, 0] = -1
+    present = torch.tensor([[True, True] + [False] * 6])
+    scene = scene._replace(motion=motion, outline=outline, shape=shape, present=present, wobble=torch.zeros(1, 8))
+    textures = procedural(2)
+    scene = scene._replace(texture=scene.texture % 2)
+    rendered = render(scene, textures, shape_bank(2), 64, 96)
+    assert rendered.flow[0, :, 30, 30].tolist() == pytest.approx([20.0, 0.0], abs=1e-4)
+    assert rendered.flow[0, :, 30, 60].tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert rendered.occluded[0, 30, 42:59].all(), "the square arrives here"
+    assert not rendered.occluded[0, 30, 22:39].any(), "the square itself is seen in both"
+    assert not rendered.occluded[0, 30, 64:].any() and not rendered.occluded[0, 5].any()
+    assert rendered.backward[0, 0, 30, 50].item() == pytest.approx(-20.0, abs=1e-4)
+
+
+def test_same_seed_same_pair_and_another_index_another_one():
+    one, two = (generate(2, 64, 64, seed=0, index=5) for _ in range(2))
+    for a, b in zip(one[:4], two[:4]):
+        assert torch.equal(a, b)
+    assert not torch.equal(one.frame1, generate(2, 64, 64, seed=0, index=6).frame1)
+    assert not torch.equal(one.frame1, generate(2, 64, 64, seed=1, index=5).frame1)
+
+
+def test_sizes_types_and_ranges():
+    for height, width in ((1, 1), (3, 50), (64, 96)):
+        sample = generate(3, height, width, seed=2)
+        assert sample.frame1.shape == sample.frame2.shape == (3, 3, height, width)
+        assert sample.flow.shape == (3, 2, height, width) and sample.valid.shape == (3, height, width)
+        for frame in sample[:2]:
+            assert frame.dtype == torch.float32 and frame.min() >= 0 and frame.max() <= 1
+        assert sample.flow.isfinite().all() and sample.valid.dtype == torch.bool
+        assert (sample.flow.abs().amax(1)[~sample.valid] == 0).all()
+
+
+def test_displacements_have_a_heavy_tail():
+    """Small and large motions are both common: figures of the mixture at 192x256, in pixels."""
+    lengths = torch.cat([generate(8, 192, 256, seed=9, index=k).flow.norm(dim=1)[:, ::4, ::4].flatten() for k in range(12)])
+    quantile = torch.quantile(lengths, torch.tensor([0.1, 0.5, 0.99]))
+    assert quantile[0] < 1.5 and 2 < quantile[1] < 14 and quantile[2] > 40
+
+
+def test_still_world_has_no_motion_and_small_world_little():
+    assert make(worlds.still_world, None).flow.abs().max() < 1e-3
+    small = make(worlds.small_world, None).flow.norm(dim=1)
+    assert 0.05 < small.mean() < 3
+
+
+def test_photometric_keeps_range_and_is_seeded():
+    frames = torch.rand(2, 4, 3, 40, 50)
+    one = photometric(frames[0], frames[1], torch.Generator().manual_seed(4))
+    two = photometric(frames[0], frames[1], torch.Generator().manual_seed(4))
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
+    for frame in one:
+        assert 0 <= frame.min() and frame.max() <= 1
+        torch.testing.assert_close(frame * 255, (frame * 255).round(), rtol=0, atol=1e-4)
+
+
+def test_textures_from_a_folder(tmp_path):
+    with pytest.raises(FleetflowError, match="holds no pictures"):
+        photographs(tmp_path)
+    image = torch.zeros(70, 90, 3, dtype=torch.uint8)
+    image[..., 1] = 200
+    write_image(tmp_path / "deep" / "green.png", image.numpy())
+    textures = photographs(tmp_path)
+    assert textures.count == 1 and textures.table.shape == (sum((SIDE >> k) ** 2 for k in range(5)), 4)
+    torch.testing.assert_close(textures.table[-1].float(), torch.tensor([0, 200 / 255, 0, 0]), rtol=0, atol=1e-3)
+    assert level_start(torch.tensor([0, 1]), 1).tolist() == [0, SIDE**2]
+
+
+def test_shapes_are_neither_empty_nor_outside():
+    shapes = shape_bank(30)
+    assert shapes.shape == (30, GRID, GRID)
+    covered = (shapes > 0).float().mean((1, 2))
+    assert covered[0] == 1 and (covered[1:] > 0.01).all()
+    border = torch.cat((shapes[1:, 0], shapes[1:, -1], shapes[1:, :, 0], shapes[1:, :, -1]), 1)
+    assert (border > 0).float().mean() < 0.02

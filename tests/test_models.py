@@ -1,0 +1,145 @@
+"""What every network of the registry keeps to."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleetflow.models.base import FlowModel
+from fleetflow.registry import Registry, models
+from fleetflow.types import FleetflowError, Prediction
+
+LARGE = 20_000_000  # parameters; larger networks are checked without running them
+NAMES = models.names()
+
+
+def parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in models[name]().parameters())
+
+
+SMALL = [name for name in NAMES if parameters(name) < LARGE]
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    return {name: models[name]().eval() for name in SMALL}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name):
+    with torch.device("meta"):
+        model = models[name]()
+    assert isinstance(model, FlowModel) and model.fit in ("pad", "scale") and model.stride >= 1
+    assert type(model).forward is FlowModel.forward, "networks write prepare and estimate, not forward"
+    assert models[name].__doc__, "a variant says what it is and whose checkpoints it reads"
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("height,width", [(64, 128), (1, 1), (131, 70)])
+def test_flow_has_the_size_of_the_frames(networks, name, height, width):
+    frame1, frame2 = torch.rand(2, 2, 3, height, width)
+    steps = 2 if networks[name].steps else None
+    with torch.no_grad():
+        prediction = networks[name](frame1, frame2, steps=steps)
+    assert prediction.flow.shape == (2, 2, height, width)
+    assert prediction.flow.dtype == torch.float32 and prediction.flow.isfinite().all()
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.integers(1, 130), st.integers(1, 130))
+def test_any_size(height, width):
+    torch.manual_seed(0)
+    model = models["fastflownet"]().eval()
+    with torch.no_grad():
+        assert model(*torch.rand(2, 1, 3, height, width)).flow.shape == (1, 2, height, width)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_pairs_of_a_batch_do_not_touch_each_other(networks, name):
+    frame1, frame2 = torch.rand(2, 2, 3, 64, 128)
+    steps = 2 if networks[name].steps else None
+    with torch.no_grad():
+        both = networks[name](frame1, frame2, steps=steps).flow
+        alone = networks[name](frame1[1:], frame2[1:], steps=steps).flow
+    torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trains(name, dtype):
+    """Finite loss and a gradient in every parameter."""
+    torch.manual_seed(0)
+    model = models[name]().train()
+    frame1, frame2 = torch.rand(2, 2, 3, 128, 128)
+    steps = 2 if model.steps else None
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        prediction = model(frame1, frame2, steps=steps)
+    loss = (prediction.flow - 1).abs().mean() + sum((step.float() - 1).abs().mean() for step in prediction.steps)
+    loss.backward()
+    assert loss.isfinite()
+    missing = [key for key, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert not missing, f"no gradient in {missing[:5]}"
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+def test_frames_that_are_wrong():
+    model = models["fastflownet"]().eval()
+    good = torch.rand(1, 3, 64, 64)
+    for frame1, frame2, words in (
+        (good[0], good, "batch axis"),
+        (good[:, :1], good, r"\[N, 3, H, W\]"),
+        (good.mul(255).byte(), good, "divide uint8"),
+        (good * 255, good, "divide uint8"),
+        (good, good[..., :60], "same size"),
+    ):
+        with pytest.raises(FleetflowError, match=words) as caught:
+            model(frame1, frame2)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FleetflowError, match="steps"):
+        model(good, good, steps=3)
+    with pytest.raises(FleetflowError, match="multiples of 64"):
+        model.train()(good[..., :60], good[..., :60])
+
+
+class Shift(FlowModel):
+    """Says what size it was given: flow (fitted width, fitted height) everywhere."""
+
+    stride = 8
+
+    def __init__(self, fit: str):
+        super().__init__()
+        self.fit = fit
+
+    def prepare(self, frame1, frame2):
+        return frame1, frame2
+
+    def estimate(self, frame1, frame2, previous, steps):
+        height, width = frame1.shape[-2:]
+        flow = torch.tensor([float(width), float(height)]).view(1, 2, 1, 1).expand(len(frame1), 2, height, width)
+        return Prediction(flow, residual=frame1[:, 0])
+
+
+def test_fit_scale_scales_the_flow_back_and_pad_does_not():
+    frame = torch.rand(1, 3, 9, 20)
+    scaled = Shift("scale").eval()(frame, frame).flow  # fitted to 16x24, so u counts 20/24 and v 9/16
+    assert scaled[0, :, 0, 0].tolist() == pytest.approx([24 * 20 / 24, 16 * 9 / 16])
+    padded = Shift("pad").eval()(frame, frame)
+    assert padded.flow[0, :, 0, 0].tolist() == [24, 16]
+    torch.testing.assert_close(padded.residual, frame[:, 0])
+
+
+def test_registry_says_what_was_meant():
+    with pytest.raises(FleetflowError, match='did you mean "fastflownet"'):
+        models["fastflownt"]
+    with pytest.raises(FleetflowError, match="known: .*fastflownet"):
+        models["zzz"]
+    assert "fastflownet" in models and "zzz" not in models
+    empty = Registry("thing", "fleetflow.layers")
+
+    @empty.register
+    def thing():
+        return 5
+
+    assert empty["thing"]() == 5

@@ -1,0 +1,119 @@
+"""Operators: the fast version equals the definition, forward and backward; gradients are right; reference outputs."""
+
+import numpy as np
+import pytest
+import torch
+
+from fleetflow.ops import kernels
+from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.warp import pixel_grid, warp
+
+SIZES = [(1, 1), (1, 9), (8, 8), (9, 17), (16, 7), (33, 40)]
+RADII = [(4, (0, 40, 44, 80)), (4, None), (1, None), (3, (48, 0, 7)), (10, None)]
+
+
+def inputs(height, width, *, dtype=torch.float64, channels=5, count=2, last=False):
+    generator = torch.Generator().manual_seed(height * 131 + width)
+    a, b = (torch.randn(count, channels, height, width, generator=generator, dtype=dtype) for _ in range(2))
+    if last:
+        a, b = a.to(memory_format=torch.channels_last), b.to(memory_format=torch.channels_last)
+    flow = 3 * torch.randn(count, 2, height, width, generator=generator, dtype=dtype)
+    return a.requires_grad_(), b.requires_grad_(), flow.requires_grad_()
+
+
+def both_ways(operator, *tensors):
+    """The result and the gradients of all tensors, by the definition and by the fast version."""
+    results = []
+    for plain in (True, False):
+        with kernels.reference() if plain else torch.enable_grad():
+            value = operator()
+        weight = torch.linspace(-1, 1, value.numel(), dtype=torch.float64).view(value.shape).to(value.dtype)
+        results.append((value, *torch.autograd.grad((value * weight).sum(), tensors)))
+    return zip(*results)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("radius,keep", RADII)
+@pytest.mark.parametrize("height,width", SIZES)
+def test_correlation_parity(height, width, radius, keep, last):
+    a, b, _ = inputs(height, width, last=last)
+    for plain, fast in both_ways(lambda: local_correlation(a, b, radius, keep), a, b):
+        assert plain.shape == fast.shape
+        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("height,width", SIZES)
+def test_warp_parity(height, width, last):
+    a, _, flow = inputs(height, width, last=last)
+    for plain, fast in both_ways(lambda: warp(a, flow), a, flow):
+        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.06)])
+def test_parity_in_low_precision(dtype, tolerance):
+    a, b, flow = inputs(13, 21, dtype=dtype)
+    for plain, fast in both_ways(lambda: local_correlation(a, b, 4), a, b):
+        assert fast.dtype == dtype
+        torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance)
+    with torch.no_grad(), kernels.reference():
+        plain = warp(a, flow.float())
+    assert warp(a, flow.float()).dtype == dtype
+    torch.testing.assert_close(warp(a, flow.float()), plain, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_in_double_precision():
+    a, b, flow = inputs(5, 7, channels=3, count=1)
+    for context in (kernels.reference, torch.enable_grad):
+        with context():
+            assert torch.autograd.gradcheck(lambda x, y: local_correlation(x, y, 2, (0, 12, 24, 3)), (a, b))
+            assert torch.autograd.gradcheck(warp, (a, flow))
+
+
+def test_reference_is_forced_nested_and_left():
+    assert not kernels.is_reference()
+    with kernels.reference():
+        with kernels.reference():
+            assert kernels.is_reference()
+        assert kernels.is_reference()
+    assert not kernels.is_reference()
+
+
+def test_correlation_by_hand():
+    one, two = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
+    one[0, :, 1, 1] = 3.0
+    two[0, 0, 0, 3] = 5.0  # one line up, two columns to the right; one channel of two
+    volume = local_correlation(one, two, 2)
+    assert volume[0, (-1 + 2) * 5 + (2 + 2), 1, 1] == 3 * 5 / 2
+    assert volume.count_nonzero() == 1
+
+
+def test_warp_brings_the_second_frame_back():
+    frame1 = torch.rand(1, 3, 12, 20, dtype=torch.float64)
+    frame2 = frame1.roll((1, 2), (2, 3))  # moved 2 to the right and 1 down
+    flow = torch.tensor([2.0, 1.0], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 12, 20)
+    torch.testing.assert_close(warp(frame2, flow)[..., :11, :18], frame1[..., :11, :18])
+    assert warp(frame2, flow)[..., -1, :].abs().max() == 0, "outside the picture is 0"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_warp_survives_a_flow_that_is_no_number(value):
+    flow = torch.zeros(1, 2, 6, 9)
+    flow[0, 0, 2, 3] = value
+    assert warp(torch.ones(1, 4, 6, 9), flow)[0, :, 2, 3].abs().max() == 0
+
+
+def test_pixel_grid():
+    grid = pixel_grid(2, 3, torch.zeros(()))
+    assert grid.tolist() == [[[0, 1, 2], [0, 1, 2]], [[0, 0, 0], [1, 1, 1]]]
+
+
+def test_published_outputs(shared):
+    golden = np.load(shared / "golden" / "ops_correlation.npz")
+    tensor = {key: torch.from_numpy(golden[key]) for key in golden.files if golden[key].dtype == np.float32}
+    volume = local_correlation(tensor["md4_f1"], tensor["md4_f2"], 4)
+    torch.testing.assert_close(volume, tensor["md4_out"], rtol=0, atol=1e-6)
+    kept = local_correlation(tensor["md4_f1"], tensor["md4_f2"], 4, tuple(golden["cddc_index"].tolist()))
+    torch.testing.assert_close(kept, tensor["cddc_out"], rtol=0, atol=1e-6)
+    warped = warp(tensor["resample2d_img"], tensor["ffn_warp_flow"])
+    torch.testing.assert_close(warped, tensor["ffn_warp_out"], rtol=0, atol=1e-5)
