@@ -35,7 +35,9 @@ def test_reproduces_the_official_outputs(shared, fill, tmp_path, name, plain):
     model = fleetflow.load(f"fastflownet:{tmp_path / 'published.pth'}")
     seen = {}
     for level, decoder in ((k, getattr(model, f"decoder{k}")) for k in (6, 5, 4, 3, 2)):
-        decoder.conv1.register_forward_pre_hook(lambda _, inputs, k=level: seen.__setitem__(f"cost{k}", inputs[0][:, :53]))
+        decoder.conv1.register_forward_pre_hook(
+            lambda _, inputs, k=level: seen.__setitem__(f"cost{k}", inputs[0][:, :53])
+        )
     model.pconv3_3.register_forward_hook(lambda _, inputs, output: seen.__setitem__("feat", output))
     with fleetflow.reference() if plain else torch.inference_mode(), torch.no_grad():
         flow = model(*frames(golden)).flow

@@ -94,7 +94,9 @@ def test_sizes_types_and_ranges():
 
 def test_displacements_have_a_heavy_tail():
     """Small and large motions are both common: figures of the mixture at 192x256, in pixels."""
-    lengths = torch.cat([generate(8, 192, 256, seed=9, index=k).flow.norm(dim=1)[:, ::4, ::4].flatten() for k in range(12)])
+    lengths = torch.cat(
+        [generate(8, 192, 256, seed=9, index=k).flow.norm(dim=1)[:, ::4, ::4].flatten() for k in range(12)]
+    )
     quantile = torch.quantile(lengths, torch.tensor([0.1, 0.5, 0.99]))
     assert quantile[0] < 1.5 and 2 < quantile[1] < 14 and quantile[2] > 40
 

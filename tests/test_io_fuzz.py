@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fleetflow.io import FORMATS, VideoReader, read_flow, read_image, write_flow, write_image
+from fleetflow.io import FORMATS, read_flow, read_image, write_flow, write_image
 from fleetflow.types import FleetflowError
+from fleetflow.video import VideoReader
 
 few = settings(
     max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]

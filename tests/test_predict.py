@@ -10,10 +10,11 @@ import torch
 from fleetflow import predict as job
 from fleetflow.cli import main
 from fleetflow.data.pairs import pairs
-from fleetflow.io import VideoReader, VideoWriter, read_flow, read_image, write_image
+from fleetflow.io import read_flow, read_image, write_image
 from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import FastFlowNet
 from fleetflow.types import FleetflowError, Prediction
+from fleetflow.video import VideoReader, VideoWriter
 
 
 class Brightness(FlowModel):
@@ -222,7 +223,10 @@ def test_memory_does_not_grow_with_the_length_of_a_video(predictor, tmp_path):
 def test_real_frames_end_to_end(shared, tmp_path):
     """The flow of a real sequence with the package's weights, by the command, beats holding still by far."""
     frames = shared / "data" / "middlebury-flow" / "RubberWhale"
-    assert main(["predict", str(frames / "img1.png"), str(frames / "img2.png"), "-o", str(tmp_path), "-f", "flo", "side"]) == 0
+    assert (
+        main(["predict", str(frames / "img1.png"), str(frames / "img2.png"), "-o", str(tmp_path), "-f", "flo", "side"])
+        == 0
+    )
     flow, _ = read_flow(tmp_path / "img1.flo")
     files = pairs(shared / "data")
     k = next(k for k, pair in enumerate(files.pairs) if pair.name == "RubberWhale")

@@ -125,7 +125,9 @@ def test_a_loss_that_is_no_number_is_skipped_then_ends_the_run(tiny, tmp_path, m
 
 
 def test_learning_rate():
-    plan = Recipe("x", (Stage(100, 1, 64, 64),), 1.0, warmup=10, cooldown=0.2, weight_decay=0, clip=1, ema=0.9, source="")
+    plan = Recipe(
+        "x", (Stage(100, 1, 64, 64),), 1.0, warmup=10, cooldown=0.2, weight_decay=0, clip=1, ema=0.9, source=""
+    )
     assert job.learning_rate(plan, 0) == pytest.approx(0.1)
     assert job.learning_rate(plan, 50) == 1
     assert job.learning_rate(plan, 90) == pytest.approx(0.5)
@@ -139,7 +141,9 @@ def test_stages_and_samples():
 
 def test_orthogonal_update():
     for shape in ((6, 40), (40, 6), (8, 8)):
-        values = torch.linalg.svdvals(optimise.orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(2))))
+        values = torch.linalg.svdvals(
+            optimise.orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(2)))
+        )
         assert values.min() > 0.3 and values.max() < 1.4
 
 

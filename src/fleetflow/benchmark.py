@@ -61,7 +61,9 @@ def benchmark(
     image2 = np.roll(image1, 3, axis=1)
     predictor = Predictor(_load(network), device="cpu", precision=precision)
     plain = _load(network)
-    frames = [torch.from_numpy(image).permute(2, 0, 1)[None].float().div(255).contiguous() for image in (image1, image2)]
+    frames = [
+        torch.from_numpy(image).permute(2, 0, 1)[None].float().div(255).contiguous() for image in (image1, image2)
+    ]
 
     def definition():
         with torch.inference_mode(), reference():

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fleetflow.data.dataset import Files
+from fleetflow.io import write_atomically
 from fleetflow.metrics import mean_over_sets, pair_errors
 from fleetflow.types import FleetflowError
 
@@ -49,4 +50,4 @@ def classical(name: str):
 
 def as_json(table: dict[str, dict[str, float]], path: Path) -> None:
     """Writes the table of `evaluate` as JSON."""
-    path.write_text(json.dumps(table, indent=1) + "\n")
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(table, indent=1) + "\n"))

@@ -1,4 +1,4 @@
-"""Files: pictures, flow fields, the frames of a folder, videos. Arrays here are numpy [H, W, C], pictures uint8 RGB.
+"""Files: pictures, flow fields, the frames of a folder. Arrays here are numpy [H, W, C], pictures uint8 RGB.
 
 Every reader checks what a header claims against the length of the file before it takes memory. Every writer writes a
 temporary file in the same folder and renames it, so no half-written file carries the wanted name.
@@ -10,17 +10,14 @@ import re
 import struct
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
-from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
 from fleetflow.types import FleetflowError
@@ -28,15 +25,12 @@ from fleetflow.types import FleetflowError
 PIXEL_LIMIT = 2**28  # pixels in one picture or flow field; a flow field of this size takes 2 GiB
 DEFLATE_LIMIT = 1032  # DEFLATE packs at most 1032 bytes into one (zlib.net/zlib_tech.html)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".tga")
-# FFmpeg's names of the containers we open. Left out on purpose: play lists, which open other files or addresses,
-# single pictures, and text, which FFmpeg renders as a film of a terminal.
-_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,gif,apng,asf,ogg,ivf,h264,hevc,mjpeg,m4v,yuv4mpegpipe,mxf"
 
 
 # ---- errors, sizes, temporary files ----
 
 
-def _existing(path: str | os.PathLike) -> Path:
+def existing(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not os.path.isfile(path):
         raise FleetflowError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file")
@@ -44,30 +38,30 @@ def _existing(path: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
+def reading(path: Path, kind: str) -> Iterator[None]:
     """Turns what a library raises at a damaged or foreign file into one line about `path`."""
     try:
         yield
     except FleetflowError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, RuntimeError, ...
-        raise FleetflowError(f"{path} cannot be read as {kind} ({_reason(error)}); get a complete copy") from error
+        raise FleetflowError(f"{path} cannot be read as {kind} ({reason(error)}); get a complete copy") from error
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, av.FFmpegError) as error:
-        message = f"{path} cannot be written ({_reason(error)}); check the folder and the space left"
+        message = f"{path} cannot be written ({reason(error)}); check the folder and the space left"
         raise FleetflowError(message) from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
-def _check_size(path: Path, height: int, width: int, needed: int = 0, present: int = 0) -> None:
+def check_size(path: Path, height: int, width: int, needed: int = 0, present: int = 0) -> None:
     """Raises FleetflowError unless height x width pixels are allowed and `present` bytes can hold the `needed` ones."""
     if height < 1 or width < 1 or height * width > PIXEL_LIMIT:
         raise FleetflowError(f"{path} claims {height}x{width} pixels; expected at least 1x1 and at most 2^28 pixels")
@@ -75,7 +69,7 @@ def _check_size(path: Path, height: int, width: int, needed: int = 0, present: i
         raise FleetflowError(f"{path} claims {height}x{width} pixels but is too short for them; get a complete copy")
 
 
-def _temporary(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
     """Returns the name of a file that does not exist yet, hidden, in the folder and with the suffix of `path`."""
     return path.with_name(f".part-{uuid.uuid4().hex[:12]}{path.suffix.lower()}")
 
@@ -87,9 +81,9 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
     Raises FleetflowError where the file cannot be written; other errors of `write` pass through.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
             os.replace(temporary, path)
@@ -108,10 +102,10 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     rounded), floating-point TIFF in [0, 1]. Of an animation the first picture. Raises FleetflowError where the file is
     missing, damaged, no picture, over Pillow's limit of pixels (about 2^27), or out of range.
     """
-    path = _existing(path)
-    with _reading(path, "a picture"):
+    path = existing(path)
+    with reading(path, "a picture"):
         with Image.open(path) as image:
-            _check_size(path, image.height, image.width)
+            check_size(path, image.height, image.width)
             return np.array(_upright_rgb(path, image))
 
 
@@ -169,11 +163,11 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise FleetflowError(f"{path} has no suffix of a picture; known: {', '.join(IMAGE_SUFFIXES)}")
-    picture = Image.fromarray(_checked_picture(image))
+    picture = Image.fromarray(checked_picture(image))
     write_atomically(path, lambda temporary: picture.save(temporary, quality=95))
 
 
-def _checked_picture(image: np.ndarray) -> np.ndarray:
+def checked_picture(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise FleetflowError(f"the picture is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] RGB")
@@ -188,7 +182,7 @@ def list_frames(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FleetflowError(f"{folder} is not a folder; give the name of a folder of pictures")
-    with _reading(folder, "a folder"):
+    with reading(folder, "a folder"):
         pictures = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     frames = [path for path in pictures if not path.name.startswith(".")]
     if not frames:
@@ -220,8 +214,8 @@ def read_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     larger than 2^28 pixels. A file that claims a size it cannot hold is refused before memory is taken.
     """
     flow_format = _flow_format(Path(path))
-    path = _existing(path)
-    with _reading(path, f"a {path.suffix.lower()} flow file"), np.errstate(all="ignore"):
+    path = existing(path)
+    with reading(path, f"a {path.suffix.lower()} flow file"), np.errstate(all="ignore"):
         flow = np.array(flow_format.read(path), np.float32, order="C")
     valid = np.isfinite(flow).all(-1)
     flow[~valid] = 0
@@ -279,7 +273,7 @@ def _write_flo(path: Path, flow: np.ndarray) -> None:
 def _read_floats(path: Path, file: BinaryIO, dtype: str, height: int, width: int, channels: int) -> np.ndarray:
     """Returns [H, W, C], the rest of the file, which must be exactly as long as that."""
     needed, present = height * width * channels * 4, os.fstat(file.fileno()).st_size - file.tell()
-    _check_size(path, height, width, needed, present)
+    check_size(path, height, width, needed, present)
     if present > needed:
         raise FleetflowError(f"{path} is {present - needed} bytes longer than its {height}x{width} pixels; check it")
     return np.fromfile(file, dtype, height * width * channels).reshape(height, width, channels)
@@ -312,7 +306,7 @@ def _read_kitti(path: Path) -> np.ndarray:
         signature, width, height, depth, colour = struct.unpack(">16sIIBB", file.read(26))
     if signature != b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" or (depth, colour) != (16, 2):
         raise FleetflowError(f"{path} is not a PNG file of 16-bit RGB; expected KITTI's flow, not a colour picture")
-    _check_size(path, height, width, height * width * 6, path.stat().st_size * DEFLATE_LIMIT)
+    check_size(path, height, width, height * width * 6, path.stat().st_size * DEFLATE_LIMIT)
     stored = _decode(path.read_bytes(), "png")
     return np.where(stored[..., 2:3] > 0, (stored[..., :2].astype(np.float32) - 2**15) / 64, np.nan)
 
@@ -337,7 +331,7 @@ def _read_npy_array(path: Path, file: BinaryIO, present: int, channels: tuple[in
     if len(shape) < 2 or shape[2:] != channels or dtype.kind not in "biuf":
         raise FleetflowError(f"{path} holds {dtype} {list(shape)}; expected flow float [H, W, 2], valid bool [H, W]")
     needed = math.prod(shape) * dtype.itemsize
-    _check_size(path, *shape[:2], needed, present - file.tell())
+    check_size(path, *shape[:2], needed, present - file.tell())
     data = file.read(needed)
     if file.read(1):  # at the end of a .npz member this also checks its checksum
         raise FleetflowError(f"{path} goes on after its array {list(shape)}; check the file")
@@ -399,7 +393,7 @@ def _read_flo5(path: Path) -> np.ndarray:
         values = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
         packing = DEFLATE_LIMIT if dataset.id.get_create_plist().get_nfilters() else 1
         present = min(dataset.id.get_storage_size(), path.stat().st_size) * packing
-        _check_size(path, *dataset.shape[:2], values * dataset.dtype.itemsize, present)
+        check_size(path, *dataset.shape[:2], values * dataset.dtype.itemsize, present)
         return dataset[()]
 
 
@@ -416,205 +410,3 @@ FORMATS: dict[str, FlowFormat] = {
     ".pfm": FlowFormat("portable float map (FlyingThings3D), not-a-number where unknown", _read_pfm, _write_pfm),
     ".flo5": FlowFormat("HDF5 (Spring), not-a-number where unknown", _read_flo5, _write_flo5),
 }
-
-
-# ---- videos ----
-
-
-class VideoReader:
-    """Iterates over the pictures uint8 [H, W, 3] RGB of a video, streamed, turned as the video says.
-
-    fps: Fraction, the mean rate. frames: how many the header announces or implies, or None; an estimate. height and
-    width: pixels, after turning. start: the index of the first picture given; those before it are decoded and dropped.
-    problem: None, or, after the last picture, one line on why the video ended early or what could not be decoded;
-    then `truncated` is True, and all the pictures that could be decoded have been given. Every new iteration begins at
-    `start` again. Raises FleetflowError at opening where the file is missing or has no picture to decode.
-    """
-
-    def __init__(self, path: str | os.PathLike, *, start: int = 0):
-        if start < 0:
-            raise FleetflowError(f"start is {start}; expected the index of a frame, 0 or more")
-        self.path, self.start = _existing(path), start
-        self.problem: str | None = None
-        self._container: av.container.InputContainer | None = None
-        with _reading(self.path, "a video"), self._open() as container:
-            stream = self._picture_stream(container)
-            self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
-            self.frames = stream.frames or max(0, round((container.duration or 0) / av.time_base * self.fps)) or None
-            first = next(self._decode(container), None)
-            if first is None:
-                raise FleetflowError(f"{self.path} holds no picture that can be decoded; check that it is complete")
-            self.height, self.width = _upright(first).shape[:2]
-
-    @property
-    def truncated(self) -> bool:
-        """Returns True where the last iteration met a problem."""
-        return self.problem is not None
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        self.problem = None
-        with _reading(self.path, "a video"), self._open() as container:
-            self._container = container
-            for index, frame in islice(enumerate(self._decode(container)), self.start, None):
-                picture = _upright(frame)
-                if picture.shape != (self.height, self.width, 3):
-                    self.problem = f"{self.path} changes its size at frame {index}; only the frames before it were read"
-                    return
-                yield picture
-
-    def _open(self) -> av.container.InputContainer:
-        options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
-        return av.open(f"file:{self.path}", options=options, metadata_errors="replace")
-
-    def _picture_stream(self, container: av.container.InputContainer) -> av.VideoStream:
-        # left out: the cover of an album, and what FFmpeg has no decoder for
-        films = [s for s in container.streams.video if s.codec_context and not s.disposition & Disposition.attached_pic]
-        if not films:
-            raise FleetflowError(f"{self.path} has no video stream; give a video or a folder of pictures")
-        _check_size(self.path, films[0].height, films[0].width)
-        return films[0]
-
-    def _decode(self, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-        """Yields every frame that can be decoded, then says in `problem` what could not."""
-        stream = self._picture_stream(container)
-        stream.thread_type = "AUTO"
-        damage, index, frame = None, 0, None
-        try:
-            for packet in container.demux(stream):
-                if packet.is_corrupt:  # cut by the end of the file; decoding it would lose good frames before it
-                    damage = damage or f"a damaged packet after {index} frames"
-                    continue
-                try:
-                    frames = packet.decode()
-                except av.FFmpegError as error:
-                    damage = damage or f"{error.strerror} after {index} frames"
-                    continue
-                for frame in frames:
-                    yield frame
-                    index += 1
-        except av.FFmpegError as error:
-            damage = damage or f"{error.strerror} after {index} frames"
-        if frame is not None and frame.is_corrupt:
-            damage = damage or f"frame {index - 1} is damaged"
-        if self.path.stat().st_size < _declared_length(self.path):
-            damage = damage or "it is shorter than it says"
-        if damage is not None:
-            self.problem = f"{self.path} is damaged or cut ({damage}); {index} frames could be read, get a full copy"
-
-    def __enter__(self) -> "VideoReader":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._container is not None:
-            self._container.close()
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """Returns uint8 [H, W, 3] RGB, turned by the frame's rotation (degrees to the left, multiples of 90)."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
-
-
-_BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx")  # outermost, of mp4 and mov
-
-
-def _declared_length(path: Path) -> int:
-    """Returns how many bytes the container says the file has at least (mp4, mov, Matroska, WebM; others 0)."""
-    with open(path, "rb") as file:
-        head = file.read(1024)
-        if head.startswith(b"\x1aE\xdf\xa3"):  # Matroska: one segment, whose length is in the 7 bytes after its name
-            start = head.find(b"\x18\x53\x80\x67\x01")
-            size = int.from_bytes(head[start + 5 : start + 12], "big")
-            return start + 12 + size if start > 0 and size != 2**56 - 1 else 0  # all bits 1: not known
-        end = 0
-        while True:  # ISO 14496-12: boxes of (size, name); size 1: 64 bits follow the name; size 0: up to the end
-            file.seek(end)
-            size, name, long_size = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-            size = long_size if size == 1 else size
-            if size < 8 or name not in _BOXES:
-                return end
-            end += size
-
-
-class VideoWriter:
-    """Writes pictures uint8 [H, W, 3] RGB, all of one size, as H.264 in an .mp4 file at `fps` frames a second.
-
-    A context manager: the file takes its name when the block ends without an exception, and is removed otherwise. An
-    odd height or width grows by one pixel, a copy of the last (H.264 halves the colours' resolution). Raises
-    FleetflowError for another suffix, rate, shape or size, for no picture at all, and where the file cannot be written.
-    """
-
-    def __init__(self, path: str | os.PathLike, fps: Fraction | float):
-        self.path = Path(path)
-        if self.path.suffix.lower() != ".mp4":
-            raise FleetflowError(f"{self.path} has not the suffix .mp4; videos are written as mp4")
-        if not (math.isfinite(fps) and fps > 0):
-            raise FleetflowError(f"fps is {fps}; expected a rate above 0, in frames a second")
-        self.fps = max(Fraction(fps).limit_denominator(2**16), Fraction(1, 2**16))
-        self._temporary = _temporary(self.path)
-        self._container = self._stream = self._shape = None  # begun by the first picture
-
-    def write(self, image: np.ndarray) -> None:
-        """Returns nothing: appends the picture uint8 [H, W, 3] RGB; the first one sets the size of the video."""
-        image = _checked_picture(image)
-        with _writing(self.path):
-            if self._shape is None:
-                self._begin(image.shape)
-            if image.shape != self._shape:
-                raise FleetflowError(f"a frame is {list(image.shape)} after {list(self._shape)}; expected one size")
-            image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-            self._container.mux(self._stream.encode(frame))
-
-    def _begin(self, shape: tuple[int, ...]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(self._temporary), "w", format="mp4")
-        # crf 18: hardly a visible loss (FFmpeg's H.264 guide); bf 0: frames in order, so that films can be joined
-        options = {"preset": "veryfast", "crf": "18", "bf": "0"}
-        stream = self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
-        stream.height, stream.width = (size + size % 2 for size in shape[:2])
-        stream.pix_fmt, context = "yuv420p", stream.codec_context
-        # 1 is BT.709 in FFmpeg's three lists of colour properties; range 1 is the limited one of video
-        context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
-        self._shape = shape
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_) -> None:
-        try:
-            if kind is None and self._shape is None:
-                raise FleetflowError(f"no frame was written to {self.path}; a video needs one at least")
-            if self._container is not None:
-                with _writing(self.path):
-                    if kind is None:
-                        self._container.mux(self._stream.encode())
-                    self._container.close()
-                    if kind is None:
-                        os.replace(self._temporary, self.path)
-        finally:
-            with suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-
-
-def join_videos(parts: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
-    """Writes one mp4 with the pictures of several, one after the other, without decoding them.
-
-    parts: videos of one size and rate, as `VideoWriter` writes them. Raises FleetflowError if one cannot be read.
-    """
-
-    def join(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="mp4") as joined:
-            stream, start = None, 0
-            for part in parts:
-                with _reading(Path(part), "a video"), av.open(str(part)) as container:
-                    source = container.streams.video[0]
-                    stream = stream or joined.add_stream_from_template(source)
-                    for packet in container.demux(source):
-                        if packet.dts is not None:  # the last packet of every file is empty
-                            packet.pts, packet.dts = packet.pts + start, packet.dts + start
-                            packet.stream = stream
-                            joined.mux(packet)
-                    start += source.duration
-
-    write_atomically(path, join)

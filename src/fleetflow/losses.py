@@ -29,14 +29,16 @@ def multi_scale(
     power: float = 0.75,
     epsilon: float = 0.01,
 ) -> Tensor:
-    """Returns the mean of (EPE + epsilon)^power in pixels of the full resolution: final flow plus weighted coarser ones.
+    """Returns the mean of (EPE + epsilon)^power, EPE in pixels of the full resolution: final flow plus coarser ones.
 
-    The final flow has weight 1 and is compared at full resolution; `weights` are those of `prediction.steps`, coarsest
+    The final flow has weight 1 and is compared at full resolution; `weights` belong to `prediction.steps`, coarsest
     first, without the last step (which the final flow is an enlargement of). The robust power is that of PWC-Net's
     fine-tuning loss (arXiv 1709.02371, eq. 2) with a milder exponent, as published for mixtures of data sets.
     """
     if len(prediction.steps) != len(weights) + 1:
-        raise ValueError(f"{len(prediction.steps)} steps for {len(weights)} weights; expected one step more than weights")
+        raise ValueError(
+            f"{len(prediction.steps)} steps for {len(weights)} weights; expected one step more than weights"
+        )
     total = _robust(prediction.flow, sample.flow, sample.valid.float(), power, epsilon)
     for step, weight in zip(prediction.steps[:-1], weights, strict=True):
         truth, share = shrink_flow(sample.flow, sample.valid, tuple(step.shape[-2:]))

@@ -1,5 +1,6 @@
 """Predict: from pictures, folders and videos to flow."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,27 +11,20 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from fleetflow.io import (
-    VideoReader,
-    VideoWriter,
-    join_videos,
-    list_frames,
-    read_image,
-    write_atomically,
-    write_flow,
-    write_image,
-)
+from fleetflow.io import list_frames, read_image, write_atomically, write_flow, write_image
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction
+from fleetflow.video import VideoReader, VideoWriter, join_videos
 from fleetflow.visualise import flow_to_color, robust_scale, side_by_side, with_legend
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Returns the device called `name`; "auto" takes a GPU where there is one. Raises FleetflowError if it is absent."""
+    """Returns the device called `name`; "auto" takes a GPU where there is one. Raises FleetflowError."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -71,7 +65,8 @@ class Predictor:
     def __init__(self, model: FlowModel, *, device: str = "auto", precision: Precision = "auto"):
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.model = model if self.dtype == torch.float32 else _lowered(model, self.dtype)
 
     def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         """Returns the flow from image1 to image2, float32 [H, W, 2] pixels.
@@ -99,6 +94,15 @@ class Predictor:
             image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
         frame = torch.from_numpy(np.ascontiguousarray(image[..., :3])).to(self.device)[None]
         return frame.permute(0, 3, 1, 2).float().div_(255)  # channels-last in memory, as the picture was
+
+
+def _lowered(model: FlowModel, dtype: torch.dtype) -> FlowModel:
+    """A copy of the model whose convolutions hold their weights in `dtype`, so that no call has to convert them."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if type(layer) in (nn.Conv2d, nn.ConvTranspose2d):
+            layer.to(dtype)
+    return model
 
 
 # ---- jobs: pairs, folders, videos ----
@@ -224,7 +228,8 @@ def predict_video(
                 break
             with ExitStack() as stack:
                 writers = {
-                    kind: stack.enter_context(VideoWriter(parts / f"{part:05d}_{kind}.mp4", reader.fps)) for kind in films
+                    kind: stack.enter_context(VideoWriter(parts / f"{part:05d}_{kind}.mp4", reader.fps))
+                    for kind in films
                 }
                 for k, (image1, image2) in chain((first,), batch):
                     flow = predictor(image1, image2)
@@ -266,7 +271,9 @@ def _known(formats: Sequence[str]) -> Sequence[str]:
     return list(dict.fromkeys(formats))
 
 
-def _write(folder: Path, name: str, image: np.ndarray, flow: np.ndarray, formats: Sequence[str], scale: float) -> list[Path]:
+def _write(
+    folder: Path, name: str, image: np.ndarray, flow: np.ndarray, formats: Sequence[str], scale: float
+) -> list[Path]:
     """Writes one flow in each format; returns the files."""
     written = []
     for kind in formats:

@@ -1,4 +1,4 @@
-"""The experiments, one row each: everything a training run depends on besides the code. `fleetflow recipes` lists them."""
+"""The experiments, one row each: what a training run depends on besides the code. `fleetflow recipes` lists them."""
 
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ class Recipe:
 RECIPES = {
     "fastflownet_synthetic": Recipe(
         network="fastflownet",
-        stages=(Stage(8_000, 8, 192, 256), Stage(2_600, 8, 256, 384)),
+        stages=(Stage(6_000, 8, 192, 256), Stage(3_400, 6, 256, 448)),
         learning_rate=0.006,
         warmup=200,
         cooldown=0.35,

@@ -2,10 +2,10 @@
 
 import json
 import math
-import os
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.textures import photographs
+from fleetflow.io import write_atomically
 from fleetflow.losses import multi_scale
 from fleetflow.metrics import end_point_error
 from fleetflow.models import weights
@@ -50,9 +51,7 @@ class _Generated(Dataset):
 
     def __getitem__(self, step: int) -> tuple:
         stage = self.plan.stage(step)
-        sample = generate(
-            stage.batch, stage.height, stage.width, seed=self.seed, index=step, textures=self.textures
-        )
+        sample = generate(stage.batch, stage.height, stage.width, seed=self.seed, index=step, textures=self.textures)
         return tuple(sample[:4])
 
 
@@ -165,19 +164,24 @@ def train(
         log.step(step, len(sample.flow), {"loss": loss.item(), "epe": epe, "gradient": length.item(), "rate": factor})
         stop = minutes is not None and time.monotonic() - began > 60 * minutes
         if (step + 1) % checkpoint_every == 0 or step + 1 == last or stop:
-            _save_atomically(
-                {
-                    "step": step + 1, "bad": bad, "seed": seed, "recipe": name,
-                    "model": model.state_dict(), "average": average.state_dict(), "scaler": scaler.state_dict(),
-                    "optimisers": [update.state_dict() for update in updates],
-                },
-                checkpoint,
-            )  # fmt: skip
+            state = {
+                "step": step + 1,
+                "bad": bad,
+                "seed": seed,
+                "recipe": name,
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "scaler": scaler.state_dict(),
+                "optimisers": [update.state_dict() for update in updates],
+            }
+            write_atomically(checkpoint, partial(torch.save, state))
             weights.save(average.module, folder / "weights.safetensors", _header(name, plan, step + 1, textures))
         if stop:
             break
     log.close()
-    return Outcome(step + 1, plan.steps, float(np.mean(recent or [math.nan])), folder / "weights.safetensors", checkpoint)
+    return Outcome(
+        step + 1, plan.steps, float(np.mean(recent or [math.nan])), folder / "weights.safetensors", checkpoint
+    )
 
 
 def _ema(decay: float):
@@ -191,15 +195,11 @@ def _ema(decay: float):
     return update
 
 
-def _save_atomically(state: dict, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
 def _keep_bad(folder: Path, sample: Sample, bad: int, step: int) -> None:
     """Stores the batch whose loss was no number; ends the run at the limit."""
-    torch.save({name: tensor for name, tensor in sample._asdict().items() if tensor is not None}, folder / "bad_batch.pt")
+    torch.save(
+        {name: tensor for name, tensor in sample._asdict().items() if tensor is not None}, folder / "bad_batch.pt"
+    )
     if bad >= BAD_STEPS:
         raise FleetflowError(
             f"{bad} steps had a loss that is not a number, the last at step {step}; "

@@ -42,7 +42,9 @@ class Files(Dataset):
         flow, valid = pair.truth()
         sizes = {tuple(frame.shape[1:]) for frame in frames} | {flow.shape[:2]}
         if len(sizes) > 1:
-            raise FleetflowError(f"{pair.group}/{pair.name}: frames and truth are of sizes {sorted(sizes)}; expected one")
+            raise FleetflowError(
+                f"{pair.group}/{pair.name}: frames and truth are of sizes {sorted(sizes)}; expected one"
+            )
         return Sample(*frames, torch.from_numpy(flow).permute(2, 0, 1), torch.from_numpy(valid))
 
 

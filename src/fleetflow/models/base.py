@@ -77,7 +77,9 @@ class FlowModel(nn.Module, ABC):
             F.pad(frame1, sides, mode="replicate"), F.pad(frame2, sides, mode="replicate"), previous, steps
         )
         window = (..., slice(top, top + height), slice(left, left + width))
-        return prediction._replace(flow=prediction.flow[window], residual=_maybe(prediction.residual, lambda r: r[window]))
+        return prediction._replace(
+            flow=prediction.flow[window], residual=_maybe(prediction.residual, lambda r: r[window])
+        )
 
 
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
@@ -98,10 +100,10 @@ def _check(frame1: Tensor, frame2: Tensor) -> None:
             raise FleetflowError(f"{name} is {frame.dtype}; expected float in [0, 1]: divide uint8 frames by 255")
     if frame1.shape != frame2.shape:
         raise FleetflowError(
-            f"frames are {list(frame1.shape)} and {list(frame2.shape)}; both must have the same size: crop or resize one"
+            f"frames are {list(frame1.shape)} and {list(frame2.shape)}; both must have the same size: resize one"
         )
-    if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and frame1.device.type == "cpu":
-        low, high = (float(value) for value in torch.aminmax(torch.stack((frame1.amax(), frame2.amax()))))
-        if high > 1.5:  # a bright frame is 1.0; resampling may overshoot a little; 255 is the mistake to catch
-            raise FleetflowError(f"frames reach {high:.4g}; expected values in [0, 1]: divide uint8 frames by 255")
-        del low
+    if frame1.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return  # reading a value would stop the GPU or the trace
+    high = max(frame1.amax().item(), frame2.amax().item())
+    if high > 1.5:  # a bright frame is 1.0; resampling may overshoot a little; 255 is the mistake to catch
+        raise FleetflowError(f"frames reach {high:.4g}; expected values in [0, 1]: divide uint8 frames by 255")

@@ -160,7 +160,11 @@ def start_as_matcher(model: FastFlowNet) -> None:
             sign = 0.1 * (1 - 2 * (row % 2))
             for group, channels in ((0, range(per_group)), (1, range(per_group, count))):
                 shift = [KEPT[k] % 9 - 4 if row < 2 else KEPT[k] // 9 - 4 for k in channels]
-                _set(decoder.conv2[0], per_group * group + row, {k % per_group: sign * d for k, d in zip(channels, shift)})
+                _set(
+                    decoder.conv2[0],
+                    per_group * group + row,
+                    {k % per_group: sign * d for k, d in zip(channels, shift)},
+                )
             pair, sign = 6 * (row // 2), 0.9 * (1 - 2 * (row % 2))
             _set(decoder.conv3[0], row, {pair: sign, pair + 3: -sign, pair + 1: sign, pair + 4: -sign})
             _set(decoder.conv4[0], row, {pair: sign, pair + 3: -sign})
@@ -175,7 +179,7 @@ def start_as_matcher(model: FastFlowNet) -> None:
 
 
 def _set(layer: nn.Conv2d, row: int, taps: dict[int, float], keep: bool = False) -> None:
-    """Makes output `row` the sum of its inputs at the same pixel, weighted by `taps` (besides what it is, if `keep`)."""
+    """Makes output `row` the sum of its inputs at the same pixel, weighted by `taps`; `keep` adds to what it is."""
     if not keep:
         layer.weight[row] = 0
     for channel, value in taps.items():

@@ -5,7 +5,6 @@ from, their licence and their scores.
 """
 
 import json
-import os
 import pickle
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fleetflow.io import write_atomically
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
@@ -52,7 +52,7 @@ def shipped(variant: str) -> Path:
     path = Path(str(resources.files("fleetflow") / "weights" / f"{variant}.safetensors"))
     if not path.is_file():
         raise FleetflowError(
-            f"the package has no weights for {variant}; give a checkpoint as {variant}:PATH or call load(..., weights=False)"
+            f"the package has no weights for {variant}; give a checkpoint as {variant}:PATH or weights=False"
         )
     return path
 
@@ -65,16 +65,12 @@ def save(model: nn.Module, path: str | Path, header: dict[str, object], dtype: t
     for key in ("network", "licence"):
         if key not in header:
             raise FleetflowError(f'the header of {path} lacks "{key}"; weights must say what they are')
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for key, value in model.state_dict().items()
     }
-    temporary = path.with_name(path.name + ".tmp")
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
-    save_file(state, temporary, metadata=text)
-    os.replace(temporary, path)
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=text))
 
 
 def header(path: str | Path) -> dict[str, str]:
@@ -118,7 +114,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise FleetflowError(f"{path} cannot be read as a checkpoint ({reason}); expected what torch.save wrote") from None
+        raise FleetflowError(
+            f"{path} cannot be read as a checkpoint ({reason}); expected what torch.save wrote"
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

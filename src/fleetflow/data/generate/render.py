@@ -50,7 +50,9 @@ def render(scene: Scene, textures: Textures, shapes: Tensor, height: int, width:
     sheet2 = _project(_chosen_matrix(inverse, front2), pixels.expand(len(front2), -1, -1, -1))[:, :2]
     backward = _unbend(scene, sheet2, _chosen(scene.wobble, front2)) - pixels
     hidden = _front_at(scene, shapes, scene.outline @ inverse, target) != front1
-    outside = (target[:, 0] < -0.5) | (target[:, 0] > width - 0.5) | (target[:, 1] < -0.5) | (target[:, 1] > height - 0.5)
+    outside = (
+        (target[:, 0] < -0.5) | (target[:, 0] > width - 0.5) | (target[:, 1] < -0.5) | (target[:, 1] > height - 0.5)
+    )
     return Rendered(frame1, frame2, flow, valid, backward, hidden | outside | ~ahead)
 
 

@@ -164,7 +164,7 @@ def _camera(draw: Draw, height: int, width: int, style: str) -> Scene:
     first = first / first.norm(dim=-1, keepdim=True).clamp(min=1e-6)
     second = torch.linalg.cross(normal, first)
 
-    # A ray r meets the plane at d r / (n . r): metric coordinates (u, v) around the sheet's point are a homography of r.
+    # A ray r meets the plane at d r / (n . r): coordinates (u, v) on it around its point are a homography of r.
     def coordinate(axis: Tensor) -> Tensor:
         return distance[..., None] * axis - (axis * point).sum(-1, keepdim=True) * normal
 
@@ -181,7 +181,9 @@ def _camera(draw: Draw, height: int, width: int, style: str) -> Scene:
     outline = turn(draw.normal(0.05), 1 / half_u, 1 / half_v) @ metric
     density = focal / depth * draw.log_uniform(0.5, 1.6)
     density[:, 1:4] = focal / (12 if drive else 5) * draw.log_uniform(0.5, 1.6, 3)
-    surface = shift(draw.uniform(0, SIDE), draw.uniform(0, SIDE)) @ turn(draw.uniform(0, 6.283), density, density) @ metric
+    surface = (
+        shift(draw.uniform(0, SIDE), draw.uniform(0, SIDE)) @ turn(draw.uniform(0, 6.283), density, density) @ metric
+    )
     shape = torch.where(draw.chance(0.3), 0, draw.integer(1 << 20))
     shape[:, 2:4] = torch.where(draw.chance(0.6, 2), 0, shape[:, 2:4])
     shape[:, :2] = -1

@@ -1,0 +1,131 @@
+"""Light Flow: Zhu et al., "Towards High Performance Video Object Detection for Mobiles", arXiv 1804.05830.
+
+FlowNet's scheme with depthwise and pointwise convolutions only: six levels down, five flows on the way back up to
+stride 4, whose plain mean is the result. Inside, flow is in units of 20 px of the full resolution at every level.
+2,540,390 parameters at width 1; names and details are those of McDo/LightFlowPytorch, and kept with its checkpoints:
+* the predictors of flow are blocks like all others and so end in batch normalisation and a leaky ReLU (slope 0.1);
+* features and flows are enlarged by repeating pixels; only the result is enlarged bilinearly, 4x;
+* a checkpoint may store a `div_flow` of its own; it is 20 unless somebody changed the training, and is not read.
+That repository takes multiples of 64 only; here other frames are resized and the flow is scaled back.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fleetflow.models.base import FlowModel, resize
+from fleetflow.registry import models
+from fleetflow.types import Prediction
+
+FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the network's flow
+MEAN = (0.411, 0.432, 0.45)  # RGB
+LEVELS = (6, 5, 4, 3, 2)  # of the five flows, coarsest first; level k has stride 2^k
+
+# name: input channels, output channels at width 1, stride; in the order of the published checkpoints
+LAYERS = {
+    "conv1": (6, 32, 2),
+    "conv2": (32, 64, 2),
+    "conv3": (64, 128, 2),
+    "conv4a": (128, 256, 2),
+    "conv4b": (256, 256, 1),
+    "conv5a": (256, 512, 2),
+    "conv5b": (512, 512, 1),
+    "conv6a": (512, 1024, 2),
+    "conv6b": (1024, 1024, 1),
+    "conv7": (1024, 256, 1),
+    "conv8": (256 + 512, 128, 1),
+    "conv9": (128 + 256, 64, 1),
+    "conv10": (64 + 128, 32, 1),
+    "conv11": (32 + 64, 16, 1),
+    "conv12": (256, 2, 1),
+    "conv13": (128, 2, 1),
+    "conv14": (64, 2, 1),
+    "conv15": (32, 2, 1),
+    "conv16": (16, 2, 1),
+}
+
+
+def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """Returns a 3x3 convolution of each channel alone, then a 1x1 convolution, each normalised and leaky."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),
+        nn.BatchNorm2d(inputs),
+        nn.LeakyReLU(0.1, inplace=True),
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.LeakyReLU(0.1, inplace=True),
+    )
+
+
+def _repeat(picture: Tensor, factor: int) -> Tensor:
+    return F.interpolate(picture, scale_factor=factor, mode="nearest") if factor > 1 else picture
+
+
+class LightFlow(FlowModel):
+    """width: factor on all channels but the 6 of the frames and the 2 of a flow; a multiple of 1/16."""
+
+    stride = 64
+    fit = "scale"
+
+    def __init__(self, width: float = 1.0):
+        super().__init__()
+        for name, (inputs, outputs, stride) in LAYERS.items():
+            inputs, outputs = (count if count in (2, 6) else int(count * width) for count in (inputs, outputs))
+            self.add_module(name, _separable(inputs, outputs, stride))
+        for layer in self.modules():  # as published
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, a=0.1)
+
+    def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
+        mean = frame1.new_tensor(MEAN)[:, None, None]
+        return frame1 - mean, frame2 - mean
+
+    def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Returns the five flows [N, 2, h, w] of LEVELS in units of 20 px, for both frames [N, 6, H, W]."""
+        level2 = self.conv2(self.conv1(frames))
+        level3 = self.conv3(level2)
+        level4 = self.conv4b(self.conv4a(level3))
+        level5 = self.conv5b(self.conv5a(level4))
+        features = self.conv7(self.conv6b(self.conv6a(level5)))
+        flows = [self.conv12(features)]
+        rest = (
+            (level5, self.conv8, self.conv13),
+            (level4, self.conv9, self.conv14),
+            (level3, self.conv10, self.conv15),
+            (level2, self.conv11, self.conv16),
+        )
+        for skip, decode, predict in rest:
+            features = decode(torch.cat((_repeat(features, 2), skip), 1))
+            flows.append(predict(features))
+        return tuple(flow.float() for flow in flows)
+
+    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
+        """Returns the prediction; its steps in training are the four coarser flows and the mean of all five.
+
+        The published training judges the mean alone: weight 0 for the steps before it.
+        """
+        flows = self.flows(torch.cat((frame1, frame2), 1))
+        mean = sum(_repeat(flow, 2 ** (level - 2)) for level, flow in zip(LEVELS, flows)) / len(flows)
+        full = resize(FLOW_SCALE * mean, tuple(frame1.shape[2:]))
+        if not self.training:
+            return Prediction(full)
+        judged = (*flows[:-1], mean)
+        return Prediction(full, tuple(flow * (FLOW_SCALE / 2**level) for level, flow in zip(LEVELS, judged)))
+
+
+@models.register
+def lightflow() -> FlowModel:
+    """Light Flow (2,540,390 parameters); reads the checkpoints of McDo/LightFlowPytorch."""
+    return LightFlow()
+
+
+@models.register
+def lightflow_075() -> FlowModel:
+    """Light Flow with three quarters of the channels (the paper's width 0.75)."""
+    return LightFlow(0.75)
+
+
+@models.register
+def lightflow_050() -> FlowModel:
+    """Light Flow with half of the channels (the paper's width 0.5)."""
+    return LightFlow(0.5)

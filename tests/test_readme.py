@@ -1,0 +1,94 @@
+"""The README is executed: its Python, its commands, its table, its links."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleetflow import cli
+from fleetflow.io import read_flow, read_image, write_image
+from fleetflow.models import weights
+from fleetflow.video import VideoWriter
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLE = Path(str(resources.files("fleetflow") / "example"))
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.S)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with the files that the README speaks of."""
+    for k in (1, 2):
+        shutil.copy(EXAMPLE / f"frame{k}.png", tmp_path)
+        small = read_image(EXAMPLE / f"frame{k}.png")[:96, :160]
+        for name in (f"frames/{k}.png", f"frames/{k + 2}.png"):
+            write_image(tmp_path / name, small)
+    with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
+        for _ in range(3):
+            writer.write(small)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python(place):
+    names: dict = {}
+    for block in blocks("python"):
+        exec(block, names)
+    flow, _ = read_flow(place / "flow.flo")
+    assert np.array_equal(flow, names["flow"]) and flow.shape == (320, 448, 2)
+    truth, valid = read_flow(EXAMPLE / "flow.png")
+    assert np.linalg.norm(flow - truth, axis=2)[valid].mean() < 0.35 * np.linalg.norm(truth, axis=2)[valid].mean()
+
+
+def test_the_commands(place):
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("fleetflow ")]
+    assert len(lines) >= 5
+    for line in lines:
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+    assert (place / "flow.flo").exists() and (place / "out" / "clip_side.mp4").exists()
+    assert {path.name for path in (place / "out").glob("*_kitti.png")} == {"1_kitti.png", "2_kitti.png", "3_kitti.png"}
+
+
+def test_the_two_commands_for_a_fresh_machine():
+    """What they run once everything is installed; the installation itself is what `make test` has just done."""
+    first = blocks("sh")[0]
+    assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == ["make demo", "make test"]
+    assert "fleetflow demo" in (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+    if shutil.which("make"):
+        run = subprocess.run(["make", "-n", "demo", "test"], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0 and "pytest" in run.stdout
+
+
+def test_the_demo(place, capsys):
+    assert cli.main(["demo"]) == 0
+    shown = capsys.readouterr().out
+    error, still = re.search(r"mean error ([\d.]+) px \(frames held still: ([\d.]+) px\)", shown).groups()
+    assert float(error) < 0.35 * float(still)
+    assert read_image(shown.strip().splitlines()[-1]).shape[1] > 4 * 300
+
+
+def test_the_table_is_that_of_the_shipped_weights():
+    scores = json.loads(weights.header(weights.shipped("fastflownet"))["scores"])
+    table = README.split("<!-- scores -->")[1].split("<!-- /scores -->")[0]
+    for name, row in scores.items():
+        assert f"| {name} | {row['epe']:.2f} / {row['out3']:.1f} |" in table
+    means = table.strip().splitlines()[-1]
+    ours, dis = (tuple(map(float, cell.split("/"))) for cell in means.split("|")[2:4])
+    assert ours[0] < dis[0] and ours[1] < dis[1], "better than DIS in both figures"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
