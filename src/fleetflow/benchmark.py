@@ -2,15 +2,19 @@
 
 import time
 from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fleetflow.evaluate import DIS, classical
+from fleetflow.io import read_image
 from fleetflow.models.weights import load
 from fleetflow.ops.kernels import reference
-from fleetflow.predict import Precision, Predictor
+from fleetflow.optimise import optimisers
+from fleetflow.predict import Precision, Predictor, autocast
 from fleetflow.types import FleetflowError
 
 
@@ -46,19 +50,27 @@ def time_in_turn(functions: dict[str, Callable[[], object]], seconds: float, slo
     ]
 
 
+class Report(NamedTuple):
+    """What a benchmark found on this machine."""
+
+    timings: list[Timing]  # of one pair; the first is ours
+    difference: float  # pixels, mean over the example pair: our precision against float32
+    training: float  # samples per second, 256x320, batch 8, forward, backward and update
+
+
 def benchmark(
     network: str, height: int, width: int, *, threads: int = 0, precision: Precision = "auto", seconds: float = 20.0
-) -> list[Timing]:
-    """Returns timings of one pair [height, width] on the CPU: ours, the plain fp32 definition, and OpenCV's DIS.
+) -> Report:
+    """Returns timings of one pair [height, width] on the CPU, the loss of precision, and the speed of training.
 
-    The plain definition is the same network in float32, contiguous, under `fleetflow.reference()`, frames as tensors.
+    Timed in turn: ours; the plain definition, which is the same network in float32, contiguous, under
+    `fleetflow.reference()`, frames as tensors; and OpenCV's DIS, where it is installed.
     """
     if threads:
         torch.set_num_threads(threads)
-    generator = np.random.default_rng(0)
-    coarse = generator.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    image1 = np.ascontiguousarray(np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width])
-    image2 = np.roll(image1, 3, axis=1)
+    example = Path(str(resources.files("fleetflow") / "example"))
+    images = [read_image(example / f"frame{k}.png") for k in (1, 2)]
+    image1, image2 = (_tiled(image, height, width) for image in images)
     predictor = Predictor(_load(network), device="cpu", precision=precision)
     plain = _load(network)
     frames = [
@@ -78,7 +90,35 @@ def benchmark(
         functions["OpenCV DIS (medium)"] = lambda: dis(image1, image2)
     except FleetflowError:
         pass
-    return time_in_turn(functions, seconds, frozenset({f"{network}, plain fp32"}))
+    timings = time_in_turn(functions, seconds, frozenset({f"{network}, plain fp32"}))
+    exact = Predictor(plain, device="cpu", precision="fp32")
+    difference = float(np.linalg.norm(predictor(*images) - exact(*images), axis=2).mean())
+    return Report(timings, difference, training_speed(network, predictor.dtype, seconds / 2))
+
+
+def training_speed(network: str, dtype: torch.dtype, seconds: float) -> float:
+    """Returns samples per second of whole training steps at 256x320, batch 8, on the CPU (median step)."""
+    model = load(network, weights=False).to(memory_format=torch.channels_last).train()
+    updates = optimisers(model, 1e-4, 0.0)
+    frame1, frame2 = (torch.rand(8, 3, 256, 320).to(memory_format=torch.channels_last) for _ in range(2))
+    taken: list[float] = []
+    while len(taken) < 4 or sum(taken) < seconds:
+        start = time.perf_counter()
+        with autocast(torch.device("cpu"), dtype):
+            prediction = model(frame1, frame2)
+        loss = prediction.flow.square().mean() + sum(step.float().square().mean() for step in prediction.steps)
+        loss.backward()
+        for update in updates:
+            update.step()
+            update.zero_grad()
+        taken.append(time.perf_counter() - start)
+    return 8 / float(np.median(taken[1:]))
+
+
+def _tiled(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture, repeated and cut to a size."""
+    rows, columns = -(-height // image.shape[0]), -(-width // image.shape[1])
+    return np.ascontiguousarray(np.tile(image, (rows, columns, 1))[:height, :width])
 
 
 def _load(network: str):

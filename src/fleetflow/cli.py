@@ -163,13 +163,15 @@ def benchmark(
 
     from fleetflow import benchmark as job
 
-    rows = job.benchmark(model, *size, threads=threads, precision=precision, seconds=seconds)
-    ours = rows[0].p50
+    report = job.benchmark(model, *size, threads=threads, precision=precision, seconds=seconds)
+    rows, ours = report.timings, report.timings[0].p50
     _table(
         f"one pair of {size[0]}x{size[1]}, {torch.get_num_threads()} threads",
         ["", "p50 ms", "p95 ms", "runs", "times ours"],
         [[row.name, f"{row.p50:.1f}", f"{row.p95:.1f}", str(row.runs), f"{row.p50 / ours:.2f}"] for row in rows],
     )
+    print(f"mean difference to float32: {report.difference:.4f} px")
+    print(f"training at 256x320, batch 8: {report.training:.1f} samples/s")
 
 
 def demo(output: Path = Path("demo")) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from fleetflow.data.generate import generate
-from fleetflow.data.generate.textures import photographs
+from fleetflow.data.generate import default_textures, generate
+from fleetflow.data.generate.textures import Textures, photographs
 from fleetflow.io import write_atomically
 from fleetflow.losses import multi_scale
 from fleetflow.metrics import end_point_error
@@ -43,7 +43,7 @@ class Outcome:
 class _Generated(Dataset):
     """Batch number `step` of a recipe, made from the seed alone: the same whenever and wherever it is asked for."""
 
-    def __init__(self, plan: Recipe, seed: int, textures):
+    def __init__(self, plan: Recipe, seed: int, textures: Textures):
         self.plan, self.seed, self.textures = plan, seed, textures
 
     def __len__(self) -> int:
@@ -125,18 +125,17 @@ def train(
         first, bad, seed = state["step"], state["bad"], state["seed"]
 
     last = min(plan.steps, steps or plan.steps)
-    data = _Generated(plan, seed, photographs(textures) if textures else None)
-    batches = iter(
-        DataLoader(
-            data, batch_size=None, sampler=range(first, last), num_workers=workers,
-            prefetch_factor=4 if workers else None, pin_memory=where.type == "cuda",
-        )
-    )  # fmt: skip
+    surfaces = photographs(textures) if textures else default_textures()
+    if where.type != "cpu":  # a GPU makes the pairs itself, faster than processes could send them
+        surfaces, workers = surfaces.to(where), 0
+    data = _Generated(plan, seed, surfaces)
+    queue = {"num_workers": workers, "prefetch_factor": 4} if workers else {}
+    batches = iter(DataLoader(data, batch_size=None, sampler=range(first, last), **queue))
     log = _Log(folder, first, last, report)
     began = time.monotonic()
     step, recent = first, []
     for step in range(first, last):
-        sample = Sample(*(tensor.to(where, non_blocking=True) for tensor in next(batches)))
+        sample = Sample(*(tensor.to(where) for tensor in next(batches)))
         factor = learning_rate(plan, step)
         for update, bases in zip(updates, rates, strict=True):
             for group, base in zip(update.param_groups, bases, strict=True):

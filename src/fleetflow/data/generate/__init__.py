@@ -53,4 +53,4 @@ def generate(
     return Sample(frame1, frame2, rendered.flow, rendered.valid, rendered.backward, rendered.occluded)
 
 
-__all__ = ["Textures", "World", "generate"]
+__all__ = ["Textures", "World", "default_textures", "generate"]

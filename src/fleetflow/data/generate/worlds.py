@@ -200,7 +200,7 @@ def shapes_world(draw: Draw, height: int, width: int) -> Scene:
 
 
 def large_world(draw: Draw, height: int, width: int) -> Scene:
-    return _flat(draw, height, width, 2.5)
+    return _flat(draw, height, width, 3.0)
 
 
 def small_world(draw: Draw, height: int, width: int) -> Scene:
@@ -225,13 +225,13 @@ def hand_world(draw: Draw, height: int, width: int) -> Scene:
 
 World = Callable[[Draw, int, int], Scene]
 MIXTURE: dict[World, float] = {
-    shapes_world: 0.37,
-    large_world: 0.15,
-    small_world: 0.08,
+    shapes_world: 0.30,
+    large_world: 0.23,
+    small_world: 0.06,
     still_world: 0.03,
-    drive_world: 0.20,
-    stereo_world: 0.09,
-    hand_world: 0.08,
+    drive_world: 0.19,
+    stereo_world: 0.12,
+    hand_world: 0.07,
 }
 
 

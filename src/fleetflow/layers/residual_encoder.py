@@ -1,0 +1,80 @@
+"""The residual encoders of RAFT (arXiv 2003.12039, section 3.1 and figure 5) and its descendants: pictures to stride 8."""
+
+from torch import Tensor, nn
+
+NORMS = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": lambda channels: nn.Sequential()}
+
+
+class ResidualBlock(nn.Module):
+    """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]: two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, norm: str, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm1 = NORMS[norm](outputs)
+        self.norm2 = NORMS[norm](outputs)
+        if stride == 1:
+            self.downsample = None
+        else:
+            self.norm3 = NORMS[norm](outputs)  # published checkpoints name it twice, here and in the shortcut
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), self.norm3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.norm1(self.conv1(x)))
+        y = self.relu(self.norm2(self.conv2(y)))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class BottleneckBlock(nn.Module):
+    """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]: 1x1, 3x3 and 1x1 at a quarter of the channels."""
+
+    def __init__(self, inputs: int, outputs: int, norm: str, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs // 4, 1)
+        self.conv2 = nn.Conv2d(outputs // 4, outputs // 4, 3, stride, 1)
+        self.conv3 = nn.Conv2d(outputs // 4, outputs, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm1 = NORMS[norm](outputs // 4)
+        self.norm2 = NORMS[norm](outputs // 4)
+        self.norm3 = NORMS[norm](outputs)
+        if stride == 1:
+            self.downsample = None
+        else:
+            self.norm4 = NORMS[norm](outputs)
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), self.norm4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.norm1(self.conv1(x)))
+        y = self.relu(self.norm2(self.conv2(y)))
+        y = self.relu(self.norm3(self.conv3(y)))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResidualEncoder(nn.Module):
+    """[N, 3, H, W] -> [N, outputs, H / 8, W / 8] features; H and W multiples of 8.
+
+    norm: "instance" (without parameters), "batch" or "none".
+    block, widths: ResidualBlock at (64, 96, 128) channels for RAFT, BottleneckBlock at (32, 64, 96) for its small one.
+    """
+
+    def __init__(
+        self, outputs: int, norm: str, block: type[nn.Module] = ResidualBlock, widths: tuple[int, ...] = (64, 96, 128)
+    ):
+        super().__init__()
+        first, second, third = widths
+        self.norm1 = NORMS[norm](first)
+        self.conv1 = nn.Conv2d(3, first, 7, 2, 3)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.layer1 = nn.Sequential(block(first, first, norm, 1), block(first, first, norm, 1))
+        self.layer2 = nn.Sequential(block(first, second, norm, 2), block(second, second, norm, 1))
+        self.layer3 = nn.Sequential(block(second, third, norm, 2), block(third, third, norm, 1))
+        self.conv2 = nn.Conv2d(third, outputs, 1)
+        for layer in self.modules():  # as published
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, frame: Tensor) -> Tensor:
+        x = self.relu1(self.norm1(self.conv1(frame)))
+        return self.conv2(self.layer3(self.layer2(self.layer1(x))))

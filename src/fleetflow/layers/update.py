@@ -1,0 +1,185 @@
+"""The recurrent update of RAFT (arXiv 2003.12039, section 3.3) and its descendants, in parts, and the loop over it.
+
+Every part takes its widths, so that larger and smaller descendants are built of the same ones.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fleetflow.ops.all_pairs import AllPairs, lookup
+from fleetflow.ops.warp import pixel_grid
+from fleetflow.types import FleetflowError, Prediction
+
+LEVELS = 4  # of the correlation pyramid
+SMALLEST = 128  # pixels; below, the coarsest level of the pyramid would be a single pixel
+
+
+class MotionEncoder(nn.Module):
+    """Correlation [N, inputs, h, w] and flow [N, 2, h, w] -> [N, outputs, h, w], of which the last two are the flow.
+
+    correlation_widths, flow_widths: channels of the two convolutions on either.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        correlation_widths: tuple[int, int] = (256, 192),
+        flow_widths: tuple[int, int] = (128, 64),
+        outputs: int = 128,
+    ):
+        super().__init__()
+        self.convc1 = nn.Conv2d(inputs, correlation_widths[0], 1)
+        self.convc2 = nn.Conv2d(*correlation_widths, 3, padding=1)
+        self.convf1 = nn.Conv2d(2, flow_widths[0], 7, padding=3)
+        self.convf2 = nn.Conv2d(*flow_widths, 3, padding=1)
+        self.conv = nn.Conv2d(correlation_widths[1] + flow_widths[1], outputs - 2, 3, padding=1)
+
+    def forward(self, correlation: Tensor, flow: Tensor) -> Tensor:
+        similar = F.relu(self.convc2(F.relu(self.convc1(correlation))))
+        moved = F.relu(self.convf2(F.relu(self.convf1(flow))))
+        return torch.cat((F.relu(self.conv(torch.cat((similar, moved), 1))), flow), 1)
+
+
+def gated(hidden: Tensor, x: Tensor, update: nn.Module, reset: nn.Module, candidate: nn.Module) -> Tensor:
+    """Returns the next hidden state of a gated recurrent unit, eqs. 3 to 6: [N, hidden, h, w] like the one given."""
+    both = torch.cat((hidden, x), 1)
+    z, r = torch.sigmoid(update(both)), torch.sigmoid(reset(both))
+    q = torch.tanh(candidate(torch.cat((r * hidden, x), 1)))
+    return (1 - z) * hidden + z * q
+
+
+class SeparableGRU(nn.Module):
+    """Hidden state [N, hidden, h, w] and input [N, inputs, h, w] -> next state: a unit of 1x5, then one of 5x1."""
+
+    def __init__(self, hidden: int, inputs: int):
+        super().__init__()
+        for name, kernel in (("1", (1, 5)), ("2", (5, 1))):
+            padding = (kernel[0] // 2, kernel[1] // 2)
+            for gate in ("convz", "convr", "convq"):
+                self.add_module(gate + name, nn.Conv2d(hidden + inputs, hidden, kernel, padding=padding))
+
+    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        hidden = gated(hidden, x, self.convz1, self.convr1, self.convq1)
+        return gated(hidden, x, self.convz2, self.convr2, self.convq2)
+
+
+class FlowHead(nn.Module):
+    """Hidden state [N, hidden, h, w] -> change of the flow [N, 2, h, w], pixels of that grid."""
+
+    def __init__(self, hidden: int, width: int = 256):
+        super().__init__()
+        self.conv1 = nn.Conv2d(hidden, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 2, 3, padding=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.conv2(F.relu(self.conv1(hidden)))
+
+
+class MaskHead(nn.Sequential):
+    """Hidden state [N, hidden, h, w] -> weights [N, 576, h, w] for `convex_upsample`.
+
+    The last factor, 0.25, balances the gradients, as published.
+    """
+
+    def __init__(self, hidden: int):
+        super().__init__(nn.Conv2d(hidden, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(256, 64 * 9, 1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 0.25 * super().forward(hidden)
+
+
+def refine(
+    update: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    pyramid: AllPairs,
+    hidden: Tensor,
+    flow: Tensor,
+    radius: int,
+    steps: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the hidden state and the flow [N, 2, h, w] float32 after each of `steps` steps.
+
+    update: (hidden, correlation, flow) -> (hidden, change of the flow), flow in pixels of the coarse grid.
+    No gradient flows from one step's flow to the step before, only through the hidden state.
+    """
+    grid = pixel_grid(*flow.shape[-2:], flow)
+    for _ in range(steps):
+        flow = flow.detach()
+        correlation = lookup(pyramid, grid + flow, radius)
+        hidden, change = update(hidden, correlation.to(hidden.dtype), flow.to(hidden.dtype))
+        flow = flow + change.to(flow.dtype)
+        yield hidden, flow
+
+
+def at_least(frame: Tensor, size: int = SMALLEST) -> Tensor:
+    """Returns the frame [N, C, H, W] with its edge pixels repeated until no side is shorter than `size` pixels."""
+    height, width = frame.shape[-2:]
+    down, right = max(size - height, 0), max(size - width, 0)
+    return F.pad(frame, (right // 2, right - right // 2, down // 2, down - down // 2), mode="replicate")
+
+
+def centre(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the part of [N, C, H, W] that `at_least` was given, of `size` (height, width)."""
+    top, left = ((old - new) // 2 for old, new in zip(picture.shape[-2:], size))
+    return picture[..., top : top + size[0], left : left + size[1]]
+
+
+def starting_flow(previous: Prediction | None, features: Tensor) -> Tensor:
+    """Returns [N, 2, h, w] float32 in pixels of the features' grid: 0, or the previous flow moved along by itself.
+
+    previous: a prediction whose memory is the last flow on this grid. Raises FleetflowError where it is another's.
+    """
+    shape = (features.shape[0], 2, *features.shape[-2:])
+    if previous is None or previous.memory is None:
+        return torch.zeros(shape, device=features.device)
+    if not isinstance(previous.memory, Tensor) or previous.memory.shape != shape:
+        was = list(previous.memory.shape) if isinstance(previous.memory, Tensor) else type(previous.memory).__name__
+        raise FleetflowError(
+            f"the previous prediction's memory is {was}; expected {list(shape)}: pass that of the same network and size"
+        )
+    return carry_forward(previous.memory.float())
+
+
+@torch.no_grad()
+def carry_forward(flow: Tensor) -> Tensor:
+    """Returns [N, 2, h, w]: at each pixel the flow of the one that arrives nearest to it (section 3.3, warm start).
+
+    flow: [N, 2, h, w] pixels. Pixels that leave the picture are lost; where all do, the result is 0. The nearest
+    arrival is found by jump flooding (Rong and Tan, I3D 2006), which in rare cells takes the second nearest.
+    """
+    count, _, height, width = flow.shape
+    grid = pixel_grid(height, width, flow)
+    arrival = grid + flow
+    x, y = arrival.unbind(1)
+    stays = (x > 0) & (x < width) & (y > 0) & (y < height)
+    pixels = height * width
+    numbers = torch.arange(pixels, device=flow.device).expand(count, pixels)
+    spots = (y.round().clamp(0, height - 1) * width + x.round().clamp(0, width - 1)).long().flatten(1)
+    points = arrival.flatten(2)
+
+    def distance(candidates: Tensor) -> Tensor:
+        """Squared distance [N, h, w] from each cell to the arrival of its candidate; infinite without one."""
+        place = points.gather(2, candidates.clamp(min=0).flatten(1)[:, None].expand(-1, 2, -1)).view_as(flow)
+        return ((place - grid) ** 2).sum(1).masked_fill(candidates < 0, torch.inf)
+
+    seeds = torch.full_like(numbers, -1)
+    own = ((points - grid.flatten(1).expand(count, -1, -1).gather(2, spots[:, None].expand(-1, 2, -1))) ** 2).sum(1)
+    own = own.masked_fill(~stays.flatten(1), torch.inf)
+    closest = torch.full_like(own, torch.inf).scatter_reduce(1, spots, own, "amin")
+    winners = (own == closest.gather(1, spots)) & stays.flatten(1)
+    seeds = seeds.scatter_reduce(1, spots, numbers.masked_fill(~winners, -1), "amax").view(count, height, width)
+
+    best = distance(seeds)
+    stride = 1 << max(height - 1, width - 1, 1).bit_length() - 1
+    for jump in (*(stride >> k for k in range(stride.bit_length())), 1):
+        padded = F.pad(seeds, (jump, jump, jump, jump), value=-1)
+        for dy in (0, jump, 2 * jump):
+            for dx in (0, jump, 2 * jump):
+                other = padded[:, dy : dy + height, dx : dx + width]
+                far = distance(other)
+                nearer = far < best
+                seeds, best = torch.where(nearer, other, seeds), torch.where(nearer, far, best)
+    carried = flow.flatten(2).gather(2, seeds.clamp(min=0).flatten(1)[:, None].expand(-1, 2, -1)).view_as(flow)
+    return carried.masked_fill((seeds < 0)[:, None], 0)

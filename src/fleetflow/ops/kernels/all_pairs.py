@@ -1,0 +1,135 @@
+"""All-pairs correlation read without storing it: only the correlations that a lookup reads are computed.
+
+All taps of a window share the fractional part of its position, so a lookup of (2r + 1)^2 taps between pixels needs
+the (2r + 2)^2 correlations at whole pixels around it, blended once. Where the volumes are stored these are gathered.
+Where they are not, they are computed: a tile of 8x8 pixels of frame1 looks at neighbouring windows of frame2, and one
+matrix product with the box around them holds all. Where the flow tears a tile apart its box would be large; its
+pixels, and all pixels on a GPU, multiply with windows of their own. The backward pass repeats these products.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fleetflow.ops import all_pairs as definition
+from fleetflow.ops.all_pairs import MEMORY_LIMIT, AllPairs, pooled
+
+TILE = 8
+LARGEST_BOX = 1600  # pixels of frame2; measured: beyond, separate windows are as fast as the product
+CHUNK = 2**26  # numbers that the separate windows may take at a time, 256 MB
+
+
+def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: int = MEMORY_LIMIT) -> AllPairs:
+    """Returns what `ops.all_pairs.all_pairs` defines, without the volumes if they would exceed the limit."""
+    count, _, height, width = features1.shape
+    itemsize = torch.promote_types(features1.dtype, torch.float32).itemsize
+    volume = sum((height >> level) * (width >> level) for level in range(levels))
+    if count * height * width * volume * itemsize <= memory_limit:
+        return definition.all_pairs.__wrapped__(features1, features2, levels)
+    return pooled(features1, features2, levels)
+
+
+def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
+    """Returns what `ops.all_pairs.lookup` defines, [N, K, H, W]."""
+    height, width = positions.shape[-2:]
+    side = 2 * radius + 2
+    positions = positions.to(pyramid.features1.dtype).nan_to_num(-1e6)
+    windows = []
+    for level, features2 in enumerate(pyramid.features2):
+        corner = positions / 2**level - radius
+        whole = corner.detach().floor()
+        share = (corner - whole).flatten(2)[..., None, None]  # [N, 2, P, 1, 1]
+        # Farther out than its own size, a window is empty wherever it is.
+        limits = whole.new_tensor(features2.shape[:1:-1])[:, None, None]
+        origin = torch.minimum(whole.clamp(min=-side), limits).long().flatten(2)  # [N, 2, P], x before y
+        if pyramid.volumes is None:
+            values = _Windows.apply(pyramid.features1, features2, origin, side)
+        else:
+            values = _gathered(pyramid.volumes[level], origin, side)  # [N, P, side, side], row by row
+        x, y = share.unbind(1)
+        values = values[..., :-1] + x * (values[..., 1:] - values[..., :-1])
+        values = values[..., :-1, :] + y * (values[..., 1:, :] - values[..., :-1, :])
+        windows.append(values.mT.flatten(2))
+    return torch.cat(windows, 2).mT.unflatten(2, (height, width))
+
+
+def _gathered(volume: Tensor, origin: Tensor, side: int) -> Tensor:
+    """The windows [N, P, side, side] of a stored volume [N, P, h, w]."""
+    height, width = volume.shape[-2:]
+    if min(height, width) == 0:
+        return volume.new_zeros(*volume.shape[:2], side, side)
+    steps = torch.arange(side, device=volume.device)
+    columns, rows = (origin[..., None] + steps).unbind(1)  # [N, P, side]
+    inside = ((rows >= 0) & (rows < height))[..., None] & ((columns >= 0) & (columns < width))[..., None, :]
+    index = rows.clamp(0, height - 1)[..., None] * width + columns.clamp(0, width - 1)[..., None, :]
+    return volume.flatten(2).gather(2, index.flatten(2)).view(index.shape) * inside
+
+
+class _Windows(torch.autograd.Function):
+    """<features1(p), features2(origin(p) + (i, j))>, 0 outside: [N, P, side, side] for P = H * W pixels."""
+
+    @staticmethod
+    def forward(ctx, features1: Tensor, features2: Tensor, origin: Tensor, side: int) -> Tensor:
+        ctx.save_for_backward(features1, features2, origin)
+        ctx.side = side
+        tiles, padded, origin, order = _laid_out(features1, features2, origin, side)
+        values = tiles.new_empty(*tiles.shape[:2], side * side)
+        with torch.autocast(tiles.device.type, enabled=False):
+            for sample in range(len(tiles)):
+                first, second, corners = tiles[sample], padded[sample], origin[sample]
+                boxes, rest = _boxes(corners, side)
+                for (start, stop), (left, top, right, bottom) in boxes:
+                    box = second[top:bottom, left:right]
+                    product = first[start:stop] @ box.reshape(-1, box.shape[2]).mT
+                    index = _index(corners[start:stop] - corners.new_tensor((left, top)), right - left, side)
+                    torch.gather(product, 1, index, out=values[sample, start:stop])
+                for pixels, index in _chunks(rest, corners, second, side):
+                    windows = second.flatten(0, 1)[index]  # [n, side * side, C]
+                    values[sample, pixels] = (windows @ first[pixels][:, :, None])[..., 0]
+        return _pixel_order(values, order).unflatten(2, (side, side))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        features1, features2, origin = ctx.saved_tensors
+        side, (height, width) = ctx.side, features2.shape[-2:]
+        tiles, padded, origin, order = _laid_out(features1, features2, origin, side)
+        gradient = gradient.flatten(2).index_select(1, order)
+        first_gradient, second_gradient = torch.zeros_like(tiles), torch.zeros_like(padded)
+        with torch.autocast(tiles.device.type, enabled=False):
+            for sample in range(len(tiles)):
+                first, second, corners = tiles[sample], padded[sample], origin[sample]
+                boxes, rest = _boxes(corners, side)
+                for (start, stop), (left, top, right, bottom) in boxes:
+                    box = second[top:bottom, left:right]
+                    index = _index(corners[start:stop] - corners.new_tensor((left, top)), right - left, side)
+                    product = gradient.new_zeros(stop - start, (bottom - top) * (right - left))
+                    product.scatter_(1, index, gradient[sample, start:stop])
+                    first_gradient[sample, start:stop] = product @ box.reshape(-1, box.shape[2])
+                    part = (product.mT @ first[start:stop]).view(box.shape)
+                    second_gradient[sample, top:bottom, left:right] += part
+                for pixels, index in _chunks(rest, corners, second, side):
+                    weights = gradient[sample, pixels]
+                    first_gradient[sample, pixels] = (weights[:, None] @ second.flatten(0, 1)[index])[:, 0]
+                    parts = weights[..., None] * first[pixels][:, None]
+                    second_gradient[sample].flatten(0, 1).index_add_(0, index.flatten(), parts.flatten(0, 1))
+        first_gradient = _pixel_order(first_gradient, order).mT.reshape(features1.shape)
+        second_gradient = second_gradient[:, side : side + height, side : side + width].permute(0, 3, 1, 2)
+        return first_gradient, second_gradient, None, None
+
+
+def _laid_out(features1: Tensor, features2: Tensor, origin: Tensor, side: int) -> tuple[Tensor, ...]:
+    """Pixels of frame1 tile by tile [N, P, C], frame2 with a margin of zeros [N, h + 2 side, w + 2 side, C], the
+    windows' corners in it [N, P, 2] tile by tile, and that order of the pixels [P]."""
+    height, width = features1.shape[-2:]
+    numbers = torch.arange(height * width, device=features1.device).view(height, width)
+    order = torch.cat([part.flatten() for rows in numbers.split(TILE) for part in rows.split(TILE, 1)])
+    tiles = features1.flatten(2).mT.index_select(1, order)
+    padded = F.pad(features2.permute(0, 2, 3, 1), (0, 0, side, side, side, side))
+    return tiles, padded, origin.mT.index_select(1, order) + side, order
+
+
+def _pixel_order(values: Tensor, order: Tensor) -> Tensor:
+    """Values [N, P, K] tile by tile -> row by row."""
+    return torch.empty_like(values).index_copy_(1, order, values)
