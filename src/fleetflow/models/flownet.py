@@ -16,6 +16,7 @@ Kept as the published PyTorch weights were used (NVIDIA/flownet2-pytorch), altho
 * the 2x enlargements of flow in S have no bias, those of the other networks have one;
 * that repository notes 38,676,504 parameters for S alone; there are 38,676,506.
 It crops frames to multiples of 64; here they are resized and the flow is scaled back, as the Caffe release does.
+Not read yet: the checkpoints of mmflow, which name their layers differently.
 """
 
 from abc import abstractmethod

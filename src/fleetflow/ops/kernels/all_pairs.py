@@ -17,7 +17,7 @@ from fleetflow.ops.all_pairs import MEMORY_LIMIT, AllPairs, pooled
 
 TILE = 8
 LARGEST_BOX = 1600  # pixels of frame2; measured: beyond, separate windows are as fast as the product
-CHUNK = 2**26  # numbers that the separate windows may take at a time, 256 MB
+CHUNK = 2**25  # numbers that the separate windows may take at a time, 128 MB
 
 
 def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: int = MEMORY_LIMIT) -> AllPairs:
@@ -73,13 +73,13 @@ class _Windows(torch.autograd.Function):
     def forward(ctx, features1: Tensor, features2: Tensor, origin: Tensor, side: int) -> Tensor:
         ctx.save_for_backward(features1, features2, origin)
         ctx.side = side
-        tiles, padded, origin, order = _laid_out(features1, features2, origin, side)
+        tiles, padded, origin, order, tile = _laid_out(features1, features2, origin, side)
         values = tiles.new_empty(*tiles.shape[:2], side * side)
         with torch.autocast(tiles.device.type, enabled=False):
             for sample in range(len(tiles)):
                 first, second, corners = tiles[sample], padded[sample], origin[sample]
-                boxes, rest = _boxes(corners, side)
-                for (start, stop), (left, top, right, bottom) in boxes:
+                boxes, rest = _boxes(corners, tile, side)
+                for start, stop, left, top, right, bottom in boxes:
                     box = second[top:bottom, left:right]
                     product = first[start:stop] @ box.reshape(-1, box.shape[2]).mT
                     index = _index(corners[start:stop] - corners.new_tensor((left, top)), right - left, side)
@@ -94,14 +94,14 @@ class _Windows(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         features1, features2, origin = ctx.saved_tensors
         side, (height, width) = ctx.side, features2.shape[-2:]
-        tiles, padded, origin, order = _laid_out(features1, features2, origin, side)
+        tiles, padded, origin, order, tile = _laid_out(features1, features2, origin, side)
         gradient = gradient.flatten(2).index_select(1, order)
         first_gradient, second_gradient = torch.zeros_like(tiles), torch.zeros_like(padded)
         with torch.autocast(tiles.device.type, enabled=False):
             for sample in range(len(tiles)):
                 first, second, corners = tiles[sample], padded[sample], origin[sample]
-                boxes, rest = _boxes(corners, side)
-                for (start, stop), (left, top, right, bottom) in boxes:
+                boxes, rest = _boxes(corners, tile, side)
+                for start, stop, left, top, right, bottom in boxes:
                     box = second[top:bottom, left:right]
                     index = _index(corners[start:stop] - corners.new_tensor((left, top)), right - left, side)
                     product = gradient.new_zeros(stop - start, (bottom - top) * (right - left))
@@ -120,16 +120,45 @@ class _Windows(torch.autograd.Function):
 
 
 def _laid_out(features1: Tensor, features2: Tensor, origin: Tensor, side: int) -> tuple[Tensor, ...]:
-    """Pixels of frame1 tile by tile [N, P, C], frame2 with a margin of zeros [N, h + 2 side, w + 2 side, C], the
-    windows' corners in it [N, P, 2] tile by tile, and that order of the pixels [P]."""
+    """Pixels of frame1 tile by tile [N, P, C]; frame2 in a margin of zeros [N, h + 2 side, w + 2 side, C]; the corners
+    of the windows in it [N, P, 2]; the order of the pixels [P], and the number of the tile of each [P]."""
     height, width = features1.shape[-2:]
-    numbers = torch.arange(height * width, device=features1.device).view(height, width)
-    order = torch.cat([part.flatten() for rows in numbers.split(TILE) for part in rows.split(TILE, 1)])
+    y, x = (torch.arange(size, device=features1.device) // TILE for size in (height, width))
+    tile = (y[:, None] * -(-width // TILE) + x).flatten()
+    tile, order = tile.sort(stable=True)
     tiles = features1.flatten(2).mT.index_select(1, order)
     padded = F.pad(features2.permute(0, 2, 3, 1), (0, 0, side, side, side, side))
-    return tiles, padded, origin.mT.index_select(1, order) + side, order
+    return tiles, padded, origin.mT.index_select(1, order) + side, order, tile
 
 
 def _pixel_order(values: Tensor, order: Tensor) -> Tensor:
     """Values [N, P, K] tile by tile -> row by row."""
     return torch.empty_like(values).index_copy_(1, order, values)
+
+
+def _boxes(corners: Tensor, tile: Tensor, side: int) -> tuple[list[tuple[int, ...]], Tensor]:
+    """(first pixel, end, left, top, right, bottom) of each tile whose windows fit a small box; the other pixels."""
+    everything = torch.arange(len(tile), device=tile.device)
+    if corners.device.type != "cpu":
+        return [], everything
+    ends = torch.bincount(tile).cumsum(0)
+    index = tile[:, None].expand_as(corners)
+    low = corners.new_zeros(len(ends), 2).scatter_reduce_(0, index, corners, "amin", include_self=False)
+    high = corners.new_zeros(len(ends), 2).scatter_reduce_(0, index, corners, "amax", include_self=False) + side
+    compact = (high - low).prod(1) <= LARGEST_BOX
+    rows = torch.cat((F.pad(ends[:-1], (1, 0))[:, None], ends[:, None], low, high), 1)
+    return [tuple(row) for row in rows[compact].tolist()], everything[~compact[tile]]
+
+
+def _index(corners: Tensor, width: int, side: int) -> Tensor:
+    """[n, side * side]: where the window at each corner [n, 2] lies in a flattened picture of that width."""
+    steps = torch.arange(side, device=corners.device)
+    window = (steps[:, None] * width + steps).flatten()
+    return (corners[:, 1] * width + corners[:, 0])[:, None] + window
+
+
+def _chunks(pixels: Tensor, corners: Tensor, second: Tensor, side: int):
+    """Yields pixels, so many at a time that their windows fit CHUNK, and the index of their windows in frame2."""
+    for part in pixels.split(max(CHUNK // (side * side * second.shape[2]), 1)):
+        if len(part):
+            yield part, _index(corners[part], second.shape[1], side)

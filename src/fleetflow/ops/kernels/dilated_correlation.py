@@ -4,7 +4,7 @@ The pixels whose row and column leave the remainders (i, j) on division by s for
 smaller on each axis, and a displacement by s pixels is one by a single pixel there. So each of the s * s phases is an
 ordinary correlation of radius // s. They are computed one after the other, which divides the memory for the windows
 of frame2 by s * s: for FlowNetC and a frame of 1088x1920 the peak is 0.25 GB (0.75 GB with the gradients), for one of
-2160x3840 it is 1 GB. The definition took 14 GB for the former, and fifty times as long.
+2160x3840 it is 1 GB. The definition took 14 GB for the former, and some forty times as long.
 """
 
 import torch
