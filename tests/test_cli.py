@@ -5,9 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from fleetflow.cli import COMMANDS, main
 from fleetflow.io import write_image
+from fleetflow.models import weights
+from fleetflow.models.fastflownet import FastFlowNet
 
 
 @pytest.fixture
@@ -72,6 +75,18 @@ def test_models_and_recipes(capsys):
     assert "1,366,114" in capsys.readouterr().out
     assert main(["recipes"]) == 0
     assert "fastflownet_synthetic" in capsys.readouterr().out
+
+
+def test_convert(tmp_path, capsys):
+    network = FastFlowNet()
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "published.pth")
+    words = ["convert", str(tmp_path / "published.pth"), "fastflownet", str(tmp_path / "own.safetensors")]
+    assert main([*words, "--licence", "MIT"]) == 0
+    assert weights.header(tmp_path / "own.safetensors")["licence"] == "MIT"
+    ours = weights.load(str(tmp_path / "own.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), network.state_dict().values()))
+    assert main([*words[:3], str(tmp_path / "own.pth")]) == 1
+    assert "safetensors" in capsys.readouterr().err
 
 
 def test_benchmark_prints_ratios(capsys):

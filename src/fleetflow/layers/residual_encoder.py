@@ -1,4 +1,4 @@
-"""The residual encoders of RAFT (arXiv 2003.12039, section 3.1 and figure 5) and its descendants: pictures to stride 8."""
+"""The residual encoders of RAFT (arXiv 2003.12039, section 3.1) and its descendants: pictures to stride 8."""
 
 from torch import Tensor, nn
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fleetflow.layers.residual_encoder import ResidualEncoder
-from fleetflow.layers.update import LEVELS, FlowHead, MaskHead, MotionEncoder, SeparableGRU, at_least, centre, refine
+from fleetflow.layers.update import LEVELS, FlowHead, MaskHead, MotionEncoder, SeparableGRU, grown, refine, shrunk
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.layers.warm_start import starting_flow
 from fleetflow.models.base import FlowModel
@@ -162,7 +162,7 @@ class GMA(FlowModel):
     def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
         """Returns the prediction; steps and memory are those of RAFT: all full flows, and the last one at stride 8."""
         size = frame1.shape[-2:]
-        frame1, frame2 = at_least(frame1), at_least(frame2)
+        frame1, frame2 = grown(frame1), grown(frame2)
         pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
         hidden, context = self.cnet(frame1).chunk(2, 1)
         hidden, context = hidden.tanh(), context.relu()
@@ -172,10 +172,11 @@ class GMA(FlowModel):
             return self.update_block(hidden, context, mix, correlation, flow)
 
         def enlarge(hidden: Tensor, flow: Tensor) -> Tensor:
-            return centre(convex_upsample(flow, self.update_block.mask(hidden)), size)
+            return shrunk(convex_upsample(flow, self.update_block.mask(hidden)), size)
 
+        refined = refine(update, pyramid, hidden, starting_flow(previous, hidden), RADIUS, steps)
         flows = []
-        for hidden, flow in refine(update, pyramid, hidden, starting_flow(previous, hidden), RADIUS, steps):
+        for hidden, flow in refined:
             if self.training:
                 flows.append(enlarge(hidden, flow))
         return Prediction(flows[-1] if flows else enlarge(hidden, flow), tuple(flows), flow.detach())

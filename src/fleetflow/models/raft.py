@@ -6,8 +6,8 @@ by learned convex combinations; `raft_small` has 990,162 and enlarges it bilinea
 
 The published number of steps is 20 in the demo (the default here), 12 in training, 32 on Sintel and 24 on KITTI.
 Frames are padded on all sides to multiples of 8, as published for Sintel (for KITTI: only at the bottom, not at the
-top). Frames shorter than 128 pixels, which the published code cannot take, are continued with their edge pixels on
-all sides up to 128 and the flow is cut out: the coarsest correlation would otherwise be of a single pixel.
+top). Frames with a side shorter than 128 pixels, which the published code cannot take, as its coarsest correlation
+would be of a single pixel, are enlarged until it is 128, and the flow is scaled back.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ from fleetflow.layers.update import (
     MaskHead,
     MotionEncoder,
     SeparableGRU,
-    at_least,
-    centre,
     gated,
+    grown,
     refine,
+    shrunk,
 )
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.layers.warm_start import starting_flow
@@ -180,21 +180,20 @@ class RAFT(FlowModel):
         Its memory is the last flow [N, 2, h, w] on the grid of stride 8, with which a following pair may begin.
         """
         size = frame1.shape[-2:]
-        frame1, frame2 = at_least(frame1), at_least(frame2)
-        features1, features2 = self.fnet(frame1), self.fnet(frame2)  # one after the other halves the peak memory
-        pyramid = all_pairs(features1, features2, LEVELS, self.memory_limit)
+        frame1, frame2 = grown(frame1), grown(frame2)
+        pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
         hidden, context = self.cnet(frame1).tensor_split([self.update_block.hidden], 1)
         hidden, context = hidden.tanh(), context.relu()
-        flow = starting_flow(previous, features1)
 
         def update(hidden: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
             return self.update_block(hidden, context, correlation, flow)
 
+        refined = refine(update, pyramid, hidden, starting_flow(previous, hidden), self.update_block.radius, steps)
         flows = []
-        for hidden, flow in refine(update, pyramid, hidden, flow, self.update_block.radius, steps):
+        for hidden, flow in refined:
             if self.training:
-                flows.append(centre(self.update_block.enlarge(hidden, flow), size))
-        full = flows[-1] if flows else centre(self.update_block.enlarge(hidden, flow), size)
+                flows.append(shrunk(self.update_block.enlarge(hidden, flow), size))
+        full = flows[-1] if flows else shrunk(self.update_block.enlarge(hidden, flow), size)
         return Prediction(full, tuple(flows), flow.detach())
 
 
