@@ -65,6 +65,16 @@ def test_a_run_is_not_overwritten_and_a_missing_one_not_resumed(tiny, tmp_path):
         job.train("fastflownet_synthetc", folder=tmp_path / "x")
 
 
+def test_starting_from_weights(tiny, tmp_path):
+    first = job.train("tiny", folder=tmp_path / "first", steps=2, workers=0, report=quiet)
+    start = f"fastflownet:{first.weights}"
+    job.train("tiny", folder=tmp_path / "second", start=start, steps=1, workers=0, report=quiet)
+    fresh, warm = (losses_of(tmp_path / name)[0] for name in ("first", "second"))
+    assert warm != fresh
+    with pytest.raises(FleetflowError, match="no file"):
+        job.train("tiny", folder=tmp_path / "third", start="fastflownet:nowhere.pth")
+
+
 def test_time_limit(tiny, tmp_path):
     outcome = job.train("tiny", folder=tmp_path, minutes=0.0, workers=0, report=quiet)
     assert outcome.step == 1 and outcome.checkpoint.exists()

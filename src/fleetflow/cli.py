@@ -64,7 +64,7 @@ def train(
     /,
     folder: Path | None = None,
     resume: bool = False,
-    start: Path | None = None,
+    start: str | None = None,
     textures: Path | None = None,
     minutes: float | None = None,
     steps: int | None = None,
@@ -81,7 +81,7 @@ def train(
         recipe: such as fastflownet_synthetic; `fleetflow recipes` lists them.
         folder: where the run lives; default runs/RECIPE.
         resume: continue exactly where the last checkpoint left off.
-        start: a checkpoint whose weights the run starts from.
+        start: a network or NETWORK:CHECKPOINT whose weights the run starts from.
         textures: a folder of photographs for the surfaces of generated pairs; default: procedural ones.
         minutes: stop after so long; the run can be resumed.
         steps: stop at this step; the run can be resumed.

@@ -67,7 +67,7 @@ def train(
     *,
     folder: Path | None = None,
     resume: bool = False,
-    start: Path | None = None,
+    start: str | None = None,
     textures: Path | None = None,
     minutes: float | None = None,
     steps: int | None = None,
@@ -84,7 +84,7 @@ def train(
     name: a recipe, such as "fastflownet_synthetic".
     folder: where the run lives; default runs/NAME. A run that is there is only continued, with `resume`.
     resume: continue exactly where the last checkpoint left off.
-    start: a checkpoint whose weights the run starts from.
+    start: a network or NETWORK:CHECKPOINT, as `fleetflow.load` takes it, whose weights the run starts from.
     textures: a folder of photographs to texture the generated pairs with; default: procedural textures.
     minutes, steps: stop after so long, or at that step; the run can be resumed.
     threads: threads of the training process (0: as many as torch takes); workers: processes that make pairs.
@@ -108,7 +108,7 @@ def train(
     if isinstance(model, FastFlowNet):
         start_as_matcher(model)
     if start:
-        model.load_state_dict(weights.load(f"{plan.network}:{start}").state_dict())
+        model.load_state_dict(weights.load(start).state_dict())
     model = model.to(where, memory_format=torch.channels_last).train()
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_ema(plan.ema))
     updates = optimisers(model, plan.learning_rate, plan.weight_decay)

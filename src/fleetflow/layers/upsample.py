@@ -1,4 +1,4 @@
-"""Convex upsampling: a fine pixel's flow is a weighted mean of nine coarse ones (RAFT, arXiv 2003.12039, section 3.3)."""
+"""Convex upsampling: a fine pixel takes a weighted mean of nine coarse flows (RAFT, arXiv 2003.12039, section 3.3)."""
 
 import torch.nn.functional as F
 from torch import Tensor

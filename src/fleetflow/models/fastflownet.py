@@ -124,7 +124,8 @@ class FastFlowNet(FlowModel):
             features = getattr(self, f"rconv{level}")(features1)
             correction = getattr(self, f"decoder{level}")(torch.cat((volume, features, flow.to(volume.dtype)), 1))
             flows.append(correction.float() if level == 6 else correction.float() + flow.float())
-        full = resize(flows[-1] * FLOW_SCALE, tuple(frame1.shape[2:]))
+        # Two channels are enlarged three times faster as planes than channels-last.
+        full = resize((flows[-1] * FLOW_SCALE).contiguous(), tuple(frame1.shape[2:]))
         if not self.training:
             return Prediction(full)
         return Prediction(full, tuple(flow * (FLOW_SCALE / 2**level) for level, flow in zip((6, 5, 4, 3, 2), flows)))

@@ -77,6 +77,11 @@ def _bend(draw: Draw, height: int, width: int, often: float, strength: float) ->
     return wobble, field.clamp(-2, 2)
 
 
+def _detail(draw: Draw) -> Tensor:
+    """Texture pixels per frame pixel; one sheet in four shows a small part of its texture, so that it looks smooth."""
+    return torch.where(draw.chance(0.25), draw.log_uniform(0.03, 0.5), draw.log_uniform(0.6, 2.0))
+
+
 def _flat(draw: Draw, height: int, width: int, strength: float) -> Scene:
     """Shapes over a background, all in the picture plane, as in FlyingChairs but with more kinds of motion."""
     extent = math.sqrt(height * width)
@@ -97,7 +102,7 @@ def _flat(draw: Draw, height: int, width: int, strength: float) -> Scene:
     motion = torch.where(carried, background @ own, own)
     motion[:, 0] = background[:, 0]
 
-    zoom = draw.log_uniform(0.6, 2.0)
+    zoom = _detail(draw)
     surface = shift(draw.uniform(0, SIDE), draw.uniform(0, SIDE)) @ turn(draw.uniform(0, 6.283), zoom, zoom)
     shape = draw.integer(1 << 20)
     shape[:, 0] = -1
@@ -179,7 +184,7 @@ def _camera(draw: Draw, height: int, width: int, style: str) -> Scene:
     half_u, half_v = draw.log_uniform(0.05, 0.6) * depth, draw.log_uniform(0.05, 0.6) * depth
     half_u[:, 2:4], half_v[:, 2:4] = draw.uniform(4, 30, 2), draw.uniform(1.5, 8, 2)
     outline = turn(draw.normal(0.05), 1 / half_u, 1 / half_v) @ metric
-    density = focal / depth * draw.log_uniform(0.5, 1.6)
+    density = focal / depth * _detail(draw)
     density[:, 1:4] = focal / (12 if drive else 5) * draw.log_uniform(0.5, 1.6, 3)
     surface = (
         shift(draw.uniform(0, SIDE), draw.uniform(0, SIDE)) @ turn(draw.uniform(0, 6.283), density, density) @ metric
