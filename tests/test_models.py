@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import Registry, models
 from fleetflow.types import FleetflowError, Prediction
@@ -82,6 +83,14 @@ def test_trains(name, dtype):
     missing = [key for key, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     assert not missing, f"no gradient in {missing[:5]}"
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_saves_and_loads(networks, name, tmp_path):
+    path = tmp_path / "own.safetensors"
+    weights.save(networks[name], path, {"network": name, "licence": "Apache-2.0"}, dtype=torch.float32)
+    loaded = weights.load(str(path)).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in networks[name].state_dict().items())
 
 
 def test_frames_that_are_wrong():

@@ -56,7 +56,7 @@ class Recipe:
 RECIPES = {
     "fastflownet_synthetic": Recipe(
         network="fastflownet",
-        stages=(Stage(6_000, 8, 192, 256), Stage(3_000, 5, 256, 512)),
+        stages=(Stage(6_000, 8, 192, 256), Stage(3_700, 5, 256, 512)),
         learning_rate=0.006,
         warmup=200,
         cooldown=0.25,

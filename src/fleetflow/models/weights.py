@@ -65,8 +65,11 @@ def save(model: nn.Module, path: str | Path, header: dict[str, object], dtype: t
     for key in ("network", "licence"):
         if key not in header:
             raise FleetflowError(f'the header of {path} lacks "{key}"; weights must say what they are')
+    # Cloned: RAFT's residual blocks hold one tensor under two published names, and safetensors shares no memory.
     state = {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        key: value.detach()
+        .to("cpu", dtype if value.is_floating_point() else value.dtype)
+        .clone(memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()
     }
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
