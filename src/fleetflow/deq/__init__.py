@@ -1,0 +1,48 @@
+"""Fixed points z = f(z), their gradients, and what equilibrium networks need around them. Imports torch only.
+
+solution = fixed_point(f, z0, Anderson(), Implicit(Anderson()), tolerance=1e-4, max_steps=40)
+"""
+
+from fleetflow.deq.anderson import Anderson
+from fleetflow.deq.arguments import DEQ, Options, add_deq_args, get_deq
+from fleetflow.deq.broyden import Broyden
+from fleetflow.deq.diagnostics import jacobian_penalty, plot_convergence, spectral_radius
+from fleetflow.deq.gradients import Implicit, Phantom, Unrolled
+from fleetflow.deq.newton_krylov import NewtonKrylov
+from fleetflow.deq.picard import Picard
+from fleetflow.deq.regularise import (
+    VariationalDropout,
+    held,
+    remove_norm,
+    reset_dropout,
+    spectral_norm,
+    weight_norm,
+)
+from fleetflow.deq.solve import Gradient, Solution, Solver, fixed_point
+
+__all__ = [
+    "DEQ",
+    "Anderson",
+    "Broyden",
+    "Gradient",
+    "Implicit",
+    "NewtonKrylov",
+    "Options",
+    "Phantom",
+    "Picard",
+    "Solution",
+    "Solver",
+    "Unrolled",
+    "VariationalDropout",
+    "add_deq_args",
+    "fixed_point",
+    "get_deq",
+    "held",
+    "jacobian_penalty",
+    "plot_convergence",
+    "remove_norm",
+    "reset_dropout",
+    "spectral_norm",
+    "spectral_radius",
+    "weight_norm",
+]

@@ -1,0 +1,138 @@
+"""The published command-line options (deq-flow v2, torchdeq) and the `DEQ` module that they make."""
+
+import difflib
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+
+from torch import nn
+
+from fleetflow.deq.anderson import Anderson
+from fleetflow.deq.broyden import Broyden
+from fleetflow.deq.gradients import Implicit, Phantom
+from fleetflow.deq.newton_krylov import NewtonKrylov
+from fleetflow.deq.picard import Picard
+from fleetflow.deq.solve import Solution, fixed_point
+from fleetflow.deq.vectors import State
+
+SOLVERS = {
+    "anderson": Anderson(),
+    "broyden": Broyden(),
+    "newton_krylov": NewtonKrylov(),
+    "fixed_point_iter": Picard(),
+    "simple_fixed_point_iter": Picard(),
+    "naive_solver": Picard(),
+}
+STOP_MODES = ("abs", "rel")
+
+
+def _option(default, help: str, choices=None):
+    kind = type(default[0] if isinstance(default, tuple) and default else default)
+    return field(default=default, metadata={"help": help, "choices": choices, "kind": int if kind is tuple else kind})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `add_deq_args`, under their published names."""
+
+    f_solver: str = _option("fixed_point_iter", "solver of the fixed point", tuple(SOLVERS))
+    f_max_iter: int = _option(40, "evaluations of f at most")
+    f_tol: float = _option(1e-3, "residual at which a sample has converged")
+    f_stop_mode: str = _option("abs", "residual as it is, or relative to ||f(z)||", STOP_MODES)
+    eval_factor: float = _option(1.0, "f_max_iter is multiplied by this in evaluation")
+    eval_f_max_iter: int = _option(0, "f_max_iter in evaluation; 0 leaves it to eval_factor")
+    b_solver: str = _option("fixed_point_iter", "solver of the implicit gradient", tuple(SOLVERS))
+    b_max_iter: int = _option(40, "Jacobian products of the implicit gradient at most")
+    b_tol: float = _option(1e-6, "residual at which the implicit gradient has converged")
+    b_stop_mode: str = _option("abs", "residual as it is, or relative", STOP_MODES)
+    ift: bool = _option(False, "implicit gradient instead of the phantom gradient")
+    hook_ift: bool = _option(False, "the same as --ift, which needs no more memory here")
+    grad: tuple = _option((1,), "steps of the phantom gradient")
+    tau: float = _option(1.0, "damping of the phantom gradient")
+    n_states: int = _option(1, "states returned in training, evenly spaced, the last one included")
+    indexing: tuple = _option((), "evaluations after which a state is returned too, in training")
+
+    def __post_init__(self):
+        for item in fields(self):
+            value, choices = getattr(self, item.name), item.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"{item.name} is {value!r}; it must be one of {', '.join(choices)}")
+        if not self.grad or len(set(self.grad)) != 1:
+            raise ValueError(f"grad is {list(self.grad)}; it must be one number of steps, the same for all states")
+        if not 1 <= self.n_states <= self.f_max_iter:
+            raise ValueError(f"n_states is {self.n_states}; it must be in 1 to f_max_iter ({self.f_max_iter})")
+        if self.n_states > 1 and self.indexing:
+            raise ValueError("n_states and indexing are both given; choose one of them")
+
+
+def add_deq_args(parser: ArgumentParser) -> ArgumentParser:
+    """Returns the parser with the options of `Options` added."""
+    group = parser.add_argument_group("deep equilibrium")
+    for item in fields(Options):
+        name, help = f"--{item.name}", item.metadata["help"]
+        if item.metadata["kind"] is bool:
+            group.add_argument(name, action="store_true", help=help)
+        else:
+            several = {"nargs": "+"} if isinstance(item.default, tuple) else {"choices": item.metadata["choices"]}
+            group.add_argument(name, type=item.metadata["kind"], default=item.default, help=help, **several)
+    return parser
+
+
+def get_deq(args: Namespace | Mapping | None = None) -> "DEQ":
+    """Returns the module that the options describe.
+
+    args: what `parser.parse_args()` returned (options of the rest of the program are left alone), or a mapping of
+        option names to values. Raises ValueError for a name that is none, or that is nearly one in a Namespace.
+    """
+    given = vars(args) if isinstance(args, Namespace) else dict(args or {})
+    known = [item.name for item in fields(Options)]
+    for name in set(given) - set(known):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if near:
+            raise ValueError(f'there is no option "{name}"; did you mean "{near[0]}"?')
+        if not isinstance(args, Namespace):
+            raise ValueError(f'there is no option "{name}"; known: {", ".join(known)}')
+    chosen = {name: given[name] for name in known if name in given}
+    lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
+    return DEQ(replace(Options(), **chosen | lists))
+
+
+class DEQ(nn.Module):
+    """Solves z = f(z) with options chosen beforehand; has no parameters of its own.
+
+    In training the states carry the gradient of the options (`ift`, `grad`, `tau`), and `n_states` or `indexing` may
+    add earlier ones. In evaluation there is one state, without a gradient, after up to `eval_f_max_iter` evaluations.
+    """
+
+    def __init__(self, options: Options | None = None):
+        super().__init__()
+        self.options = options = options or Options()
+        self.gradient = Phantom(options.grad[0], options.tau)
+        if options.ift or options.hook_ift:
+            self.gradient = Implicit(
+                SOLVERS[options.b_solver], options.b_tol, options.b_max_iter, options.b_stop_mode == "rel"
+            )
+
+    def forward(self, f: Callable[..., State], z0: State) -> tuple[list[State], Solution]:
+        """Returns the states, the fixed point last, and the `Solution` with residual, steps and trace.
+
+        z0: a tensor, for which f is called as f(z), or a tuple (z1, z2), for which it is called as f(z1, z2) and
+            returns a tuple.
+        """
+        options = self.options
+        steps, keep = options.f_max_iter, tuple(options.indexing)
+        if options.n_states > 1:
+            keep = tuple(k * (steps // options.n_states) for k in range(1, options.n_states))
+        if not self.training:
+            steps, keep = options.eval_f_max_iter or int(steps * options.eval_factor), ()
+        solution = fixed_point(
+            f if not isinstance(z0, tuple | list) else lambda z: f(*z),
+            z0,
+            SOLVERS[options.f_solver],
+            self.gradient if self.training else None,
+            tolerance=options.f_tol,
+            max_steps=steps,
+            relative=options.f_stop_mode == "rel",
+            keep=keep,
+        )
+        return [*solution.kept, solution.value], solution

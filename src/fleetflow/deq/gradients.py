@@ -1,0 +1,152 @@
+"""Gradient rules: how a point that a solver has found gets its gradient. The solver does not know of them.
+
+Unrolled: through every step. Phantom: through a few steps from the point (Geng et al. 2021; one: Fung et al. 2021).
+Implicit: through the equation z = f(z) itself, whatever led to z (Bai et al. 2019).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fleetflow.deq.solve import Solver, Stop, iterate
+
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """Differentiates every step of the solver; memory grows with the steps. The value is f(best point)."""
+
+    unrolled: ClassVar[bool] = True
+
+    def attach(self, f: Map, point: Tensor, image: Tensor) -> Tensor:
+        """Returns the image, which carries the graph of the whole solve."""
+        return image
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """Differentiates `steps` damped applications of f from the detached point; the value is the last of them.
+
+    steps: 1 or more; 1 is the one-step gradient. damping: in (0, 1], the published tau. Without grad mode the value is
+    the point itself.
+    """
+
+    steps: int = 1
+    damping: float = 1.0
+    unrolled: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; Phantom needs 1 or more")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping is {self.damping}; it must be above 0 and at most 1")
+
+    def attach(self, f: Map, point: Tensor, image: Tensor) -> Tensor:
+        """Returns the point after the steps, recorded."""
+        z = point.detach()
+        for _ in range(self.steps if torch.is_grad_enabled() else 0):
+            z = torch.lerp(z, f(z), self.damping)
+        return z
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Differentiates the equation z = f(z): the incoming gradient g becomes the solution y of y = J^T y + g.
+
+    solver, tolerance, max_steps, relative: for that equation, as in `fixed_point`. Memory and graph are those of one
+        evaluation of f, however many steps were taken. The value is the solver's point.
+    order: derivatives up to this order are exact. Each order above the first costs one more evaluation forwards and
+        one backwards; with order 1 a second derivative raises RuntimeError.
+    """
+
+    solver: Solver
+    tolerance: float = 1e-6
+    max_steps: int = 50
+    relative: bool = True
+    order: int = 2
+    unrolled: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not hasattr(self.solver, "propose"):
+            raise TypeError(f"solver is {self.solver!r}; Implicit needs a solver such as Anderson()")
+        if self.order < 1:
+            raise ValueError(f"order is {self.order}; it must be 1 or more")
+        Stop(self.tolerance, self.max_steps, self.relative)
+
+    def attach(self, f: Map, point: Tensor, image: Tensor) -> Tensor:
+        """Returns the point, as the end of `order` Newton steps from itself.
+
+        A step from a solution that is right in its first k derivatives, by the implicit function theorem, leads to one
+        that is right in k + 1. All steps but the last are recomputed when they are needed, and stored as one vector.
+        """
+        point, before = point.detach(), None
+        if not torch.is_grad_enabled():
+            return point
+        for _ in range(self.order - 1):
+            before = NewtonStep(lambda z: checkpoint(f, z, use_reentrant=False), point, self, again=f, before=before)
+            point = before.end
+        return NewtonStep(f, point, self, before=before).end
+
+
+class NewtonStep:
+    """A Newton step on f(z) - z from a solution: it changes no value, and its backward solves the transposed system.
+
+    again: f for a step that sleeps until a graph of its gradient is built: before that, its gradient is zero.
+    before: the sleeping step that z comes from.
+    """
+
+    def __init__(self, f: Map, z: Tensor, rule: Implicit, *, again: Map | None = None, before=None):
+        self.rule, self.again, self.before = rule, again, before
+        self.z = z if z.requires_grad else z.detach().requires_grad_()
+        self.image = f(self.z)
+        self.asleep = again is not None
+        self.end = z + _Correction.apply(self.image - self.z, self)
+
+    def solve(self, g: Tensor) -> Tensor | None:
+        """Returns y = J^T y + g, [N, D], itself differentiable if the backward pass is recorded."""
+        recorded, rule, image = torch.is_grad_enabled(), self.rule, self.image
+        if self.asleep:
+            return None
+        if recorded and self.before is not None:
+            self.before.asleep = False
+        if self.again is not None:
+            with torch.enable_grad():
+                image = self.again(self.z)
+
+        def adjoint(y: Tensor) -> Tensor:
+            recorded = torch.is_grad_enabled()
+            pulled = torch.autograd.grad(image, self.z, y, retain_graph=True, create_graph=recorded, allow_unused=True)
+            return g if pulled[0] is None else g + pulled[0]
+
+        with torch.no_grad():
+            stop = Stop(rule.tolerance, rule.max_steps, rule.relative)
+            y = iterate(adjoint, g.detach(), rule.solver, stop).last.point
+        if not recorded:
+            return y
+        return _Refusal.apply(y, image) if rule.order == 1 else NewtonStep(adjoint, y, rule).end
+
+
+class _Correction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, residual: Tensor, step: NewtonStep) -> Tensor:
+        ctx.step = step
+        return torch.zeros_like(residual)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        return ctx.step.solve(g), None
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y: Tensor, image: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        raise RuntimeError("the gradient of Implicit(order=1) was differentiated again; use Implicit(order=2)")

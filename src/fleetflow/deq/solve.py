@@ -1,0 +1,225 @@
+"""The one loop of every fixed-point solve: it evaluates, measures, keeps the best, stops. Solvers only propose.
+
+What a sample gets does not depend on its companions in the batch: once it has converged it is frozen, whether
+the others go on beside it or without it (`compact`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fleetflow.deq.vectors import Layout, State
+
+
+class Solution(NamedTuple):
+    """What `fixed_point` returns for N samples."""
+
+    value: State  # like z0, with the gradient that the gradient rule gives it
+    residual: Tensor  # [N] ||f(z) - z|| (divided by ||f(z)|| if relative) at the best point z of the solver
+    steps: Tensor  # [N] evaluations of f after which the sample had converged, or all that it was given
+    trace: Tensor  # [evaluations, N] the residual of every evaluation; constant once a sample has converged
+    converged: Tensor  # [N] bool: residual <= tolerance
+    kept: tuple[State, ...] = ()  # the best points after `keep` evaluations, with their gradients
+
+
+class Solver(Protocol):
+    """Proposes the next point from what has been seen. A memory is a tuple of tensors [N, ...] and Python numbers."""
+
+    def start(self, z: Tensor) -> tuple: ...  # the empty memory for a state [N, D]
+
+    def propose(self, z: Tensor, fz: Tensor, memory: Any) -> tuple[Tensor, tuple]: ...  # the next z and memory
+
+
+class Gradient(Protocol):
+    """Gives the point that a solve has found its gradient; called after the solve, in the caller's grad mode."""
+
+    unrolled: bool  # whether the solve itself is recorded
+
+    def attach(self, f: Callable[[Tensor], Tensor], point: Tensor, image: Tensor) -> Tensor: ...  # image = f(point)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a solve ends: at a residual of `tolerance` (relative to ||f(z)|| or not), or after `max_steps` steps."""
+
+    tolerance: float
+    max_steps: int
+    relative: bool
+
+    def __post_init__(self):
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance is {self.tolerance}; it must be 0 or more")
+        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps!r}; it must be a whole number, 1 or more")
+
+    def measure(self, z: Tensor, fz: Tensor) -> Tensor:
+        """Returns [N], the residual of each sample."""
+        residual = torch.linalg.vector_norm(fz - z, dim=1)
+        if not self.relative:
+            return residual
+        size = torch.linalg.vector_norm(fz, dim=1)  # infinite before fz itself is
+        return torch.where(size.isfinite(), residual / size.clamp_min(torch.finfo(z.dtype).tiny), torch.inf)
+
+
+class Track(NamedTuple):
+    """What is known of each of n samples so far."""
+
+    point: Tensor  # [n, D] with the smallest residual
+    image: Tensor  # [n, D] f(point)
+    residual: Tensor  # [n] of the last evaluation before the sample was done
+    lowest: Tensor  # [n]
+    steps: Tensor  # [n]
+    done: Tensor  # [n] bool: converged, or no longer finite
+
+    def after(self, z: Tensor, fz: Tensor, step: int, stop: Stop) -> "Track":
+        """Returns what is known after evaluation number `step`, f(z) = fz."""
+        with torch.no_grad():
+            residual = torch.where(self.done, self.residual, stop.measure(z, fz))
+            better = residual < self.lowest
+            lowest = torch.where(better, residual, self.lowest)
+            steps = torch.where(self.done, self.steps, step)
+            done = self.done | (lowest <= stop.tolerance) | ~residual.isfinite()
+        point, image = (torch.where(better[:, None], new, old) for new, old in ((z, self.point), (fz, self.image)))
+        return Track(point, image, residual, lowest, steps, done)
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Returns the tensor [n, ...], the samples that are done without their graph."""
+        return torch.where(self.done.view(-1, *[1] * (tensor.ndim - 1)), tensor.detach(), tensor)
+
+    def scatter(self, rows: Tensor, part: "Track") -> "Track":
+        """Returns this track with the samples `rows` replaced by those of `part`."""
+        return Track(*(whole.index_copy(0, rows, piece) for whole, piece in zip(self, part)))
+
+
+class Iteration(NamedTuple):
+    """What one run of the loop leaves."""
+
+    last: Track
+    trace: Tensor  # [evaluations, N]
+    kept: list[tuple[Tensor, Tensor]]  # (point, image) after `keep` evaluations
+
+
+def iterate(
+    f: Callable[[Tensor], Tensor],
+    z: Tensor,
+    solver: Solver,
+    stop: Stop,
+    *,
+    restrict: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None,
+    keep: Sequence[int] = (),
+    strict: bool = False,
+) -> Iteration:
+    """Returns the best points that `solver` finds for the map f of vectors [N, D], starting at z.
+
+    restrict: sample numbers -> f for these samples only. strict: whether a first evaluation that is not finite raises.
+    """
+    every = _look_every(z.device)
+    count = z.new_zeros(z.shape[0])
+    whole = part = Track(z, z, count, count + torch.inf, count.long(), count.bool())
+    rows = torch.arange(z.shape[0], device=z.device)
+    memory = _memory(solver, z)
+    trace, kept = [], []
+    for step in range(1, stop.max_steps + 1):
+        fz = f(z)
+        part = part.after(z, fz, step, stop)
+        if strict and step == 1 and not bool(part.residual.isfinite().all()):
+            bad = int((~part.residual.isfinite()).sum())
+            raise ValueError(f"f(z0) is not finite for {bad} of {z.shape[0]} samples; look at f and z0")
+        trace.append(whole.residual.index_copy(0, rows, part.residual))
+        if step in keep:
+            best = whole.scatter(rows, part)
+            kept.append((best.point, best.image))
+        if step == stop.max_steps:
+            break
+        if step % every == 0:
+            going = ~part.done
+            left = int(going.sum())
+            if left == 0:
+                break
+            if restrict and left < len(rows):
+                whole = whole.scatter(rows, part)
+                rows, z, fz = rows[going], z[going], fz[going]
+                part = Track(*(tensor[going] for tensor in part))
+                memory = _each(memory, lambda tensor, going=going: tensor[going])
+                f = restrict(rows)
+        if torch.is_grad_enabled():  # what a solver makes of a sample that stands still may have no finite gradient
+            z, fz, memory = part.cut(z), part.cut(fz), _each(memory, part.cut)
+        with torch.autocast(z.device.type, enabled=False):
+            z, memory = solver.propose(z, fz, memory)
+        z = torch.where(part.done[:, None], part.point, z)
+    whole = whole.scatter(rows, part)
+    kept += [(whole.point, whole.image)] * (len(keep) - len(kept))
+    return Iteration(whole, torch.stack(trace), kept)
+
+
+def fixed_point(
+    f: Callable[[State], State],
+    z0: State,
+    solver: Solver,
+    gradient: Gradient | None = None,
+    *,
+    tolerance: float = 1e-3,
+    max_steps: int = 40,
+    relative: bool = True,
+    compact: bool | Callable[[Tensor], Callable[[State], State]] = False,
+    keep: Sequence[int] = (),
+) -> Solution:
+    """Returns the point z = f(z) of each sample, or the best one found.
+
+    f: z -> z, the same shapes; called as f(z) with z like z0: a tensor [N, ...] or a tuple of such tensors.
+    gradient: Unrolled(), Phantom(...) or Implicit(...); None leaves the value without a gradient.
+    tolerance, relative: a sample has converged when ||f(z) - z|| <= tolerance, times ||f(z)|| if relative; the norm
+        goes over all parts of z and is taken in float32 at least, under autocast too.
+    max_steps: evaluations of f at most (the last one only measures). The best point counts, not the last.
+    compact: converged samples stop costing evaluations. True if f takes any number of samples and treats them alike;
+        if f holds more data of each sample, a function of the sample numbers [n] that returns f for those.
+    keep: (8, 16) also returns the best points after 8 and 16 evaluations, with their gradients (correction losses).
+    Raises ValueError or TypeError that names the argument: another shape from f, a first evaluation that is not finite.
+    """
+    layout, stop, keep = Layout(z0), Stop(tolerance, max_steps, relative), tuple(keep)
+    if any(k < 1 or k > max_steps for k in keep) or sorted(set(keep)) != list(keep):
+        raise ValueError(f"keep is {keep}; it must rise within 1 to max_steps ({max_steps})")
+    if not hasattr(solver, "propose"):
+        raise TypeError(f"solver is {solver!r}; it must be a solver such as Anderson()")
+    if gradient is not None and not hasattr(gradient, "attach"):
+        raise TypeError(f"gradient is {gradient!r}; it must be None, Unrolled(), Phantom() or Implicit(solver)")
+    lifted = layout.lift(f)
+    restrict = None if compact is False else (lambda rows: layout.lift(f if compact is True else compact(rows)))
+    recorded = torch.is_grad_enabled() and gradient is not None and gradient.unrolled
+    with torch.set_grad_enabled(recorded):
+        found = iterate(lifted, layout.pack(z0), solver, stop, restrict=restrict, keep=keep, strict=True)
+    torch.clear_autocast_cache()  # older torch would serve the graph below weights cast without one above
+
+    def finish(point: Tensor, image: Tensor) -> State:
+        return layout.unpack(point.detach() if gradient is None else gradient.attach(lifted, point, image))
+
+    last = found.last
+    kept = tuple(finish(*pair) for pair in found.kept)
+    value = finish(last.point, last.image)
+    return Solution(value, last.lowest, last.steps, found.trace, last.lowest <= tolerance, kept)
+
+
+def _look_every(device: torch.device) -> int:
+    """Returns the steps between two looks from the host; on a GPU a look waits for everything queued before it."""
+    return 1 if device.type == "cpu" else 4
+
+
+def _each(memory: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
+    changed = [change(item) if isinstance(item, Tensor) else item for item in memory]
+    return type(memory)(*changed) if hasattr(memory, "_fields") else tuple(changed)
+
+
+def _memory(solver: Solver, z: Tensor) -> tuple:
+    """Returns the solver's empty memory; raises ValueError if it does not fit the samples or the machine."""
+    try:
+        memory = solver.start(z)
+    except RuntimeError as error:
+        size = f"{tuple(z.shape)} {z.dtype}".replace("torch.", "")
+        raise ValueError(f"solver {solver} has a memory that does not fit for z of {size}; shorten it") from error
+    for item in memory:
+        if isinstance(item, Tensor) and (item.ndim == 0 or item.shape[0] != z.shape[0]):
+            raise ValueError(f"solver {solver} has a memory of {tuple(item.shape)} that does not fit {len(z)} samples")
+    return memory
