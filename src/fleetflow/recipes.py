@@ -65,6 +65,17 @@ RECIPES = {
         ema=0.999,
         source="ours: generated pairs only, sized for an afternoon on two CPU cores",
     ),
+    "fastflownet_wide": Recipe(
+        network="fastflownet",
+        stages=(Stage(5_000, 4, 320, 640),),
+        learning_rate=0.004,
+        warmup=100,
+        cooldown=0.35,
+        weight_decay=0.01,
+        clip=20.0,
+        ema=0.999,
+        source="ours: large frames and motions, after fastflownet_synthetic (--start fastflownet)",
+    ),
 }
 
 
