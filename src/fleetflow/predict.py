@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fleetflow.io import list_frames, read_image, write_atomically, write_flow, write_image
+from fleetflow.layers.fused import available, fuse
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction
@@ -66,7 +67,7 @@ class Predictor:
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
         model = model.eval().to(self.device, memory_format=torch.channels_last)
-        self.model = model if self.dtype == torch.float32 else _lowered(model, self.dtype)
+        self.model = _ready(model, self.device, self.dtype)
 
     def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         """Returns the flow from image1 to image2, float32 [H, W, 2] pixels.
@@ -96,9 +97,14 @@ class Predictor:
         return frame.permute(0, 3, 1, 2).float().div_(255)  # channels-last in memory, as the picture was
 
 
-def _lowered(model: FlowModel, dtype: torch.dtype) -> FlowModel:
-    """A copy of the model whose convolutions hold their weights in `dtype`, so that no call has to convert them."""
+def _ready(model: FlowModel, device: torch.device, dtype: torch.dtype) -> FlowModel:
+    """The model, or a copy whose convolutions hold their weights in `dtype` (and on the CPU packed and fused)."""
+    fused = device.type == "cpu" and available()
+    if not fused and dtype == torch.float32:
+        return model
     model = copy.deepcopy(model)
+    if fused:
+        fuse(model, dtype)
     for layer in model.modules():
         if type(layer) in (nn.Conv2d, nn.ConvTranspose2d):
             layer.to(dtype)

@@ -99,7 +99,7 @@ class FastFlowNet(FlowModel):
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2
-        return (frame1 - mean).flip(1), (frame2 - mean).flip(1)  # BGR
+        return (frame1 - mean).flip(1), (frame2 - mean).flip(1)  # BGR; flip keeps the memory layout
 
     def pyramid(self, frame: Tensor) -> tuple[Tensor, ...]:
         """Returns the features of levels 2 (stride 4, 32 channels) to 6 (stride 64, 64 channels)."""

@@ -22,20 +22,24 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
     position = position.nan_to_num(nan=-2.0, posinf=-2.0, neginf=-2.0)  # outside the picture: gives 0
     x, y = position.clamp(-2, max(height, width) + 1).unbind(1)
     left, top = x.detach().floor(), y.detach().floor()
-    right_share, bottom_share = x - left, y - top
-    left_share, top_share = 1 - right_share, 1 - bottom_share
+    right_share = (x - left) * _inside(left + 1, width)
+    bottom_share = (y - top) * _inside(top + 1, height)
+    left_share = (left + 1 - x) * _inside(left, width)
+    top_share = (top + 1 - y) * _inside(top, height)
     columns = torch.stack((left, left + 1, left, left + 1), dim=-1)
     rows = torch.stack((top, top, top + 1, top + 1), dim=-1)
     weights = torch.stack(
         (left_share * top_share, right_share * top_share, left_share * bottom_share, right_share * bottom_share), -1
     )
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    weights = weights * inside
     first_row = torch.arange(count, dtype=torch.int32)[:, None, None, None] * (height * width)
     index = first_row + (rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)).to(torch.int32)
     table = features.permute(0, 2, 3, 1).reshape(-1, channels)
     sampled = _WeightedRows.apply(table, index.view(-1, 4), weights.view(-1, 4))
     return sampled.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _inside(position: Tensor, size: int) -> Tensor:
+    return (position >= 0) & (position < size)
 
 
 class _WeightedRows(torch.autograd.Function):

@@ -1,0 +1,52 @@
+"""Fused convolutions compute what the layers they replace compute."""
+
+import pytest
+import torch
+from torch import nn
+
+import fleetflow
+from fleetflow.layers.fused import FusedConvolution, available, fuse
+
+pytestmark = pytest.mark.skipif(not available(), reason="this build of torch has no oneDNN convolutions")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups, stride, dilation, bias", [(1, 1, 1, True), (3, 1, 2, True), (1, 2, 1, False)])
+@pytest.mark.parametrize("activation", [nn.LeakyReLU(0.1), nn.LeakyReLU(0.3), nn.ReLU(), nn.Tanh()])
+def test_equals_the_layers(dtype, groups, stride, dilation, bias, activation):
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(6, 9, 3, stride, dilation, dilation, groups, bias), activation, nn.Conv2d(9, 4, 1), nn.BatchNorm2d(4)
+    ).eval()
+    fused = nn.Sequential(*layers)
+    fuse(fused, dtype)
+    assert [type(layer) for layer in fused].count(FusedConvolution) == 2
+    with torch.inference_mode():
+        for size in ((2, 6, 11, 7), (1, 6, 5, 30)):  # weights are packed for the first size, and serve the second
+            x = torch.randn(size)
+            wanted = layers(x)
+            found = fused[2](fused[1](fused[0](x))).float()
+            found = fused[3](found)
+            assert (found - wanted).abs().max() < (2e-6 if dtype == torch.float32 else 0.04)
+
+
+def test_leaves_alone_what_it_cannot_do():
+    model = nn.Sequential(
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(2, 2, 3, padding="same"),
+        nn.ConvTranspose2d(2, 2, 2),
+    )
+    before = list(model)
+    fuse(model, torch.float32)
+    assert list(model) == before
+
+
+def test_the_predictor_fuses_a_copy():
+    model = fleetflow.load("fastflownet")
+    predictor = fleetflow.Predictor(model, device="cpu", precision="fp32")
+    assert any(isinstance(layer, FusedConvolution) for layer in predictor.model.modules())
+    assert not any(isinstance(layer, FusedConvolution) for layer in model.modules())
+    frames = [torch.rand(1, 3, 64, 128).to(memory_format=torch.channels_last) for _ in range(2)]
+    with torch.inference_mode():
+        difference = predictor.model(*frames).flow - model(*frames).flow
+    assert 0 <= difference.abs().max() < 1e-4
