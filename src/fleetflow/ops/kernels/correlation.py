@@ -56,8 +56,7 @@ class _TiledCorrelation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features1: Tensor, features2: Tensor, radius: int, keep: tuple[int, ...] | None) -> Tensor:
         count, channels, height, width = features1.shape
-        below, right = -height % TILE, -width % TILE
-        side, window = 2 * radius + 1, TILE + 2 * radius
+        below, right, window = -height % TILE, -width % TILE, TILE + 2 * radius
         first = F.pad(features1 / channels, (0, right, 0, below)).permute(0, 2, 3, 1)
         second = F.pad(features2, (radius, radius + right, radius, radius + below)).permute(0, 2, 3, 1)
         tiles, windows = _tiles(first), _windows(second.contiguous(), window)
