@@ -17,8 +17,8 @@ FLOORS = {
     1: ("ops", "deq"),
     2: ("layers", "data"),
     3: ("models",),
-    4: ("losses", "metrics", "visualise", "recipes", "optimise"),
-    5: ("predict", "evaluate", "demo", "train", "benchmark"),
+    4: ("losses", "metrics", "visualise", "optimise"),
+    5: ("plan", "recipes", "predict", "evaluate", "feed", "runlog", "demo", "train", "benchmark"),
     6: ("cli", "serve", "__main__"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -7,29 +7,50 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from fleetflow import losses, optimise, recipes
+from fleetflow import feed, losses, optimise, recipes
 from fleetflow import train as job
+from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
+from fleetflow.data.pairs import pairs
+from fleetflow.io import write_flow, write_image
 from fleetflow.models import weights
-from fleetflow.recipes import Recipe, Stage
+from fleetflow.plan import Batches, Recipe, Source, changed
+from fleetflow.recipes import warm_flat_cool
 from fleetflow.types import FleetflowError, Prediction, Sample
 
-TINY = dataclasses.replace(
-    recipes.RECIPES["fastflownet_synthetic"], stages=(Stage(4, 1, 64, 64), Stage(4, 2, 64, 128)), warmup=2
+GENERATED = recipes.RECIPES["fastflownet_synthetic"].stages[0]
+
+
+def plan_of(*batches: Batches, **changes) -> Recipe:
+    return Recipe("fastflownet", (dataclasses.replace(GENERATED, batches=batches, **changes),), "a test")
+
+
+TINY = plan_of(Batches(4, 2, 64, 64), Batches(4, 2, 64, 128))
+TWO = Recipe(
+    "fastflownet",
+    tuple(
+        dataclasses.replace(GENERATED, name=name, batches=(Batches(3, 2, 64, 64),), begin=begin)
+        for name, begin in (("one", GENERATED.begin), ("two", None))
+    ),
+    "a test",
 )
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setitem(recipes.RECIPES, "tiny", TINY)
+    monkeypatch.setitem(recipes.RECIPES, "two", TWO)
 
 
 def losses_of(folder) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
 
 
 def quiet(_):
@@ -84,9 +105,10 @@ def test_a_killed_run_loses_at_most_one_checkpoint_interval(tmp_path):
     """kill -9 in the middle: what lies there is whole, and the run goes on behind its last checkpoint."""
     code = (
         "import sys; from fleetflow import recipes, train; from pathlib import Path; import dataclasses\n"
-        "plan = recipes.RECIPES['fastflownet_synthetic']\n"
-        "stages = (recipes.Stage(400, 1, 64, 64),)\n"
-        "recipes.RECIPES['tiny'] = dataclasses.replace(plan, stages=stages)\n"
+        "from fleetflow.plan import Batches, Recipe\n"
+        "stage = recipes.RECIPES['fastflownet_synthetic'].stages[0]\n"
+        "stage = dataclasses.replace(stage, batches=(Batches(400, 1, 64, 64),))\n"
+        "recipes.RECIPES['tiny'] = Recipe('fastflownet', (stage,), '')\n"
         "train.train('tiny', folder=Path(sys.argv[1]), workers=0, checkpoint_every=3, threads=1,\n"
         "            resume='resume' in sys.argv, steps=int(sys.argv[2]))\n"
     )
@@ -108,10 +130,10 @@ def test_a_killed_run_loses_at_most_one_checkpoint_interval(tmp_path):
 
 def test_learns_on_one_batch(monkeypatch, tmp_path):
     """On the same four pairs again and again the error falls to a small part of the motion."""
-    fixed = job.generate(4, 64, 128, seed=5, mixture={shapes_world: 1.0})
-    plan = dataclasses.replace(TINY, stages=(Stage(120, 4, 64, 128),), cooldown=0.5)
+    fixed = generate(4, 64, 128, seed=5, mixture={shapes_world: 1.0})
+    plan = plan_of(Batches(120, 4, 64, 128), schedule=partial(warm_flat_cool, warmup=2, cooldown=0.5))
     monkeypatch.setitem(recipes.RECIPES, "one_batch", plan)
-    monkeypatch.setattr(job, "generate", lambda *args, **keywords: fixed)
+    monkeypatch.setattr(feed, "generate", lambda *args, **keywords: fixed)
     job.train("one_batch", folder=tmp_path, workers=0, report=quiet)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["epe"] < 0.5 * fixed.flow.norm(dim=1).mean().item()
@@ -119,13 +141,13 @@ def test_learns_on_one_batch(monkeypatch, tmp_path):
 
 def test_a_loss_that_is_no_number_is_skipped_then_ends_the_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "BAD_STEPS", 3)
-    real, calls = job.multi_scale, []
+    calls = []
 
     def broken(prediction, sample):
         calls.append(1)
-        return real(prediction, sample) * (float("nan") if len(calls) > 1 else 1)
+        return losses.multi_scale(prediction, sample) * (float("nan") if len(calls) > 1 else 1)
 
-    monkeypatch.setattr(job, "multi_scale", broken)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", plan_of(Batches(8, 1, 64, 64), loss=broken))
     with pytest.raises(FleetflowError, match="3 steps had a loss that is not a number"):
         job.train("tiny", folder=tmp_path, workers=0, report=quiet, checkpoint_every=1)
     kept = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
@@ -135,18 +157,91 @@ def test_a_loss_that_is_no_number_is_skipped_then_ends_the_run(tiny, tmp_path, m
 
 
 def test_learning_rate():
-    plan = Recipe(
-        "x", (Stage(100, 1, 64, 64),), 1.0, warmup=10, cooldown=0.2, weight_decay=0, clip=1, ema=0.9, source=""
+    factor = partial(warm_flat_cool, warmup=10, cooldown=0.2)
+    assert [factor(step, 100) for step in (0, 50, 90, 99)] == pytest.approx([0.1, 1, 0.5, 0.05])
+
+
+def test_sizes_and_samples():
+    stage = plan_of(Batches(4, 1, 64, 64), Batches(4, 2, 64, 128)).stages[0]
+    assert [stage.at(k).batch for k in (0, 3, 4, 7)] == [1, 1, 2, 2]
+    assert [stage.samples(k) for k in (0, 4, 6, 8)] == [0, 4, 8, 12]
+
+
+def test_settings_change_a_recipe():
+    plan = changed(TWO, {"learning_rate": "1e-4", "batch": "4", "steps": "10", "freeze_norm": "true"})
+    assert plan.steps == 10 and all(stage.steps == 5 for stage in plan.stages)
+    assert all(stage.learning_rate == 1e-4 and stage.batches[0].batch == 4 for stage in plan.stages)
+    assert plan.stages[0].freeze_norm is True and TWO.steps == 6
+    assert changed(TWO, {"refinements": "12"}).stages[0].refinements == 12
+    for name, value, message in (("learnign_rate", "1", "did you mean"), ("batch", "many", "expected a int such as 2")):
+        with pytest.raises(FleetflowError, match=message):
+            changed(TWO, {name: value})
+
+
+def test_stages_follow_each_other_and_resume_at_their_border(tiny, tmp_path):
+    options = {"workers": 0, "report": quiet, "precision": "fp32"}
+    whole = job.train("two", folder=tmp_path / "whole", **options)
+    assert whole.step == 6 and (tmp_path / "whole" / "one.safetensors").exists()
+    for steps in (3, 5, 6):
+        job.train("two", folder=tmp_path / "parts", steps=steps, resume=steps > 3, **options)
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
+    header = weights.header(whole.weights)
+    assert header["stage"] == "two" and int(header["samples"]) == 12
+    job.train("two", folder=tmp_path / "alone", stage="two", **options)
+    assert len(losses_of(tmp_path / "alone")) == 3
+    with pytest.raises(FleetflowError, match="did you mean"):
+        job.train("two", folder=tmp_path / "none", stage="too", **options)
+
+
+def test_options_that_change_no_number(tiny, tmp_path):
+    """Computing activations again gives the same losses to the last bit; a float16 scaler the same to rounding."""
+    options = {"workers": 0, "report": quiet, "precision": "fp32", "steps": 3}
+    job.train("tiny", folder=tmp_path / "plain", **options)
+    job.train("tiny", folder=tmp_path / "memory", save_memory=True, **options)
+    assert losses_of(tmp_path / "plain") == losses_of(tmp_path / "memory")
+    plain, memory = (weights.read_state(tmp_path / name / "weights.safetensors") for name in ("plain", "memory"))
+    assert plain.keys() == memory.keys()
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_train as t\n"
+        "from fleetflow import recipes, train; recipes.RECIPES['tiny'] = t.TINY\n"
+        "train.train('tiny', folder=Path(sys.argv[1]), steps=5, workers=0, parts=2, threads=1, precision='fp32')\n"
     )
-    assert job.learning_rate(plan, 0) == pytest.approx(0.1)
-    assert job.learning_rate(plan, 50) == 1
-    assert job.learning_rate(plan, 90) == pytest.approx(0.5)
-    assert job.learning_rate(plan, 99) == pytest.approx(0.05)
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    here = str(Path(__file__).parent)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, command in (("one", [sys.executable]), ("two", launch)):
+        run = subprocess.run([*command, str(script), str(tmp_path / name), here], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-2000:]
+    assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "two"), rel=2e-4)
+    assert len(losses_of(tmp_path / "two")) == 5
 
 
-def test_stages_and_samples():
-    assert [TINY.stage(k).batch for k in (0, 3, 4, 7)] == [1, 1, 2, 2]
-    assert [TINY.samples(k) for k in (0, 4, 6, 8)] == [0, 4, 8, 12]
+def test_training_on_files(tmp_path, monkeypatch):
+    """Pairs from a folder, cropped at random, in batches; what a batch holds does not depend on where it began."""
+    made = generate(3, 96, 160, seed=3)
+    for k in range(3):
+        folder = tmp_path / "data" / "mine" / "set" / f"pair{k}"
+        for n, frame in enumerate((made.frame1, made.frame2), 1):
+            write_image(folder / f"img{n}.png", (frame[k].permute(1, 2, 0) * 255).byte().numpy())
+        write_flow(folder / "flow.png", made.flow[k].permute(1, 2, 0).numpy(), made.valid[k].numpy())
+    sources = (Source(pairs, "mine", repeat=2),)
+    plan = plan_of(Batches(4, 2, 64, 64), sources=sources, validation=(Source(pairs, "mine"),), validate_every=2)
+    monkeypatch.setitem(recipes.RECIPES, "files", plan)
+    options = {"root": tmp_path / "data", "report": quiet, "precision": "fp32"}
+    job.train("files", folder=tmp_path / "whole", workers=0, **options)
+    job.train("files", folder=tmp_path / "parts", workers=1, steps=2, **options)
+    job.train("files", folder=tmp_path / "parts", workers=1, resume=True, **options)
+    rows = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").open()] for n in ("whole", "parts")]
+    assert rows[0] == rows[1] and sum("validation" in row for row in rows[0]) == 2
+    with pytest.raises(FleetflowError, match="--root"):
+        job.train("files", folder=tmp_path / "none")
+    monkeypatch.setitem(recipes.RECIPES, "files", changed(plan, {"height": "128"}))
+    with pytest.raises(FleetflowError, match="96x160, smaller than the crop 128x64"):
+        job.train("files", folder=tmp_path / "large", workers=0, **options)
 
 
 def test_orthogonal_update():

@@ -65,14 +65,21 @@ def train(
     folder: Path | None = None,
     resume: bool = False,
     start: str | None = None,
+    stage: str | None = None,
+    set: tuple[str, ...] = (),
+    root: Path | None = None,
     textures: Path | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     seed: int = 0,
+    repeat: int = 1,
     device: str = "auto",
     precision: Precision = "auto",
     threads: int = 0,
     workers: int = 1,
+    parts: int | None = None,
+    compile: bool = False,
+    save_memory: bool = False,
     checkpoint_every: int = 250,
 ) -> None:
     """Train a recipe; the averaged weights lie in FOLDER/weights.safetensors.
@@ -82,24 +89,45 @@ def train(
         folder: where the run lives; default runs/RECIPE.
         resume: continue exactly where the last checkpoint left off.
         start: a network or NETWORK:CHECKPOINT whose weights the run starts from.
+        stage: train this stage of the recipe alone.
+        set: name=value, in place of what the recipe says: learning_rate=1e-4 batch=4 steps=1000 ...
+        root: the folder that holds the data sets, for recipes that use them.
         textures: a folder of photographs for the surfaces of generated pairs; default: procedural ones.
         minutes: stop after so long; the run can be resumed.
         steps: stop at this step; the run can be resumed.
         seed: of weights and data.
+        repeat: so many runs with seeds from SEED on, in FOLDER/seed-N, with their mean and spread.
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
         threads: of the training process; 0 takes all.
-        workers: processes that make pairs.
+        workers: processes that make or read pairs.
+        parts: parts of a batch, over which gradients are accumulated; default: one for each process.
+        compile: use torch.compile, which needs a compiler.
+        save_memory: compute activations again instead of keeping them.
         checkpoint_every: steps between checkpoints; a killed run loses at most so many.
     """
+    from statistics import fmean, stdev
+
     from fleetflow import train as job
 
-    outcome = job.train(
-        recipe, folder=folder, resume=resume, start=start, textures=textures, minutes=minutes, steps=steps, seed=seed,
-        device=device, precision=precision, threads=threads, workers=workers, checkpoint_every=checkpoint_every,
-    )  # fmt: skip
-    print(f"step {outcome.step} of {outcome.steps}, EPE of the last steps {outcome.epe:.2f} px")
-    print(outcome.weights)
+    wrong = [text for text in set if "=" not in text]
+    if wrong:
+        raise FleetflowError(f'"{wrong[0]}" is not a setting; expected name=value, such as batch=4')
+    settings = dict(text.split("=", 1) for text in set)
+    outcomes = []
+    for k in range(repeat):
+        place = folder if repeat == 1 else (folder or Path("runs") / recipe) / f"seed-{seed + k}"
+        outcome = job.train(
+            recipe, folder=place, resume=resume, start=start, stage=stage, settings=settings, root=root,
+            textures=textures, minutes=minutes, steps=steps, seed=seed + k, device=device, precision=precision,
+            threads=threads, workers=workers, parts=parts, compile=compile, save_memory=save_memory,
+            checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+        print(f"step {outcome.step} of {outcome.steps}, EPE of the last steps {outcome.epe:.2f} px")
+        print(outcome.weights)
+        outcomes.append(outcome.epe)
+    if repeat > 1:
+        print(f"EPE of the last steps over {repeat} runs: {fmean(outcomes):.3f} px, spread {stdev(outcomes):.3f}")
 
 
 def evaluate(
@@ -188,24 +216,20 @@ def demo(output: Path = Path("demo")) -> None:
     print(result.picture)
 
 
-def models() -> None:
-    """List the networks: parameters, and whether the package has weights for them."""
-    import torch
+def models(json: bool = False) -> None:
+    """List the networks: size and cost, whose checkpoints they read, licences, our weights in the package, papers.
 
-    from fleetflow.models.weights import shipped
-    from fleetflow.registry import models as registry
+    Args:
+        json: as JSON instead of a table.
+    """
+    from fleetflow import catalog
 
-    rows = []
-    for name in registry:
-        with torch.device("meta"):
-            network = registry[name]()
-        try:
-            size = f"{shipped(name).stat().st_size / 1e6:.1f} MB"
-        except FleetflowError:
-            size = "bring a checkpoint"
-        parameters = sum(weight.numel() for weight in network.parameters())
-        rows.append([name, f"{parameters:,}", str(network.stride), size, (registry[name].__doc__ or "").split("\n")[0]])
-    _table("networks", ["name", "parameters", "stride", "weights", ""], rows)
+    rows = catalog.rows()
+    if json:
+        print(catalog.as_json(rows))
+        return
+    height, width = catalog.SIZE
+    _table(f"networks (multiply-adds for frames of {height}x{width})", catalog.COLUMNS, [catalog.cells(r) for r in rows])
 
 
 def convert(
@@ -238,14 +262,20 @@ def convert(
 
 
 def recipes() -> None:
-    """List the training recipes."""
+    """List the training recipes, a row for each stage: steps, pairs, frames, learning rate, loss, data, source."""
     from fleetflow.recipes import RECIPES
 
-    _table(
-        "recipes",
-        ["name", "network", "steps", "pairs", "source"],
-        [[name, r.network, f"{r.steps:,}", f"{r.samples(r.steps):,}", r.source] for name, r in RECIPES.items()],
-    )
+    rows = []
+    for name, plan in RECIPES.items():
+        for k, stage in enumerate(plan.stages):
+            sizes = dict.fromkeys(f"{part.batch} x {part.height}x{part.width}" for part in stage.batches)
+            loss = getattr(stage.loss, "func", stage.loss).__name__
+            data = ", ".join(dict.fromkeys(source.folder for source in stage.sources)) or "generated"
+            rows.append(
+                [name if k == 0 else "", stage.name, f"{stage.steps:,}", f"{stage.samples(stage.steps):,}",
+                 ", ".join(sizes), f"{stage.learning_rate:g}", loss, data, plan.source if k == 0 else ""]
+            )  # fmt: skip
+    _table("recipes", ["name", "stage", "steps", "pairs", "batches", "rate", "loss", "data", "source"], rows)
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -1,32 +1,48 @@
-"""Train: one loop you can read. A run is a folder with checkpoints, a log of every step and the finished weights."""
+"""Train: one loop you can read. A run is a folder with checkpoints, a log of every step and the finished weights.
 
-import json
+On several GPUs or machines the same loop runs in every process, started by torchrun:
+
+    torchrun --nproc-per-node 8 -m fleetflow train raft_chairs --root DIR
+"""
+
+import copy
 import math
+import os
 import subprocess
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean, median
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.nn.parallel import DistributedDataParallel
 
-from fleetflow.data.generate import default_textures, generate
-from fleetflow.data.generate.textures import Textures, photographs
+from fleetflow.data.generate import default_textures
+from fleetflow.data.generate.textures import photographs
+from fleetflow.evaluate import evaluate
+from fleetflow.feed import Feed, batches, open_sources
 from fleetflow.io import write_atomically
-from fleetflow.losses import multi_scale
 from fleetflow.metrics import end_point_error
 from fleetflow.models import weights
-from fleetflow.models.fastflownet import FastFlowNet, start_as_matcher
-from fleetflow.optimise import optimisers
-from fleetflow.predict import Precision, autocast, choose_device, choose_dtype
-from fleetflow.recipes import Recipe, recipe
-from fleetflow.registry import models
+from fleetflow.models.base import FlowModel
+from fleetflow.plan import Recipe, Stage, changed
+from fleetflow.predict import Precision, Predictor, autocast, choose_device, choose_dtype
+from fleetflow.recipes import recipe
+from fleetflow.registry import models, unknown
+from fleetflow.runlog import Log
 from fleetflow.types import FleetflowError, Sample
 
-BAD_STEPS = 20  # so many steps with a loss that is not a number end the run
+BAD_STEPS = 20  # so many steps with a loss that is no number or explodes end the run
+EXPLODED = 50.0  # a loss so many times the median of the last 200 is not learned from
+PICTURE_EVERY = 1_000
 
 
 @dataclass(frozen=True)
@@ -40,34 +56,15 @@ class Outcome:
     checkpoint: Path
 
 
-class _Generated(Dataset):
-    """Batch number `step` of a recipe, made from the seed alone: the same whenever and wherever it is asked for."""
-
-    def __init__(self, plan: Recipe, seed: int, textures: Textures):
-        self.plan, self.seed, self.textures = plan, seed, textures
-
-    def __len__(self) -> int:
-        return self.plan.steps
-
-    def __getitem__(self, step: int) -> tuple:
-        stage = self.plan.stage(step)
-        sample = generate(stage.batch, stage.height, stage.width, seed=self.seed, index=step, textures=self.textures)
-        return tuple(sample[:4])
-
-
-def learning_rate(plan: Recipe, step: int) -> float:
-    """Returns the factor on the learning rate: a linear warm-up, 1, then a straight line to 0 over the cool-down."""
-    warm = (step + 1) / plan.warmup if plan.warmup else 1.0
-    left = (plan.steps - step) / (plan.cooldown * plan.steps) if plan.cooldown else 1.0
-    return max(0.0, min(1.0, warm, left))
-
-
 def train(
     name: str,
     *,
     folder: Path | None = None,
     resume: bool = False,
     start: str | None = None,
+    stage: str | None = None,
+    settings: dict[str, str] | None = None,
+    root: Path | None = None,
     textures: Path | None = None,
     minutes: float | None = None,
     steps: int | None = None,
@@ -76,115 +73,239 @@ def train(
     precision: Precision = "auto",
     threads: int = 0,
     workers: int = 1,
+    parts: int | None = None,
+    compile: bool = False,
+    save_memory: bool = False,
     checkpoint_every: int = 250,
     report=print,
 ) -> Outcome:
-    """Trains a recipe and returns what it reached; the averaged weights lie in FOLDER/weights.safetensors.
+    """Trains a recipe and returns what it reached; the weights lie in FOLDER/weights.safetensors.
 
-    name: a recipe, such as "fastflownet_synthetic".
+    name: a recipe, such as "fastflownet_synthetic". stage: only this stage of it.
     folder: where the run lives; default runs/NAME. A run that is there is only continued, with `resume`.
     resume: continue exactly where the last checkpoint left off.
     start: a network or NETWORK:CHECKPOINT, as `fleetflow.load` takes it, whose weights the run starts from.
-    textures: a folder of photographs to texture the generated pairs with; default: procedural textures.
+    settings: values that replace those of the recipe, such as {"batch": "4"} (`plan.changed`).
+    root: the folder that holds the data sets. textures: a folder of photographs for generated pairs.
     minutes, steps: stop after so long, or at that step; the run can be resumed.
     threads: threads of the training process (0: as many as torch takes); workers: processes that make pairs.
+    parts: parts of a batch, over which gradients are accumulated; a multiple of the number of processes (default).
+    compile: use torch.compile. save_memory: compute the activations of blocks again instead of keeping them.
     checkpoint_every: steps between checkpoints; a killed run loses at most so many.
     """
-    plan = recipe(name)
+    plan = changed(recipe(name), settings or {})
+    if stage:
+        plan = _only(plan, stage)
     folder = Path(folder or Path("runs") / name)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists() and not resume:
         raise FleetflowError(f"{folder} holds a run already; add --resume to continue it, or choose another --folder")
     if resume and not checkpoint.exists():
         raise FleetflowError(f"{checkpoint} is not there; nothing to resume")
-    where = choose_device(device)
+    rank, world, where = _processes(device)
     dtype = choose_dtype(precision, where)
     if threads:
         torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-
-    torch.manual_seed(seed)
-    model = models[plan.network]()
-    if isinstance(model, FastFlowNet):
-        start_as_matcher(model)
-    if start:
-        model.load_state_dict(weights.load(start).state_dict())
-    model = model.to(where, memory_format=torch.channels_last).train()
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_ema(plan.ema))
-    updates = optimisers(model, plan.learning_rate, plan.weight_decay)
-    rates = [[group["lr"] for group in update.param_groups] for update in updates]
-    scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
-    first, bad = 0, 0
-    if resume:
-        state = torch.load(checkpoint, map_location=where, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        scaler.load_state_dict(state["scaler"])
-        for update, saved in zip(updates, state["optimisers"], strict=True):
-            update.load_state_dict(saved)
-        first, bad, seed = state["step"], state["bad"], state["seed"]
-
-    last = min(plan.steps, steps or plan.steps)
+    state = torch.load(checkpoint, map_location=where, weights_only=True) if resume else None
+    if state:
+        seed, parts = state["seed"], state["parts"]
+    parts = parts or world
+    if parts % world:
+        raise FleetflowError(f"{parts} parts do not divide among {world} processes; give --parts {world} or a multiple")
     surfaces = photographs(textures) if textures else default_textures()
     if where.type != "cpu":  # a GPU makes the pairs itself, faster than processes could send them
-        surfaces, workers = surfaces.to(where), 0
-    data = _Generated(plan, seed, surfaces)
-    queue = {"num_workers": workers, "prefetch_factor": 4} if workers else {}
-    batches = iter(DataLoader(data, batch_size=None, sampler=range(first, last), **queue))
-    log = _Log(folder, first, last, report)
-    began = time.monotonic()
-    step, recent = first, []
-    for step in range(first, last):
-        sample = Sample(*(tensor.to(where) for tensor in next(batches)))
-        factor = learning_rate(plan, step)
-        for update, bases in zip(updates, rates, strict=True):
-            for group, base in zip(update.param_groups, bases, strict=True):
-                group["lr"] = base * factor
-        with autocast(where, dtype):
-            prediction = model(sample.frame1, sample.frame2)
-        loss = multi_scale(prediction, sample)
-        scaler.scale(loss).backward()
-        for update in updates:
-            scaler.unscale_(update)
-        length = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-        if math.isfinite(length + loss.item()):
-            for update in updates:
-                scaler.step(update)
-            average.update_parameters(model)
-        else:
-            bad += 1
-            _keep_bad(folder, sample, bad, step)
-        scaler.update()
-        for update in updates:
-            update.zero_grad(set_to_none=True)
+        surfaces = surfaces.to(where)
 
-        epe = end_point_error(prediction.flow.detach(), sample.flow)[sample.valid].mean().item()
-        recent = [*recent[-199:], epe]
-        log.step(step, len(sample.flow), {"loss": loss.item(), "epe": epe, "gradient": length.item(), "rate": factor})
-        stop = minutes is not None and time.monotonic() - began > 60 * minutes
-        if (step + 1) % checkpoint_every == 0 or step + 1 == last or stop:
-            state = {
-                "step": step + 1,
-                "bad": bad,
-                "seed": seed,
-                "recipe": name,
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "scaler": scaler.state_dict(),
-                "optimisers": [update.state_dict() for update in updates],
-            }
-            write_atomically(checkpoint, partial(torch.save, state))
-            weights.save(average.module, folder / "weights.safetensors", _header(name, plan, step + 1, textures))
-        if stop:
+    total = min(plan.steps, steps or plan.steps)
+    log = Log(folder, state["step"] if state else 0, total, report) if rank == 0 else None
+    began = time.monotonic()
+    done, bad, recent, model, stop = 0, 0, deque(maxlen=200), None, False
+    for number, part in enumerate(plan.stages):
+        if state and state["step"] > done + part.steps:  # finished in a former session
+            done += part.steps
+            continue
+        model = _fresh(part, plan, seed, earlier=model, start=None if done else start).to(where)
+        if state and state["step"] == done + part.steps:  # the next stage begins from what this one left
+            model.load_state_dict(_averaged(state["average"]))
+            done, bad, state = done + part.steps, state["bad"], None
+            continue
+        trained, average, updates, scaler = _begin(part, model, where, dtype, world, compile, save_memory)
+        rates = [[group["lr"] for group in update.param_groups] for update in updates]
+        first = 0
+        if state:
+            model.load_state_dict(state["model"])
+            average.load_state_dict(state["average"])
+            scaler.load_state_dict(state["scaler"])
+            for update, saved in zip(updates, state["optimisers"], strict=True):
+                update.load_state_dict(saved)
+            first, bad, state = state["step"] - done, state["bad"], None
+
+        last = min(part.steps, total - done)
+        feed = Feed(part, 1_009 * seed + number, parts, surfaces, root)
+        own = range(rank, parts, world)
+        here = workers if feed.sources or where.type == "cpu" else 0
+        stream = batches(feed, first, last, own, workers=here)
+        step = first - 1
+        for step in range(first, last):
+            factor = part.schedule(step, part.steps)
+            for update, bases in zip(updates, rates, strict=True):
+                for group, base in zip(update.param_groups, bases, strict=True):
+                    group["lr"] = base * factor
+            numbers = torch.zeros(2, device=where)
+            for k in range(len(own)):
+                _, _, tensors = next(stream)
+                sample = Sample(*(tensor.to(where, non_blocking=True) for tensor in tensors))
+                trained.require_backward_grad_sync = k + 1 == len(own)  # processes meet at the last part
+                with autocast(where, dtype):
+                    prediction = trained(sample.frame1, sample.frame2, steps=part.refinements)
+                loss = part.loss(prediction, sample)
+                scaler.scale(loss / len(own)).backward()
+                error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid].mean()
+                numbers += torch.stack((loss.detach(), error)) / parts
+            if world > 1:
+                dist.all_reduce(numbers)
+            for update in updates:
+                scaler.unscale_(update)
+            length = nn.utils.clip_grad_norm_(model.parameters(), part.clip).item()
+            value, epe = numbers.tolist()
+            exploded = len(recent) >= 100 and value > EXPLODED * median(row[0] for row in recent)
+            if math.isfinite(length + value) and not exploded:
+                for update in updates:
+                    scaler.step(update)
+                average.update_parameters(model)
+                recent.append((value, epe))
+            elif not (scaler.is_enabled() and math.isfinite(value)):  # float16 finds its scale by overflowing
+                bad += 1
+                _keep_bad(folder, sample, bad, done + step, rank)
+            scaler.update()
+            for update in updates:
+                update.zero_grad(set_to_none=True)
+
+            late = minutes is not None and time.monotonic() - began > 60 * minutes
+            stop = _agreed(late, where, world) if minutes is not None else False
+            if log:
+                size = part.at(step)
+                row = {"loss": value, "epe": epe, "gradient": length, "rate": factor}
+                log.step(done + step, size.batch, row, skipped=bad)
+                if step % PICTURE_EVERY == 0:
+                    log.picture(done + step, sample, prediction.flow)
+                if part.validation and ((step + 1) % part.validate_every == 0 or step + 1 == part.steps):
+                    log.validation(done + step, _validate(average.module, part, root, where))
+                if (step + 1) % checkpoint_every == 0 or step + 1 == last or stop:
+                    state_now = {
+                        "step": done + step + 1,
+                        "bad": bad,
+                        "seed": seed,
+                        "parts": parts,
+                        "recipe": name,
+                        "model": model.state_dict(),
+                        "average": average.state_dict(),
+                        "scaler": scaler.state_dict(),
+                        "optimisers": [update.state_dict() for update in updates],
+                    }
+                    write_atomically(checkpoint, partial(torch.save, state_now))
+                    header = _header(name, plan, part, done + step + 1, step + 1, textures, root)
+                    weights.save(average.module, folder / "weights.safetensors", header)
+                    if step + 1 == part.steps and len(plan.stages) > 1:
+                        weights.save(average.module, folder / f"{part.name}.safetensors", header)
+            if stop:
+                break
+        done += step + 1
+        model = average.module
+        if stop or done == total:
             break
-    log.close()
-    return Outcome(
-        step + 1, plan.steps, float(np.mean(recent or [math.nan])), folder / "weights.safetensors", checkpoint
-    )
+    if log:
+        log.close()
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    epe = fmean(row[1] for row in recent) if recent else math.nan
+    return Outcome(done, plan.steps, epe, folder / "weights.safetensors", checkpoint)
+
+
+def _only(plan: Recipe, name: str) -> Recipe:
+    """The recipe with the stage called `name` alone, as a stage that follows another starts: from given weights."""
+    names = [stage.name for stage in plan.stages]
+    if name not in names:
+        raise unknown("stage of this recipe", name, names)
+    return replace(plan, stages=(plan.stages[names.index(name)],))
+
+
+def _processes(device: str) -> tuple[int, int, torch.device]:
+    """Returns the rank of this process, the number of processes and its device; joins the others under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1, choose_device(device)
+    where = choose_device(device)
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    return dist.get_rank(), dist.get_world_size(), where
+
+
+def _agreed(late: bool, where: torch.device, world: int) -> bool:
+    """Whether any process is late: all of them stop at the same step."""
+    if world == 1:
+        return late
+    flag = torch.tensor(float(late), device=where)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag.item() > 0
+
+
+def _fresh(stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, start: str | None) -> FlowModel:
+    """The network of a stage as its training begins."""
+    torch.manual_seed(seed)
+    name = stage.network or plan.network
+    model = models[name]()
+    if start:
+        given = weights.load(start).state_dict()
+        if {key: value.shape for key, value in given.items()} != {k: v.shape for k, v in model.state_dict().items()}:
+            raise FleetflowError(f"the weights of {start} are not those of {name}, which this stage trains")
+        model.load_state_dict(given)
+    elif stage.begin:
+        stage.begin(model, *(() if earlier is None else (earlier,)))
+    elif earlier is not None:
+        model.load_state_dict(earlier.state_dict())
+    return model
+
+
+def _begin(
+    stage: Stage,
+    model: FlowModel,
+    where: torch.device,
+    dtype: torch.dtype,
+    world: int,
+    compile: bool,
+    save_memory: bool,
+):
+    """Makes what a stage needs besides the network: the module that is called, the average, optimisers, scaler."""
+    model = model.to(memory_format=torch.channels_last).train()
+    if stage.freeze_norm:
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_ema(stage.ema))
+    updates = stage.optimiser(model, stage.learning_rate, stage.weight_decay)
+    scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
+    if save_memory:
+        blocks = {block for block in model.children() if len(list(block.children()))}
+        apply_activation_checkpointing(
+            model, checkpoint_wrapper_fn=checkpoint_wrapper, check_fn=lambda layer: layer in blocks
+        )
+    trained: nn.Module = model
+    if world > 1:
+        trained = DistributedDataParallel(model, device_ids=[where] if where.type == "cuda" else None)
+    return torch.compile(trained) if compile else trained, average, updates, scaler
+
+
+def _averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights in the state of an AveragedModel."""
+    return {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
 
 
 def _ema(decay: float):
-    """The exponential average, with a shorter memory while the run is young."""
+    """The exponential average, with a shorter memory while the run is young; a decay of 0 gives the weights."""
 
     @torch.no_grad()
     def update(averages, current, count):
@@ -194,73 +315,40 @@ def _ema(decay: float):
     return update
 
 
-def _keep_bad(folder: Path, sample: Sample, bad: int, step: int) -> None:
-    """Stores the batch whose loss was no number; ends the run at the limit."""
-    torch.save(
-        {name: tensor for name, tensor in sample._asdict().items() if tensor is not None}, folder / "bad_batch.pt"
-    )
+def _validate(model: FlowModel, stage: Stage, root: Path | None, where: torch.device) -> dict[str, float]:
+    """The errors of the averaged weights on the stage's validation pairs, means by set, then of the sets."""
+    predictor = Predictor(copy.deepcopy(model), device=str(where))
+    tables = [evaluate(predictor, files)["mean of sets"] for _, files in open_sources(stage.validation, root)]
+    return {key: fmean(table[key] for table in tables) for key in ("epe", "out3", "fl")}
+
+
+def _keep_bad(folder: Path, sample: Sample, bad: int, step: int, rank: int) -> None:
+    """Stores a batch whose loss was no number or exploded; ends the run at the limit."""
+    path = folder / "bad_batch.pt"
+    if rank == 0:
+        torch.save({name: tensor for name, tensor in sample._asdict().items() if tensor is not None}, path)
     if bad >= BAD_STEPS:
         raise FleetflowError(
-            f"{bad} steps had a loss that is not a number, the last at step {step}; "
-            f"the batch is in {folder / 'bad_batch.pt'}: lower the learning rate or resume from an earlier checkpoint"
+            f"{bad} steps had a loss that is not a number or exploded, the last at step {step}; "
+            f"the batch is in {path}: lower the learning rate or resume from an earlier checkpoint"
         )
 
 
-def _header(name: str, plan: Recipe, step: int, textures: Path | None) -> dict[str, object]:
+def _header(
+    name: str, plan: Recipe, stage: Stage, step: int, own: int, textures: Path | None, root: Path | None
+) -> dict[str, object]:
     """What shipped weights say of themselves; the commit is that of the working directory, where there is one."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return {
-        "network": plan.network,
+    before = plan.stages[: plan.stages.index(stage)]
+    header = {
+        "network": stage.network or plan.network,
         "arguments": {},
         "recipe": name,
+        "stage": stage.name,
         "step": step,
-        "samples": plan.samples(step),
-        "textures": "photographs" if textures else "procedural",
+        "samples": sum(other.samples(other.steps) for other in before) + stage.samples(own),
         "commit": git.stdout.strip() or "unknown",
-        "licence": "Apache-2.0",
     }
-
-
-class _Log:
-    """Terminal line with speed and time left, a JSON line per step, and TensorBoard where it is installed."""
-
-    def __init__(self, folder: Path, first: int, last: int, report):
-        path = folder / "log.jsonl"
-        kept = []
-        if first and path.exists():  # steps after the checkpoint will be done again
-            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < first]
-        path.write_text("".join(line + "\n" for line in kept))
-        self.file = path.open("a", buffering=1)
-        self.first, self.last, self.report = first, last, report
-        self.rows: list[dict] = []
-        self.samples, self.shown = 0, time.monotonic()
-        self.began = self.shown
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder), purge_step=first)
-        except ImportError:
-            self.board = None
-
-    def step(self, step: int, samples: int, numbers: dict[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **{key: round(value, 5) for key, value in numbers.items()}}) + "\n")
-        self.rows.append(numbers)
-        self.samples += samples
-        now = time.monotonic()
-        if now - self.shown < 10 and step + 1 < self.last:
-            return
-        mean = {key: float(np.mean([row[key] for row in self.rows])) for key in numbers}
-        if self.board:
-            for key, value in mean.items():
-                self.board.add_scalar(f"train/{key}", value, step)
-        left = (now - self.began) / (step + 1 - self.first) * (self.last - step - 1)
-        self.report(
-            f"step {step + 1}/{self.last}  loss {mean['loss']:.3f}  EPE {mean['epe']:.2f} px  "
-            f"{self.samples / (now - self.shown):.1f} samples/s  {int(left // 60)}:{int(left % 60):02d} left"
-        )
-        self.rows, self.samples, self.shown = [], 0, now
-
-    def close(self) -> None:
-        self.file.close()
-        if self.board:
-            self.board.close()
+    if stage.sources:
+        return {**header, "data": ", ".join(source.folder for source in stage.sources), "licence": "that of the data"}
+    return {**header, "textures": "photographs" if textures else "procedural", "licence": "Apache-2.0"}

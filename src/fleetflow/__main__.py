@@ -1,0 +1,7 @@
+"""`python -m fleetflow`, which torchrun needs: the command line."""
+
+import sys
+
+from fleetflow.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""The batches of a training stage. What is in batch number k follows from (seed, k) alone, so a run resumes exactly.
+
+A batch is made in `parts`, each by one worker: parts are what gradients are accumulated over and what processes share.
+So four parts give the same losses on one process, on two and on four.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fleetflow.data.dataset import Files
+from fleetflow.data.generate import generate
+from fleetflow.data.generate.textures import Textures
+from fleetflow.plan import Source, Stage
+from fleetflow.types import FleetflowError, Sample
+
+
+class Feed(Dataset):
+    """Item (step, part) is that part of that batch, as a tuple of the first four fields of `Sample`."""
+
+    def __init__(self, stage: Stage, seed: int, parts: int, textures: Textures | None, root: Path | None):
+        for size in stage.batches:
+            if size.batch % parts:
+                raise FleetflowError(f"batches of {size.batch} do not divide into {parts} parts; change one of them")
+        self.stage, self.seed, self.parts, self.textures = stage, seed, parts, textures
+        self.sources = open_sources(stage.sources, root)
+        self.index = [
+            (number, k)
+            for number, (source, files) in enumerate(self.sources)
+            for _ in range(source.repeat)
+            for k in range(len(files))
+        ]
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple:
+        step, part = key
+        size = self.stage.at(step)
+        count = size.batch // self.parts
+        if not self.sources:
+            place = step * self.parts + part
+            made = generate(count, size.height, size.width, seed=self.seed, index=place, textures=self.textures)
+            return tuple(made[:4])
+        first = self.stage.samples(step) + part * count
+        rows = [self._sample(place, (size.height, size.width)) for place in range(first, first + count)]
+        return tuple(torch.cat(tensors) for tensors in zip(*rows))
+
+    def _sample(self, place: int, size: tuple[int, int]) -> tuple:
+        epoch, k = divmod(place, len(self.index))
+        number, k = self.index[_order(self.seed, epoch, len(self.index))[k]]
+        source, files = self.sources[number]
+        sample = Sample(*(tensor[None] for tensor in files[k][:4]))
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + place * 0xD1B54A32D192ED03) % 2**63)
+        return tuple((source.augment or crop)(sample, generator, size)[:4])
+
+
+def open_sources(sources: tuple[Source, ...], root: Path | None) -> list[tuple[Source, Files]]:
+    """Returns each source with its files below `root`; raises FleetflowError where there is no root to look in."""
+    if sources and root is None:
+        folders = ", ".join(dict.fromkeys(source.folder for source in sources))
+        raise FleetflowError(f"this recipe reads data sets; give --root DIR, the folder that holds {folders}")
+    return [(source, source.files(root / source.folder)) for source in sources]
+
+
+def batches(
+    feed: Feed, first: int, last: int, own: range, *, workers: int = 0
+) -> Iterator[tuple[int, int, tuple[torch.Tensor, ...]]]:
+    """Yields (step, part, tensors) for the steps from `first` to before `last`, of each the parts in `own`."""
+    keys = [(step, part) for step in range(first, last) for part in own]
+    queue = {"num_workers": workers, "prefetch_factor": 4} if workers else {}
+    for key, tensors in zip(keys, DataLoader(feed, batch_size=None, sampler=keys, **queue)):
+        yield *key, tensors
+
+
+def crop(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> Sample:
+    """Returns a random window of the batch, of size (height, width); raises FleetflowError for smaller frames."""
+    spare = [full - part for full, part in zip(sample.frame1.shape[-2:], size)]
+    if min(spare) < 0:
+        have = "x".join(str(n) for n in sample.frame1.shape[-2:])
+        raise FleetflowError(f"frames are {have}, smaller than the crop {size[0]}x{size[1]}; set height= and width=")
+    top, left = (int(torch.randint(n + 1, (), generator=generator)) for n in spare)
+    return Sample(*(t[..., top : top + size[0], left : left + size[1]] for t in sample[:4]))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()

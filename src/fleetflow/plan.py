@@ -1,0 +1,142 @@
+"""What a training run depends on besides the code: a recipe of stages. The rows are in `recipes`."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fleetflow.data.dataset import Files
+from fleetflow.losses import multi_scale
+from fleetflow.optimise import optimisers
+from fleetflow.registry import unknown
+from fleetflow.types import FleetflowError, Prediction, Sample
+
+# A batch of samples of one size -> a batch of samples of the size (height, width), all chance from the generator.
+Augment = Callable[[Sample, torch.Generator, tuple[int, int]], Sample]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pairs of a data set: `files(ROOT / folder)`, each `repeat` times an epoch, changed by `augment`."""
+
+    files: Callable[..., Files]
+    folder: str
+    repeat: int = 1
+    augment: Augment | None = None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """So many steps with batches of `batch` pairs of height x width pixels."""
+
+    steps: int
+    batch: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the optimiser, from a fresh state. A later stage starts from the weights of the one before.
+
+    sources: data sets, mixed by their repeats; none means generated pairs.
+    schedule: (step, steps) -> factor on the learning rate.
+    ema: decay of the averaged weights, which are then the ones saved; 0 saves the weights themselves.
+    clip: largest norm of the gradient.
+    freeze_norm: batch normalisation keeps its statistics (RAFT after its first stage).
+    refinements: refinement steps in training, for networks that refine; None takes the network's own.
+    network: of this stage, where it differs from the recipe's.
+    begin: what is done to fresh weights; for a later stage, begin(model, model of the stage before).
+    validation, validate_every: pairs measured every so many steps.
+    """
+
+    name: str
+    batches: tuple[Batches, ...]
+    learning_rate: float
+    schedule: Callable[[int, int], float]
+    loss: Callable[[Prediction, Sample], Tensor] = multi_scale
+    optimiser: Callable[[nn.Module, float, float], list[torch.optim.Optimizer]] = optimisers
+    weight_decay: float = 0.0
+    clip: float = 20.0
+    ema: float = 0.999
+    sources: tuple[Source, ...] = ()
+    freeze_norm: bool = False
+    refinements: int | None = None
+    network: str | None = None
+    begin: Callable[..., None] | None = None
+    validation: tuple[Source, ...] = ()
+    validate_every: int = 5_000
+
+    @property
+    def steps(self) -> int:
+        return sum(part.steps for part in self.batches)
+
+    def at(self, step: int) -> Batches:
+        """Returns the batch size and the frame size of `step` (from 0)."""
+        for part in self.batches:
+            if step < part.steps:
+                return part
+            step -= part.steps
+        return self.batches[-1]
+
+    def samples(self, step: int) -> int:
+        """Returns the number of pairs seen before `step`."""
+        total = 0
+        for part in self.batches:
+            total += min(max(step, 0), part.steps) * part.batch
+            step -= part.steps
+        return total
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network and the stages that train it; `source` says whose schedule it is."""
+
+    network: str
+    stages: tuple[Stage, ...]
+    source: str
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def samples(self) -> int:
+        return sum(stage.samples(stage.steps) for stage in self.stages)
+
+
+def changed(plan: Recipe, settings: dict[str, str]) -> Recipe:
+    """Returns the recipe with settings of all its stages replaced: steps, batch, height, width, learning_rate, ...
+
+    steps is the number of steps of the whole recipe, which its parts share as before.
+    Raises FleetflowError for a name that no stage has and for a value of another type.
+    """
+    stages = plan.stages
+    for name, text in settings.items():
+        inner = name in {field.name for field in dataclasses.fields(Batches)}
+        simple = [field.name for field in dataclasses.fields(Stage) if field.type in (int, float, bool, int | None)]
+        if not inner and name not in simple:
+            raise unknown("setting", name, [*simple, *(field.name for field in dataclasses.fields(Batches))])
+        old = getattr(stages[0].batches[0] if inner else stages[0], name)
+        try:
+            kind = int if old is None else type(old)
+            value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            raise FleetflowError(f'{name} is "{text}"; expected a {type(old).__name__} such as {old}') from None
+        if not inner:
+            stages = tuple(dataclasses.replace(stage, **{name: value}) for stage in stages)
+            continue
+        share = value / plan.steps if name == "steps" else None
+        stages = tuple(
+            dataclasses.replace(
+                stage,
+                batches=tuple(
+                    dataclasses.replace(part, **{name: value if share is None else max(1, round(part.steps * share))})
+                    for part in stage.batches
+                ),
+            )
+            for stage in stages
+        )
+    return dataclasses.replace(plan, stages=stages)

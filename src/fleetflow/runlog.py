@@ -1,0 +1,82 @@
+"""The log of a training run: a line on the terminal with speed and time left, a JSON line per step, TensorBoard."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from fleetflow.types import Sample
+from fleetflow.visualise import error_map, flow_to_color, robust_scale, side_by_side
+
+
+class Log:
+    """Writes FOLDER/log.jsonl, and TensorBoard events where it is installed; speaks every ten seconds."""
+
+    def __init__(self, folder: Path, first: int, last: int, report):
+        """Steps from `first` on are to be written, to before `last`; later lines of an interrupted run are dropped."""
+        path = folder / "log.jsonl"
+        kept = []
+        if first and path.exists():
+            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < first]
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a", buffering=1)
+        self.first, self.last, self.report = first, last, report
+        self.rows: list[dict[str, float]] = []
+        self.samples, self.shown = 0, time.monotonic()
+        self.began = self.shown
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder), purge_step=first)
+        except ImportError:
+            self.board = None
+
+    def step(self, step: int, samples: int, numbers: dict[str, float], *, skipped: int) -> None:
+        self.file.write(json.dumps({"step": step, **{key: round(value, 5) for key, value in numbers.items()}}) + "\n")
+        self.rows.append(numbers)
+        self.samples += samples
+        now = time.monotonic()
+        if now - self.shown < 10 and step + 1 < self.last:
+            return
+        mean = {key: float(np.mean([row[key] for row in self.rows])) for key in numbers}
+        if self.board:
+            for key, value in mean.items():
+                self.board.add_scalar(f"train/{key}", value, step)
+        left = (now - self.began) / (step + 1 - self.first) * (self.last - step - 1)
+        self.report(
+            f"step {step + 1}/{self.last}  loss {mean['loss']:.3f}  EPE {mean['epe']:.2f} px  "
+            f"{self.samples / (now - self.shown):.1f} samples/s  {int(left // 60)}:{int(left % 60):02d} left"
+            + (f"  {skipped} steps skipped" if skipped else "")
+        )
+        self.rows, self.samples, self.shown = [], 0, now
+
+    def validation(self, step: int, score: dict[str, float]) -> None:
+        """Writes the errors of a validation, which follow the line of their step."""
+        self.file.write(json.dumps({"step": step, "validation": score}) + "\n")
+        if self.board:
+            for key, value in score.items():
+                self.board.add_scalar(f"validation/{key}", value, step)
+        self.report(f"step {step + 1}  validation EPE {score['epe']:.3f} px, over 3 px {score['out3']:.2f} %")
+
+    def picture(self, step: int, sample: Sample, flow: Tensor) -> None:
+        """Shows the first pair of a batch: frame1, true flow, predicted flow [N, 2, H, W], error."""
+        if not self.board:
+            return
+        frame, truth, found = (t[0].detach().float().cpu().permute(1, 2, 0).numpy() for t in (*sample[:3:2], flow))
+        valid = sample.valid[0].cpu().numpy()
+        scale = robust_scale(truth)
+        picture = side_by_side(
+            (frame * 255).clip(0, 255).astype(np.uint8),
+            flow_to_color(truth, scale),
+            flow_to_color(found, scale),
+            error_map(found, truth, valid=valid),
+            titles=("frame 1", "true flow", "predicted flow", "error"),
+        )
+        self.board.add_image("train/pair", picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
