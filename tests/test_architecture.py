@@ -18,7 +18,7 @@ FLOORS = {
     2: ("layers", "data"),
     3: ("models",),
     4: ("losses", "metrics", "visualise", "optimise"),
-    5: ("plan", "recipes", "predict", "evaluate", "feed", "runlog", "demo", "train", "benchmark"),
+    5: ("plan", "recipes", "predict", "evaluate", "feed", "runlog", "demo", "train", "catalog", "benchmark"),
     6: ("cli", "serve", "__main__"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -1,5 +1,6 @@
 """The command line: what is wrong is one line on standard error, exit code 1, no half-written output."""
 
+import json
 import subprocess
 import sys
 
@@ -89,7 +90,16 @@ def test_convert(tmp_path, capsys):
     assert "safetensors" in capsys.readouterr().err
 
 
-def test_benchmark_prints_ratios(capsys):
-    assert main(["benchmark", "fastflownet", "--size", "64", "64", "--seconds", "0.1"]) == 0
+def test_benchmark_prints_ratios_and_writes_rows(tmp_path, capsys):
+    peer = tmp_path / "still.py"
+    peer.write_text("import numpy\ndef predict(image1, image2):\n    return numpy.zeros((*image1.shape[:2], 2))\n")
+    words = ["benchmark", "fastflownet", "lightflow_050", "--size", "64", "64", "--seconds", "0.1", "--threads", "1"]
+    out = tmp_path / "rows.jsonl"
+    assert main([*words, "--peers", "dis", str(peer), "--json", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "plain fp32" in shown and "times ours" in shown and "samples/s" in shown
+    assert all(words in shown for words in ("plain fp32", "times ours", "samples/s", "still", "times the time of DIS"))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["parameters"] for row in rows] == [1_366_114, 653_406]
+    assert all(len(row["timings"]) == 4 and row["memory"] >= 0 and row["size"] == [64, 64] for row in rows)
+    assert main([*words, "--peers", "nobody.py"]) == 1 and "nobody.py does not exist" in capsys.readouterr().err
+    assert main([*words, "--plot", "x.png"]) == 1 and "--root" in capsys.readouterr().err

@@ -30,6 +30,22 @@ def test_equals_the_layers(dtype, groups, stride, dilation, bias, activation):
             assert (found - wanted).abs().max() < (2e-6 if dtype == torch.float32 else 0.04)
 
 
+@pytest.mark.parametrize("activation", [nn.LeakyReLU(0.1), nn.Sigmoid()])
+def test_folds_batch_normalisation(activation):
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.BatchNorm2d(4), activation, nn.BatchNorm2d(4))
+    layers.train()(torch.randn(8, 4, 9, 9) * 3 + 1)  # statistics that are not 0 and 1
+    nn.init.uniform_(layers[1].weight, 0.5, 2)
+    nn.init.normal_(layers[1].bias)
+    fused = nn.Sequential(*layers.eval())
+    fuse(fused, torch.float32)
+    kinds = [type(layer) for layer in fused]
+    assert kinds[:2] == [FusedConvolution, nn.Identity] and kinds[3] is nn.BatchNorm2d
+    with torch.inference_mode():
+        x = torch.randn(2, 4, 8, 10)
+        assert (fused(x) - layers(x)).abs().max() < 2e-6
+
+
 def test_leaves_alone_what_it_cannot_do():
     model = nn.Sequential(
         nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),

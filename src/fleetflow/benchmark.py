@@ -1,21 +1,33 @@
 """Benchmark: time per pair, always as ratios to other ways of computing it in the same process."""
 
+import math
+import os
+import platform
+import runpy
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fleetflow.evaluate import DIS, classical
-from fleetflow.io import read_image
+from fleetflow.catalog import multiply_adds
+from fleetflow.data.dataset import Files
+from fleetflow.evaluate import DIS, classical, evaluate
+from fleetflow.io import read_image, write_atomically
 from fleetflow.models.weights import load
 from fleetflow.ops.kernels import reference
 from fleetflow.optimise import optimisers
 from fleetflow.predict import Precision, Predictor, autocast
 from fleetflow.types import FleetflowError
+
+DIS_NAME = "OpenCV DIS (medium)"
 
 
 class Timing(NamedTuple):
@@ -51,49 +63,175 @@ def time_in_turn(functions: dict[str, Callable[[], object]], seconds: float, slo
 
 
 class Report(NamedTuple):
-    """What a benchmark found on this machine."""
+    """What a benchmark found of one network on this machine; the fields of a JSON row."""
 
+    network: str
+    size: tuple[int, int]  # height, width; batch 1
+    device: str
+    precision: str
+    threads: int
     timings: list[Timing]  # of one pair; the first is ours
     difference: float  # pixels, mean over the example pair: our precision against float32
-    training: float  # samples per second, 256x320, batch 8, forward, backward and update
+    training: float | None  # samples per second, 256x320, batch 8, forward, backward and update
+    memory: float  # MB that a prediction of one pair needs beyond the loaded network
+    parameters: int
+    multiply_adds: int  # of a pair of 448x1024
+    epe: float | None  # pixels, mean of the sets, where pairs were given
+    machine: dict[str, str]  # processor, system, versions
+
+    def times_dis(self) -> float | None:
+        """Returns the time of a pair as a multiple of that of OpenCV's DIS, where it was measured."""
+        dis = [timing.p50 for timing in self.timings if timing.name == DIS_NAME]
+        return self.timings[0].p50 / dis[0] if dis else None
 
 
 def benchmark(
-    network: str, height: int, width: int, *, threads: int = 0, precision: Precision = "auto", seconds: float = 20.0
+    network: str,
+    height: int,
+    width: int,
+    *,
+    device: str = "cpu",
+    threads: int = 0,
+    precision: Precision = "auto",
+    seconds: float = 20.0,
+    peers: tuple[str, ...] = ("dis",),
+    training: bool = True,
+    pairs: Files | None = None,
 ) -> Report:
-    """Returns timings of one pair [height, width] on the CPU, the loss of precision, and the speed of training.
+    """Returns timings of one pair [height, width], the loss of precision, memory, and the speed of training.
 
+    network: a network, or NETWORK:CHECKPOINT. pairs: pairs with truth to measure the accuracy on.
     Timed in turn: ours; the plain definition, which is the same network in float32, contiguous, under
-    `fleetflow.reference()`, frames as tensors; and OpenCV's DIS, where it is installed.
+    `fleetflow.reference()`, frames as tensors; and the peers: dis, farneback, deepflow (OpenCV, on the CPU), or a
+    Python file with a function predict(image1, image2) -> flow, all on uint8 [H, W, 3] RGB and float32 [H, W, 2].
     """
     if threads:
         torch.set_num_threads(threads)
-    example = Path(str(resources.files("fleetflow") / "example"))
-    images = [read_image(example / f"frame{k}.png") for k in (1, 2)]
+    images = _example()
     image1, image2 = (_tiled(image, height, width) for image in images)
-    predictor = Predictor(_load(network), device="cpu", precision=precision)
-    plain = _load(network)
+    predictor = Predictor(_load(network), device=device, precision=precision)
+    where = predictor.device
+    plain = _load(network).to(where)
     frames = [
-        torch.from_numpy(image).permute(2, 0, 1)[None].float().div(255).contiguous() for image in (image1, image2)
+        torch.from_numpy(image).permute(2, 0, 1)[None].float().div(255).contiguous().to(where)
+        for image in (image1, image2)
     ]
 
     def definition():
         with torch.inference_mode(), reference():
-            return plain(*frames)
+            return plain(*frames).flow.cpu()
 
     functions: dict[str, Callable[[], object]] = {
         f"{network}, fleetflow": lambda: predictor(image1, image2),
         f"{network}, plain fp32": definition,
     }
-    try:
-        dis = classical(DIS)
-        functions["OpenCV DIS (medium)"] = lambda: dis(image1, image2)
-    except FleetflowError:
-        pass
+    for peer in peers:
+        name, function = _peer(peer)
+        functions[name] = partial(function, image1, image2)
     timings = time_in_turn(functions, seconds, frozenset({f"{network}, plain fp32"}))
-    exact = Predictor(plain, device="cpu", precision="fp32")
+    exact = Predictor(plain, device=device, precision="fp32")
     difference = float(np.linalg.norm(predictor(*images) - exact(*images), axis=2).mean())
-    return Report(timings, difference, training_speed(network, predictor.dtype, seconds / 2))
+    variant = network.partition(":")[0]
+    return Report(
+        network=network,
+        size=(height, width),
+        device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        precision=str(predictor.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        timings=timings,
+        difference=difference,
+        training=training_speed(variant, predictor.dtype, seconds / 2) if training and where.type == "cpu" else None,
+        memory=_memory(network, height, width, device, precision),
+        parameters=sum(weight.numel() for weight in plain.parameters()),
+        multiply_adds=multiply_adds(variant),
+        epe=evaluate(predictor, pairs)["mean of sets"]["epe"] if pairs is not None else None,
+        machine=machine(),
+    )
+
+
+def machine() -> dict[str, str]:
+    """Returns the processor, the system and the versions that a figure belongs to."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    return {
+        "processor": f"{processor}, {os.cpu_count()} cores",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fleetflow": version("fleetflow"),
+    }
+
+
+def pareto(reports: list[Report], path: Path) -> None:
+    """Writes a picture of accuracy against speed: one dot a network, EPE over milliseconds, the best ones joined."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise FleetflowError('the plot needs matplotlib; install it with pip install "fleetflow[plot]"') from None
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    dots = sorted((report.timings[0].p50, report.epe, report.network) for report in reports if report.epe is not None)
+    for milliseconds, epe, name in dots:
+        axes.plot(milliseconds, epe, "o", color="tab:blue")
+        axes.annotate(name, (milliseconds, epe), textcoords="offset points", xytext=(5, 5))
+    best = [dot for k, dot in enumerate(dots) if all(dot[1] < other[1] for other in dots[:k])]
+    axes.plot([dot[0] for dot in best], [dot[1] for dot in best], color="tab:blue", alpha=0.4)
+    height, width = reports[0].size
+    axes.set_xscale("log")
+    axes.margins(0.2)
+    axes.set_xlabel(f"milliseconds for {height}x{width}, {reports[0].threads} threads ({reports[0].device})")
+    axes.set_ylabel("EPE [px], mean of the sets")
+    axes.grid(alpha=0.3, which="both")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def _peer(name: str) -> tuple[str, Callable]:
+    """A classical method by name, or the function `predict` of a Python file (the user's own, so it is run)."""
+    if not name.endswith(".py"):
+        return {DIS: DIS_NAME}.get(name, f"OpenCV {name}"), classical(name)
+    if not Path(name).is_file():
+        raise FleetflowError(f"{name} does not exist; a peer is dis, farneback or a Python file with predict(a, b)")
+    module = runpy.run_path(name)
+    if not callable(module.get("predict")):
+        raise FleetflowError(f"{name} has no function predict(image1, image2); add one that returns the flow")
+    return Path(name).stem, module["predict"]
+
+
+def _memory(network: str, height: int, width: int, device: str, precision: Precision) -> float:
+    """MB by which one prediction raises the peak; on the CPU in a process of its own, as a peak does not go down."""
+    code = (
+        "import sys, torch\n"
+        "from fleetflow import benchmark as b\n"
+        "network, height, width, device, precision, threads = sys.argv[1:]\n"
+        "torch.set_num_threads(int(threads))\n"
+        "p = b.Predictor(b._load(network), device=device, precision=precision)\n"
+        "p(*(b._tiled(image, 64, 64) for image in b._example()))\n"
+        "images = [b._tiled(image, int(height), int(width)) for image in b._example()]\n"
+        "peak = torch.cuda.max_memory_allocated if p.device.type == 'cuda' else b._peak\n"
+        "peak(); before = peak(); p(*images); print((peak() - before) / 1e6)\n"
+    )
+    values = (network, str(height), str(width), device, precision, str(torch.get_num_threads()))
+    run = subprocess.run([sys.executable, "-c", code, *values], capture_output=True, text=True)
+    return float(run.stdout) if run.returncode == 0 else math.nan
+
+
+def _peak() -> int:
+    """Bytes of memory that this process has held at most: since the last call on Linux, elsewhere since its start."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _example() -> list[np.ndarray]:
+    folder = Path(str(resources.files("fleetflow") / "example"))
+    return [read_image(folder / f"frame{k}.png") for k in (1, 2)]
 
 
 def training_speed(network: str, dtype: torch.dtype, seconds: float) -> float:

@@ -171,35 +171,71 @@ def evaluate(
 
 
 def benchmark(
-    model: Positional[str] = "fastflownet",
+    models: Positional[tuple[str, ...]] = ("fastflownet",),
     /,
     size: tuple[int, int] = (448, 1024),
+    device: str = "cpu",
     threads: int = 0,
     precision: Precision = "auto",
     seconds: float = 20.0,
+    peers: tuple[str, ...] = ("dis",),
+    training: bool = True,
+    root: Path | None = None,
+    json: Path | None = None,
+    plot: Path | None = None,
 ) -> None:
-    """Time a network on this processor, beside its plain definition and OpenCV's DIS, in one process.
+    """Time networks on this machine, beside their plain definitions and OpenCV's DIS, in one process.
 
     Args:
-        model: a network.
+        models: networks, or NETWORK:CHECKPOINT.
         size: height and width of the frames.
+        device: cpu, cuda, ...
         threads: 0 takes all.
         precision: of the convolutions.
-        seconds: how long to measure.
+        seconds: how long to measure each network.
+        peers: dis, farneback, deepflow, or a Python file with a function predict(image1, image2) -> flow.
+        training: also measure training steps (on the CPU).
+        root: a folder of pairs with truth (data set "pairs"), to measure the accuracy on.
+        json: a file to which one line of JSON per network is added.
+        plot: a picture of accuracy against speed; needs --root.
     """
-    import torch
+    import json as text
 
     from fleetflow import benchmark as job
+    from fleetflow.data.pairs import pairs
 
-    report = job.benchmark(model, *size, threads=threads, precision=precision, seconds=seconds)
-    rows, ours = report.timings, report.timings[0].p50
-    _table(
-        f"one pair of {size[0]}x{size[1]}, {torch.get_num_threads()} threads",
-        ["", "p50 ms", "p95 ms", "runs", "times ours"],
-        [[row.name, f"{row.p50:.1f}", f"{row.p95:.1f}", str(row.runs), f"{row.p50 / ours:.2f}"] for row in rows],
-    )
-    print(f"mean difference to float32: {report.difference:.4f} px")
-    print(f"training at 256x320, batch 8: {report.training:.1f} samples/s")
+    if plot and not root:
+        raise FleetflowError("--plot shows accuracy against speed; give --root DIR, a folder of pairs with truth")
+    files = pairs(root) if root else None
+    reports = []
+    for name in models:
+        report = job.benchmark(
+            name, *size, device=device, threads=threads, precision=precision, seconds=seconds, peers=peers,
+            training=training, pairs=files,
+        )  # fmt: skip
+        reports.append(report)
+        ours = report.timings[0].p50
+        _table(
+            f"{name}: one pair of {size[0]}x{size[1]}, {report.device}, {report.precision}, {report.threads} threads",
+            ["", "p50 ms", "p95 ms", "runs", "times ours"],
+            [[t.name, f"{t.p50:.1f}", f"{t.p95:.1f}", str(t.runs), f"{t.p50 / ours:.2f}"] for t in report.timings],
+        )
+        if report.times_dis():
+            print(f"{report.times_dis():.2f} times the time of DIS")
+        print(f"{report.parameters:,} parameters, {report.multiply_adds / 1e9:.1f} G multiply-adds at 448x1024")
+        print(f"memory of a prediction: {report.memory:.0f} MB")
+        print(f"mean difference to float32: {report.difference:.4f} px")
+        if report.training:
+            print(f"training at 256x320, batch 8: {report.training:.1f} samples/s")
+        if report.epe is not None:
+            print(f"EPE, mean of the sets: {report.epe:.2f} px")
+        if json:
+            with json.open("a") as file:
+                file.write(text.dumps({**report._asdict(), "timings": [t._asdict() for t in report.timings]}) + "\n")
+    print(", ".join(f"{key} {value}" for key, value in reports[0].machine.items()))
+    if plot:
+        job.pareto(reports, plot)
+        print(plot)
 
 
 def demo(output: Path = Path("demo")) -> None:
@@ -229,7 +265,11 @@ def models(json: bool = False) -> None:
         print(catalog.as_json(rows))
         return
     height, width = catalog.SIZE
-    _table(f"networks (multiply-adds for frames of {height}x{width})", catalog.COLUMNS, [catalog.cells(r) for r in rows])
+    cells = [catalog.cells(row) for row in rows]
+    costs, names = slice(0, 6), catalog.COLUMNS  # all columns together are too wide for a terminal
+    _table(f"networks (multiply-adds for frames of {height}x{width})", names[costs], [row[costs] for row in cells])
+    sources = [0, 6, 7, 8]
+    _table("checkpoints they read", [names[k] for k in sources], [[row[k] for k in sources] for row in cells])
 
 
 def convert(

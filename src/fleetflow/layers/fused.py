@@ -7,6 +7,7 @@ memory; here the weights are packed at the first call. Nothing is compiled. For 
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class FusedConvolution(nn.Module):
@@ -45,7 +46,11 @@ def available() -> bool:
 
 
 def fuse(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replaces the plain convolutions of `model` in place, each with a LeakyReLU or ReLU behind it in a Sequential."""
+    """Replaces the plain convolutions of `model` (in evaluation) in place.
+
+    In a Sequential, batch normalisation behind a convolution is folded into its weights, and a LeakyReLU or ReLU
+    behind that is computed with it.
+    """
     for parent in list(model.modules()):
         children = list(parent.named_children())
         for k, (name, layer) in enumerate(children):
@@ -53,8 +58,13 @@ def fuse(model: nn.Module, dtype: torch.dtype) -> None:
                 continue
             if layer._forward_hooks or layer._forward_pre_hooks:
                 continue
-            after = children[k + 1] if isinstance(parent, nn.Sequential) and k + 1 < len(children) else (None, None)
-            activation = after[1] if type(after[1]) in (nn.LeakyReLU, nn.ReLU) else None
+            after = children[k + 1 : k + 3] if isinstance(parent, nn.Sequential) else []
+            if after and type(after[0][1]) is nn.BatchNorm2d and after[0][1].track_running_stats:
+                norm, normalisation = after.pop(0)
+                layer = fuse_conv_bn_eval(layer, normalisation)
+                setattr(parent, norm, nn.Identity())
+            activation = None
+            if after and type(after[0][1]) in (nn.LeakyReLU, nn.ReLU):
+                behind, activation = after[0]
+                setattr(parent, behind, nn.Identity())
             setattr(parent, name, FusedConvolution(layer, activation, dtype))
-            if activation is not None:
-                setattr(parent, after[0], nn.Identity())

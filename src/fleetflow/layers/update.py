@@ -107,7 +107,8 @@ def refine(
     for _ in range(steps):
         flow = flow.detach()
         correlation = lookup(pyramid, grid + flow, radius)
-        hidden, change = update(hidden, correlation.to(hidden.dtype), flow.to(hidden.dtype))
+        moved = flow.to(hidden.dtype, memory_format=torch.channels_last)  # like the features it is put beside
+        hidden, change = update(hidden, correlation.to(hidden.dtype), moved)
         flow = flow + change.to(flow.dtype)
         yield hidden, flow
 

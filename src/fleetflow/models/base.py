@@ -10,21 +10,29 @@ from torch import Tensor, nn
 
 from fleetflow.types import FleetflowError, Prediction
 
+FITS = ("pad", "pad_bottom", "scale")
+
 
 class FlowModel(nn.Module, ABC):
     """An optical-flow network. Subclasses are final; they write `prepare`, `estimate` and their parts, nothing else.
 
     stride: frames reach `estimate` with height and width divisible by it.
-    fit: how they get there: "pad" (edge pixels repeated on all sides, cut off again) or "scale" (bilinear resize and
-        back), as the published system does it.
+    fit: how they get there, as the published system does it: "pad" (edge pixels repeated on all sides, cut off again),
+        "pad_bottom" (as "pad", but nothing above the frame) or "scale" (bilinear resize and back). A network that pads
+        may be told which way: RAFT and its descendants take `model.fit = "pad_bottom"` for KITTI.
     steps: the published number of refinement steps, None for a network without refinement.
     translate: published checkpoint -> names of this network, where they differ; "module." is gone before it is called.
+    grid, paper, licence: for the catalogue: stride of the flow that the network computes, before it is enlarged; whose
+        paper it is, where it appeared; licence of the published code and checkpoints.
     """
 
     stride: ClassVar[int]
-    fit: ClassVar[Literal["pad", "scale"]]
+    fit: Literal["pad", "pad_bottom", "scale"]
     steps: int | None = None
     translate: ClassVar[Callable[[dict[str, Tensor]], dict[str, Tensor]] | None] = None
+    grid: ClassVar[int | None] = None
+    paper: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
 
     @abstractmethod
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +40,10 @@ class FlowModel(nn.Module, ABC):
 
     @abstractmethod
     def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
-        """Returns the prediction for prepared frames whose size is a multiple of `stride`."""
+        """Returns the prediction for prepared frames whose size is a multiple of `stride`.
+
+        With fit = "scale" its flow may be on a coarser grid (in pixels of these frames); it is resized in one go.
+        """
 
     def forward(
         self, frame1: Tensor, frame2: Tensor, previous: Prediction | None = None, steps: int | None = None
@@ -49,6 +60,8 @@ class FlowModel(nn.Module, ABC):
             raise FleetflowError(f"{type(self).__name__} has no refinement steps; call it without steps=")
         if steps is not None and steps < 1:
             raise FleetflowError(f"steps is {steps}; it must be at least 1")
+        if self.fit not in FITS:
+            raise FleetflowError(f'fit is "{self.fit}"; expected {", ".join(FITS[:-1])} or {FITS[-1]}')
         height, width = frame1.shape[-2:]
         new_height, new_width = (-(-size // self.stride) * self.stride for size in (height, width))
         exact = (height, width) == (new_height, new_width)
@@ -59,19 +72,22 @@ class FlowModel(nn.Module, ABC):
             )
         frame1, frame2 = self.prepare(frame1, frame2)
         steps = steps or self.steps
-        if exact:
-            return self.estimate(frame1, frame2, previous, steps)
         if self.fit == "scale":
-            size = (new_height, new_width)
-            frame1, frame2 = (resize(frame, size) for frame in (frame1, frame2))
+            if not exact:
+                frame1, frame2 = (resize(frame, (new_height, new_width)) for frame in (frame1, frame2))
             prediction = self.estimate(frame1, frame2, previous, steps)
+            if exact and prediction.flow.shape[-2:] == (height, width):
+                return prediction
             flow = resize(prediction.flow.float(), (height, width))
             factors = flow.new_tensor((width / new_width, height / new_height))
             return prediction._replace(
                 flow=flow * factors[:, None, None],
                 residual=_maybe(prediction.residual, lambda r: resize(r[:, None], (height, width))[:, 0]),
             )
-        left, top = (new_width - width) // 2, (new_height - height) // 2
+        if exact:
+            return self.estimate(frame1, frame2, previous, steps)
+        left = (new_width - width) // 2
+        top = 0 if self.fit == "pad_bottom" else (new_height - height) // 2
         sides = (left, new_width - width - left, top, new_height - height - top)
         prediction = self.estimate(
             F.pad(frame1, sides, mode="replicate"), F.pad(frame2, sides, mode="replicate"), previous, steps

@@ -67,6 +67,9 @@ class Decoder(nn.Module):
 class FastFlowNet(FlowModel):
     stride = 64
     fit = "scale"
+    grid = 4
+    paper = "Kong et al., ICRA 2021, arXiv 2103.04524"
+    licence = "research only"
 
     def __init__(self):
         super().__init__()

@@ -166,6 +166,9 @@ class _FlowNet(FlowModel):
 
     stride = 64
     fit = "scale"
+    grid = 4
+    paper = "Ilg et al., CVPR 2017, arXiv 1612.01925"
+    licence = "Apache-2.0, weights research only"
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2
@@ -266,6 +269,8 @@ class FlowNetCSS(_FlowNet):
 
 
 class FlowNet2(_FlowNet):
+    grid = 1
+
     def __init__(self):
         super().__init__()
         self.flownetc = FlowNetC()

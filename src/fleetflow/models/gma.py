@@ -136,6 +136,9 @@ class GMA(FlowModel):
 
     stride = 8
     fit = "pad"
+    grid = 8
+    paper = "Jiang et al., ICCV 2021, arXiv 2104.02409"
+    licence = "WTFPL"
 
     def __init__(
         self,

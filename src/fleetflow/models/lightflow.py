@@ -66,6 +66,9 @@ class LightFlow(FlowModel):
 
     stride = 64
     fit = "scale"
+    grid = 4
+    paper = "Zhu et al., arXiv 1804.05830"
+    licence = "MIT"
 
     def __init__(self, width: float = 1.0):
         super().__init__()

@@ -153,6 +153,9 @@ class RAFT(FlowModel):
 
     stride = 8
     fit = "pad"
+    grid = 8
+    paper = "Teed, Deng, ECCV 2020, arXiv 2003.12039"
+    licence = "BSD-3-Clause"
     translate: ClassVar = staticmethod(own_names)
 
     def __init__(
