@@ -34,7 +34,7 @@ RECIPES = {
         (
             Stage(
                 "generated",
-                (Batches(5_000, 4, 320, 640),),
+                (Batches(5_500, 4, 320, 640),),
                 learning_rate=0.004,
                 schedule=partial(warm_flat_cool, warmup=100, cooldown=0.35),
                 weight_decay=0.01,

@@ -185,7 +185,8 @@ def _camera(draw: Draw, height: int, width: int, style: str) -> Scene:
     half_u[:, 2:4], half_v[:, 2:4] = draw.uniform(4, 30, 2), draw.uniform(1.5, 8, 2)
     outline = turn(draw.normal(0.05), 1 / half_u, 1 / half_v) @ metric
     density = focal / depth * _detail(draw)
-    density[:, 1:4] = focal / (12 if drive else 5) * draw.log_uniform(0.5, 1.6, 3)
+    smooth = torch.where(draw.chance(0.5, 3), draw.log_uniform(0.03, 0.4, 3), 1.0)  # roads, walls without marks
+    density[:, 1:4] = focal / (12 if drive else 5) * draw.log_uniform(0.5, 1.6, 3) * smooth
     surface = (
         shift(draw.uniform(0, SIDE), draw.uniform(0, SIDE)) @ turn(draw.uniform(0, 6.283), density, density) @ metric
     )
@@ -230,13 +231,13 @@ def hand_world(draw: Draw, height: int, width: int) -> Scene:
 
 World = Callable[[Draw, int, int], Scene]
 MIXTURE: dict[World, float] = {
-    shapes_world: 0.30,
-    large_world: 0.23,
-    small_world: 0.06,
-    still_world: 0.03,
-    drive_world: 0.19,
-    stereo_world: 0.12,
-    hand_world: 0.07,
+    shapes_world: 0.26,
+    large_world: 0.26,
+    small_world: 0.05,
+    still_world: 0.02,
+    drive_world: 0.24,
+    stereo_world: 0.11,
+    hand_world: 0.06,
 }
 
 
