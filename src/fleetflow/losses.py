@@ -1,10 +1,33 @@
-"""Training losses: (Prediction, Sample) -> scalar. NaN-safe: unknown pixels have no weight and no gradient."""
+"""Training losses: (Prediction, Sample) -> scalar. NaN-safe: unknown pixels have no weight and no gradient.
+
+`multi_scale` is ours. `pyramid` is the loss of the coarse-to-fine networks and takes three parts, plain functions all:
+
+how a step meets the truth    at_known, at_mean, at_largest, enlarged
+length of a difference        end_point, absolute, robust, charbonnier
+weights                       FLOWNET2, LITEFLOWNET2, ...: one for each step, coarsest first
+
+`sequence`, `correction` and `mixture` are the losses of the networks that refine one full-resolution flow.
+"""
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fleetflow.types import Prediction, Sample
+from fleetflow.types import FleetflowError, Prediction, Sample
+
+# A step [N, 2, h, w] in pixels of its own grid, and the truth -> step - truth in pixels of the full resolution, 0 where
+# nothing is known, and the weight of every pixel [N, h', w'] in [0, 1].
+Compare = Callable[[Tensor, Sample], tuple[Tensor, Tensor]]
+Measure = Callable[[Tensor], Tensor]  # difference [N, 2, h, w] -> [N, h, w], with finite gradients at 0
+
+UNIT = 20.0  # pixels: the FlowNet family predicts flow / 20, and its losses are counted so ("div_flow")
+FLOWNET2 = (0.32, 0.08, 0.02, 0.01, 0.005)  # levels 6 to 2: FlowNet 2.0 in Caffe, PWC-Net (arXiv 1709.02371)
+FLOWNET2_PYTORCH = (0.02, 0.04, 0.08, 0.16, 0.32)  # NVIDIA's port turns them round: the finest weighs most
+LITEFLOWNET2 = (0.32, 0.08, 0.02, 0.01, 6.25e-4)  # levels 6 to 3, and the enlarged flow (arXiv 1903.07414, mmflow)
+MAX_FLOW = 400.0  # pixels: RAFT does not learn from faster motion
 
 
 def shrink_flow(flow: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -36,7 +59,7 @@ def multi_scale(
     fine-tuning loss (arXiv 1709.02371, eq. 2) with a milder exponent, as published for mixtures of data sets.
     """
     if len(prediction.steps) != len(weights) + 1:
-        raise ValueError(
+        raise FleetflowError(
             f"{len(prediction.steps)} steps for {len(weights)} weights; expected one step more than weights"
         )
     total = _robust(prediction.flow, sample.flow, sample.valid.float(), power, epsilon)
@@ -51,3 +74,182 @@ def _robust(flow: Tensor, truth: Tensor, weight: Tensor, power: float, epsilon: 
     error = torch.where(weight[:, None] > 0, flow.float() - truth, 0)
     length = (error.square().sum(1) + 1e-8).sqrt()
     return ((length + epsilon) ** power * weight).sum() / weight.sum().clamp(min=1)
+
+
+def end_point(difference: Tensor) -> Tensor:
+    """Returns [N, h, w], the length of the difference [N, 2, h, w]."""
+    return torch.linalg.vector_norm(difference, dim=1)
+
+
+def absolute(difference: Tensor) -> Tensor:
+    """Returns [N, h, w], the mean of |u| and |v| of the difference [N, 2, h, w] (an L1 over all elements)."""
+    return difference.abs().mean(1)
+
+
+def robust(difference: Tensor, *, power: float = 0.4, epsilon: float = 0.01) -> Tensor:
+    """Returns [N, h, w]: (|u| + |v| + epsilon)^power, with which PWC-Net is fine-tuned (arXiv 1709.02371, eq. 2)."""
+    return (difference.abs().sum(1) + epsilon) ** power
+
+
+def charbonnier(difference: Tensor, *, power: float = 0.2, epsilon: float = 0.01) -> Tensor:
+    """Returns [N, h, w]: (u^2 + v^2 + epsilon)^power, with which LiteFlowNet2 is fine-tuned (arXiv 1903.07414)."""
+    return (difference.square().sum(1) + epsilon) ** power
+
+
+def at_known(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Compares a step with the mean over the known pixels of each cell, weighed with their share (ours)."""
+    known, truth = _known(sample)
+    target, share = shrink_flow(truth, known, tuple(step.shape[-2:]))
+    return _difference(step, target, share, sample)
+
+
+def at_mean(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Compares a step with the mean over each cell; a cell with any known pixel has weight 1.
+
+    The dense rule of FlowNet2, LightFlow and mmflow (average, area and adaptive pooling are one where sizes divide).
+    Unknown pixels count with what is stored there (0, and 0 for NaN), as published: sparse truth shrinks towards 0.
+    """
+    size = tuple(step.shape[-2:])
+    target = F.adaptive_avg_pool2d(sample.flow.nan_to_num(0, 0, 0), size) / _stride(step, sample)
+    return _difference(step, target, _any_known(sample, size), sample)
+
+
+def at_largest(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Compares a step with the largest positive plus the largest negative u (and v) of each cell.
+
+    The sparse rule of LightFlow's and FlowNetPytorch's code: a lone known pixel is not thinned out by its neighbours.
+    """
+    size = tuple(step.shape[-2:])
+    _, truth = _known(sample)
+    target = F.adaptive_max_pool2d(truth.clamp(min=0), size) - F.adaptive_max_pool2d((-truth).clamp(min=0), size)
+    return _difference(step, target / _stride(step, sample), _any_known(sample, size), sample)
+
+
+def enlarged(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Compares a step, bilinearly enlarged, with the truth at full resolution: mmflow's fine-tuning of LiteFlowNet2."""
+    known, truth = _known(sample)
+    full = F.interpolate(step.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(known[:, None], full * _stride(step, sample) - truth, 0), known.to(truth.dtype)
+
+
+def pyramid(
+    prediction: Prediction,
+    sample: Sample,
+    *,
+    weights: tuple[float, ...] = FLOWNET2,
+    measure: Measure = end_point,
+    compare: Compare = at_mean,
+    mean: bool = False,
+    unit: float = UNIT,
+) -> Tensor:
+    """Returns the weighted sum over the steps of the length of (step - truth) / unit.
+
+    weights: one for each of `prediction.steps`, coarsest first, and one more where `prediction.flow` counts too.
+    measure: length of a difference. compare: how a step meets the truth.
+    mean: mean over all pixels of the batch, known or not (FlowNet2 in PyTorch, LightFlow); else the sum over the pixels
+        divided by N (Caffe, TensorFlow, mmflow; the TensorFlow port divides by the number of weights as well).
+    unit: pixels of the full resolution; 20 for networks that predict flow / 20, 1 / 20 for FlowNet-SD, else 1.
+    Raises FleetflowError where steps and weights do not match.
+    """
+    flows = (*prediction.steps, prediction.flow)
+    if len(weights) not in (len(flows) - 1, len(flows)):
+        raise FleetflowError(
+            f"{len(flows) - 1} steps for {len(weights)} weights; expected a weight for each step (and the final flow)"
+        )
+    terms = []
+    for flow, weight in zip(flows, weights):
+        if weight:
+            difference, known = compare(flow, sample)
+            lengths = measure(difference / unit) * known
+            terms.append(weight * (lengths.mean() if mean else lengths.sum() / len(lengths)))
+    if not terms:
+        raise FleetflowError("all weights of the loss are 0; give at least one step a weight")
+    return torch.stack(terms).sum()
+
+
+def lightflow(prediction: Prediction, sample: Sample, *, compare: Compare = at_mean) -> Tensor:
+    """Returns LightFlow's loss: mean |u| and |v| of the last step alone, in units of 20 px (arXiv 1804.05830).
+
+    compare: `at_largest` for sparse truth, as in its code.
+    """
+    weights = (*(0.0 for _ in prediction.steps[1:]), 1.0)
+    return pyramid(prediction, sample, weights=weights, measure=absolute, compare=compare, mean=True)
+
+
+def sequence(prediction: Prediction, sample: Sample, *, gamma: float = 0.8, max_flow: float = MAX_FLOW) -> Tensor:
+    """Returns RAFT's loss: the mean of |u| and |v| after each of n steps, step i weighed with gamma^(n - 1 - i).
+
+    steps: full-resolution flows. The mean goes over all elements of the batch; pixels that are unknown or move by
+    max_flow pixels and more count as 0. gamma: 0.8, in fine-tuning 0.85 (arXiv 2003.12039; GMA and SEA-RAFT too).
+    Raises FleetflowError for a prediction without steps (the network is not in training mode).
+    """
+    return _decayed(prediction, sample, gamma, max_flow, lambda step, truth: (step.float() - truth).abs(), False)
+
+
+def correction(prediction: Prediction, sample: Sample, *, gamma: float = 0.8, max_flow: float = MAX_FLOW) -> Tensor:
+    """Returns DEQ-Flow's fixed-point correction: the loss of `sequence` over the flows on the way to the fixed point.
+
+    steps: the flows of the states that the solver passed, the fixed point's own last (arXiv 2204.08442).
+    """
+    return sequence(prediction, sample, gamma=gamma, max_flow=max_flow)
+
+
+def mixture(
+    prediction: Prediction, sample: Sample, *, gamma: float = 0.85, max_flow: float = MAX_FLOW, widest: float = 10.0
+) -> Tensor:
+    """Returns the negative log likelihood of the truth under a mixture of two Laplace distributions (SEA-RAFT).
+
+    steps: [N, 5, H, W]: the flow, the logits of the wide and of the plain distribution, the logarithm of the wide one's
+    scale (kept in [0, widest]; that of the plain one is 0). Mean over the known elements, steps weighed as in
+    `sequence` (arXiv 2405.14793: the plain distribution is the L1 loss, the wide one takes hopeless pixels).
+    Raises FleetflowError for other steps.
+    """
+    for step in prediction.steps:
+        if step.shape[1] != 5:
+            raise FleetflowError(
+                f"a step has {step.shape[1]} channels; expected 5 (flow, two logits, log scale): use sequence"
+            )
+
+    def surprise(step: Tensor, truth: Tensor) -> Tensor:
+        flow, logits, scale = step.float().split((2, 2, 1), 1)
+        scales = torch.cat((scale.clamp(0, widest), torch.zeros_like(scale)), 1)
+        far = (flow - truth).abs()[:, :, None] * (-scales).exp()[:, None]  # [N, 2, 2 distributions, H, W]
+        inner = (logits - scales - math.log(2))[:, None] - far
+        return logits.logsumexp(1, keepdim=True) - inner.logsumexp(2)
+
+    return _decayed(prediction, sample, gamma, max_flow, surprise, True)
+
+
+def _decayed(prediction: Prediction, sample: Sample, gamma: float, max_flow: float, measure, share: bool) -> Tensor:
+    """The sum over the steps of gamma^(n - 1 - i) x mean of measure(step, truth); share: over known elements alone."""
+    if not prediction.steps:
+        raise FleetflowError("the prediction has no steps; put the network in training mode with model.train()")
+    known, truth = _known(sample, max_flow)
+    known = known[:, None].expand_as(truth)
+    count = known.sum().clamp(min=1) if share else known.numel()
+    total = truth.new_zeros(())
+    for k, step in enumerate(reversed(prediction.steps)):
+        total = total + gamma**k * torch.where(known, measure(step, truth), 0).sum() / count
+    return total
+
+
+def _known(sample: Sample, max_flow: float = math.inf) -> tuple[Tensor, Tensor]:
+    """Pixels whose truth is a number and shorter than max_flow, [N, H, W] bool; the truth, 0 elsewhere."""
+    known = sample.valid & (sample.flow.square().sum(1).sqrt() < max_flow)  # NaN is not smaller
+    return known, torch.where(known[:, None], sample.flow, 0)
+
+
+def _any_known(sample: Sample, size: tuple[int, int]) -> Tensor:
+    known, _ = _known(sample)
+    return F.adaptive_max_pool2d(known[:, None].to(sample.flow.dtype), size)[:, 0]
+
+
+def _stride(step: Tensor, sample: Sample) -> Tensor:
+    """[2, 1, 1]: pixels of the full resolution in one pixel of the step's grid, to the right and downwards."""
+    (height, width), (own_height, own_width) = sample.flow.shape[-2:], step.shape[-2:]
+    return sample.flow.new_tensor((width / own_width, height / own_height))[:, None, None]
+
+
+def _difference(step: Tensor, target: Tensor, weight: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
+    difference = (step.float() - target) * _stride(step, sample)
+    return torch.where(weight[:, None] > 0, difference, 0), weight

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is made orthogonal, one matrix per convolution; AdamW for all else.
+"""Optimisers. Muon: momentum whose update is made orthogonal, one matrix per convolution; AdamW for all else.
 
 Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). Its only state is one momentum
 buffer per weight. On generated pairs it reached a given error in about two thirds of the steps of AdamW
@@ -64,3 +64,32 @@ def optimisers(model: nn.Module, learning_rate: float, weight_decay: float) -> l
         Muon(inner, learning_rate, weight_decay=weight_decay),
         torch.optim.AdamW(other, learning_rate / 20, weight_decay=0.0),
     ]
+
+
+def adam(
+    model: nn.Module, learning_rate: float, weight_decay: float, *, bias_decay: float | None = None
+) -> list[torch.optim.Optimizer]:
+    """Returns Adam whose weight decay is part of the gradient (L2), as FlowNet, PWC-Net and LiteFlowNet2 are trained.
+
+    bias_decay: that of the biases; None takes weight_decay. Light Flow has 4e-5 and 0. Scales of a normalisation are
+    weights. Frozen weights are left out.
+    """
+    return [torch.optim.Adam(_groups(model, weight_decay, bias_decay), learning_rate)]
+
+
+def adamw(
+    model: nn.Module, learning_rate: float, weight_decay: float, *, bias_decay: float | None = None
+) -> list[torch.optim.Optimizer]:
+    """Returns AdamW, whose weight decay stands beside the gradient, as RAFT, GMA and DEQ-Flow are trained.
+
+    bias_decay: that of the biases; None takes weight_decay, as they do. Frozen weights are left out.
+    """
+    return [torch.optim.AdamW(_groups(model, weight_decay, bias_decay), learning_rate, eps=1e-8)]
+
+
+def _groups(model: nn.Module, weight_decay: float, bias_decay: float | None) -> list[dict]:
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    biases = [weight for name, weight in trained if name.rpartition(".")[2].startswith("bias")]
+    weights = [weight for name, weight in trained if not name.rpartition(".")[2].startswith("bias")]
+    decays = (weight_decay, weight_decay if bias_decay is None else bias_decay)
+    return [{"params": group, "weight_decay": decay} for group, decay in zip((weights, biases), decays) if group]

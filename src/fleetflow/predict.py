@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fleetflow.graphs import Graphed
 from fleetflow.io import list_frames, read_image, write_atomically, write_flow, write_image
 from fleetflow.layers.fused import available, fuse
 from fleetflow.models.base import FlowModel
@@ -52,6 +53,8 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision not in known:
         raise FleetflowError(f'precision is "{precision}"; expected auto, fp32, bf16 or fp16')
+    if precision == "fp16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise FleetflowError("this processor has no float16 convolutions; use --precision auto, bf16 or fp32")
     return known[precision]
 
 
@@ -68,6 +71,7 @@ class Predictor:
         self.dtype = choose_dtype(precision, self.device)
         model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.model = _ready(model, self.device, self.dtype)
+        self._run = Graphed(self.model) if self.device.type == "cuda" else self.model
 
     def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         """Returns the flow from image1 to image2, float32 [H, W, 2] pixels.
@@ -85,7 +89,7 @@ class Predictor:
             sizes = " and ".join(f"{frame.shape[2]}x{frame.shape[3]}" for frame in (frame1, frame2))
             raise FleetflowError(f"the images are {sizes}; both must have the same size: crop or resize one")
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            return self.model(frame1, frame2, previous, steps)
+            return self._run(frame1, frame2, previous, steps)
 
     def _frame(self, image: np.ndarray, name: str) -> torch.Tensor:
         image = np.asarray(image)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fleetflow.ops.all_pairs import AllPairs, lookup
+from fleetflow.ops.constant import constant
 from fleetflow.ops.warp import pixel_grid
 
 LEVELS = 4  # of the correlation pyramid
@@ -133,5 +134,5 @@ def shrunk(flow: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = flow.shape[-2:]
     if (height, width) == tuple(size):
         return flow
-    factors = flow.new_tensor((size[1] / width, size[0] / height))[:, None, None]
+    factors = constant((size[1] / width, size[0] / height), flow)[:, None, None]
     return F.interpolate(flow, size=size, mode="bilinear", align_corners=False) * factors

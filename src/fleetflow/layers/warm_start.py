@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fleetflow.ops.constant import constant
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.types import FleetflowError, Prediction
 
@@ -35,7 +36,7 @@ def carry_forward(flow: Tensor) -> Tensor:
     count, _, height, width = flow.shape
     grid = pixel_grid(height, width, flow)
     arrival = (grid + flow).nan_to_num(-1.0, -1.0, -1.0).flatten(2)
-    stays = ((arrival > 0) & (arrival < arrival.new_tensor([[width], [height]]))).all(1)  # [N, P]
+    stays = ((arrival > 0) & (arrival < constant((width, height), arrival)[:, None])).all(1)  # [N, P]
     square = (arrival**2).sum(1).masked_fill(~stays, torch.inf)[:, None]
     carried = []
     for cells in grid.flatten(1).split(max(CHUNK // (count * height * width), 1), 1):

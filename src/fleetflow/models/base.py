@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fleetflow.ops.constant import constant
 from fleetflow.types import FleetflowError, Prediction
 
 FITS = ("pad", "pad_bottom", "scale")
@@ -79,7 +80,7 @@ class FlowModel(nn.Module, ABC):
             if exact and prediction.flow.shape[-2:] == (height, width):
                 return prediction
             flow = resize(prediction.flow.float(), (height, width))
-            factors = flow.new_tensor((width / new_width, height / new_height))
+            factors = constant((width / new_width, height / new_height), flow)
             return prediction._replace(
                 flow=flow * factors[:, None, None],
                 residual=_maybe(prediction.residual, lambda r: resize(r[:, None], (height, width))[:, 0]),

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel
+from fleetflow.ops.constant import constant
 from fleetflow.ops.dilated_correlation import dilated_correlation
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.registry import models
@@ -150,7 +151,7 @@ def _length(vectors: Tensor) -> Tensor:
 def _warp_inside(frame: Tensor, flow: Tensor) -> Tensor:
     """Returns frame(x + flow(x)), positions outside moved to the nearest pixel inside."""
     grid = pixel_grid(*frame.shape[2:], flow)
-    limits = flow.new_tensor((frame.shape[3] - 1, frame.shape[2] - 1))[:, None, None]
+    limits = constant((frame.shape[3] - 1, frame.shape[2] - 1), flow)[:, None, None]
     return warp(frame, torch.minimum((grid + flow).clamp(min=0), limits) - grid)
 
 

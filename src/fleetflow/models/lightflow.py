@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel, resize
+from fleetflow.ops.constant import constant
 from fleetflow.registry import models
 from fleetflow.types import Prediction
 
@@ -80,7 +81,7 @@ class LightFlow(FlowModel):
                 nn.init.kaiming_normal_(layer.weight, a=0.1)
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
-        mean = frame1.new_tensor(MEAN)[:, None, None]
+        mean = constant(MEAN, frame1)[:, None, None]
         return frame1 - mean, frame2 - mean
 
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
