@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import fleetflow
-from fleetflow.models.pwcnet import FLOW_SCALE, LEVELS, _inside, _resize_8bit
+from fleetflow.layers.masked_warp import inside, masked_warp
+from fleetflow.layers.resize_8bit import resize_8bit
+from fleetflow.models.pwcnet import FLOW_SCALE, LEVELS
 from fleetflow.ops.warp import warp
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
@@ -118,9 +120,11 @@ def test_inside_is_a_warped_picture_of_ones():
     flow[0, :, 2:4] = torch.tensor([0.0, 1.0])[:, None, None]  # whole pixels, to the last row and beyond it
     ones = warp(torch.ones(2, 1, 9, 11), flow)
     for threshold in (0.9999, 0.999):
-        assert torch.equal(_inside(flow, threshold), ones >= threshold)
+        assert torch.equal(inside(flow, threshold), ones >= threshold)
+    features = torch.randn(2, 3, 9, 11, generator=generator)
+    assert torch.equal(masked_warp(features, flow), warp(features, flow) * inside(flow, 0.9999))
     still = torch.zeros(1, 2, 3, 4)
-    assert _inside(still, 0.9999).all() and not _inside(still - 5, 0.9999).any()
+    assert inside(still, 0.9999).all() and not inside(still - 5, 0.9999).any()
 
 
 @pytest.mark.parametrize("size", [(131, 187), (1, 1), (63, 1), (100, 300)])
@@ -128,7 +132,7 @@ def test_8_bit_pictures_are_resized_as_by_opencv(size):
     cv2 = pytest.importorskip("cv2", reason="compares with OpenCV")
     image = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
     new = tuple(-(-side // 64) * 64 for side in size)
-    own = _resize_8bit(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255, new)
+    own = resize_8bit(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255, new)
     expected = cv2.resize(image, new[::-1], interpolation=cv2.INTER_LINEAR)
     assert np.array_equal((own[0].permute(1, 2, 0) * 255).round().numpy(), expected)
 

@@ -21,7 +21,7 @@ from fleetflow.data.pairs import pairs
 from fleetflow.io import write_flow, write_image
 from fleetflow.models import weights
 from fleetflow.plan import Batches, Recipe, Source, changed
-from fleetflow.recipes import warm_flat_cool
+from fleetflow.schedules import warm_flat_cool
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 GENERATED = recipes.RECIPES["fastflownet_synthetic"].stages[0]
@@ -89,11 +89,11 @@ def test_a_run_is_not_overwritten_and_a_missing_one_not_resumed(tiny, tmp_path):
 def test_starting_from_weights(tiny, tmp_path):
     first = job.train("tiny", folder=tmp_path / "first", steps=2, workers=0, report=quiet)
     start = f"fastflownet:{first.weights}"
-    job.train("tiny", folder=tmp_path / "second", start=start, steps=1, workers=0, report=quiet)
+    job.train("tiny", folder=tmp_path / "second", start=(start,), steps=1, workers=0, report=quiet)
     fresh, warm = (losses_of(tmp_path / name)[0] for name in ("first", "second"))
     assert warm != fresh
     with pytest.raises(FleetflowError, match="no file"):
-        job.train("tiny", folder=tmp_path / "third", start="fastflownet:nowhere.pth")
+        job.train("tiny", folder=tmp_path / "third", start=("fastflownet:nowhere.pth",))
 
 
 def test_time_limit(tiny, tmp_path):

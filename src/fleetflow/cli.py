@@ -64,7 +64,7 @@ def train(
     /,
     folder: Path | None = None,
     resume: bool = False,
-    start: str | None = None,
+    start: tuple[str, ...] = (),
     stage: str | None = None,
     set: tuple[str, ...] = (),
     root: Path | None = None,
@@ -88,7 +88,7 @@ def train(
         recipe: such as fastflownet_synthetic; `fleetflow recipes` lists them.
         folder: where the run lives; default runs/RECIPE.
         resume: continue exactly where the last checkpoint left off.
-        start: a network or NETWORK:CHECKPOINT whose weights the run starts from.
+        start: a network or NETWORK:CHECKPOINT whose weights the run starts from (two for FlowNet2).
         stage: train this stage of the recipe alone.
         set: name=value, in place of what the recipe says: learning_rate=1e-4 batch=4 steps=1000 ...
         root: the folder that holds the data sets, for recipes that use them.
@@ -130,44 +130,164 @@ def train(
         print(f"EPE of the last steps over {repeat} runs: {fmean(outcomes):.3f} px, spread {stdev(outcomes):.3f}")
 
 
+def adapt(
+    frames: Positional[Path],
+    /,
+    start: Annotated[str, tyro.conf.arg(name="from")] = "fastflownet",
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("weights.safetensors"),
+    other: Annotated[str | None, tyro.conf.arg(name="with")] = None,
+    steps: int = 300,
+    batch: int = 2,
+    size: tuple[int, int] = (256, 448),
+    learning_rate: float = 0.002,
+    occlusion: Literal["consistency", "range"] = "consistency",
+    order: Literal[1, 2] = 1,
+    measure_every: int = 25,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    threads: int = 0,
+) -> None:
+    """Fine-tune a network on a video or a folder of frames, without truth; the last fifth is only measured on.
+
+    Args:
+        frames: a video, or a folder of consecutive pictures.
+        start: the network that is adapted, or NETWORK:CHECKPOINT.
+        output: the file for the best weights, never worse than the start on the held-back frames.
+        other: a second network that learns too; each teaches the other what it is sure of.
+        steps: of training.
+        batch: pairs in a step.
+        size: height and width of the crops.
+        learning_rate: of the inner convolutions (Muon).
+        occlusion: how hidden pixels are found: flow there and back agree, or something comes from there.
+        order: of the smoothness: 1 for constant flow, 2 for flow that is linear (roads, walls).
+        measure_every: steps between measurements.
+        seed: of crops and views.
+        device: auto, cpu, cuda, ...
+        precision: of the convolutions in training; all measuring is in fp32.
+        threads: 0 takes all.
+    """
+    from fleetflow import adapt as job
+
+    outcomes = job.adapt(
+        job.read_pairs(frames), output, start=start, other=other, name=frames.name, steps=steps, batch=batch,
+        size=size, learning_rate=learning_rate, occlusion=occlusion, order=order, measure_every=measure_every,
+        seed=seed, device=device, precision=precision, threads=threads,
+    )  # fmt: skip
+    rows = []
+    for outcome in outcomes:
+        for when, error in (("start", outcome.start), (f"step {outcome.step}", outcome.best)):
+            rows.append([outcome.network, when, f"{error.census:.3f}", f"{error.l1:.3f}", f"{error.length:.2f}"])
+    _table("held-back pairs", ["network", "weights of", "census %", "L1 (of 255)", "flow px"], rows)
+    for outcome in outcomes:
+        print(outcome.weights)
+
+
 def evaluate(
     model: Positional[str],
     dataset: Positional[str],
     /,
     root: Path,
+    options: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
+    steps: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     json: Path | None = None,
+    csv: Path | None = None,
+    html: Path | None = None,
 ) -> None:
-    """Measure a network on a data set: means by set, and the mean of the sets.
+    """Measure a network on a data set, per image and pooled: by set, speed, occlusion, distance to boundaries, ...
 
     Args:
-        model: a network, NETWORK:CHECKPOINT, or dis or farneback (OpenCV).
+        model: a network, NETWORK:CHECKPOINT, or dis, farneback or deepflow (OpenCV).
         dataset: such as pairs.
         root: the folder of the data set.
+        options: name=value of the data set, such as render=clean split=val.
         without: names of pairs to leave out.
+        steps: refinement steps of the network; its own if not given.
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
-        json: a file to write the table to.
+        json: a file for all numbers with their protocol.
+        csv: a file for a line per pair.
+        html: a file for a report with curves and the worst and best pairs; it needs no other file.
     """
     from fleetflow import evaluate as job
-    from fleetflow.data.dataset import datasets
+    from fleetflow.models.weights import load
+    from fleetflow.predict import Predictor
+    from fleetflow.report import write_report
+
+    files = job.open_files(dataset, root, options=options, without=without)
+    if model in job.CLASSICAL:
+        predict = job.classical(model)
+    else:
+        predict = Predictor(job.fit_for(load(model), dataset), device=device, precision=precision)
+    with _bar(f"{model} on {dataset}") as progress:
+        result = job.measure(
+            predict, files, model=model, dataset=" ".join((dataset, *options)), steps=steps,
+            progress=lambda done, total: progress((done, total)),
+        )  # fmt: skip
+    _table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", job.SET_COLUMNS, job.rows_by_set(result))
+    _table("all pixels together", ["error", "value", "pixels"], job.rows_pooled(result))
+    print(f"protocol: {job.protocol_line(result)}")
+    if result.skipped:
+        print(f"left out, as their truth has no known pixel: {', '.join(result.skipped)}")
+    if json:
+        job.as_json(result, json)
+    if csv:
+        job.as_csv(result, csv)
+    if html:
+        write_report(result, predict, files, html, steps=steps)
+        print(html)
+
+
+def submit(
+    model: Positional[str],
+    benchmark: Positional[Literal["sintel", "kitti2012", "kitti2015", "spring"]],
+    /,
+    root: Path,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("submission.zip"),
+    steps: int | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Predict the test frames of a public benchmark in its official layout, check every file, and zip them.
+
+    An interrupted run continues by the same command. Nothing is uploaded.
+
+    Args:
+        model: a network, NETWORK:CHECKPOINT, dis, ...; or a folder or .zip of finished files, which is only checked.
+        benchmark: whose test frames and whose layout.
+        root: the folder of the data set.
+        output: the .zip to write; the files stay in the folder of the same name. Without .zip: that folder only.
+        steps: refinement steps of the network; its own if not given.
+        device: auto, cpu, cuda, ...
+        precision: of the convolutions.
+    """
+    from functools import partial
+
+    from fleetflow import evaluate as classical
+    from fleetflow import submit as job
     from fleetflow.models.weights import load
     from fleetflow.predict import Predictor
 
-    files = datasets[dataset](root, without=without)
-    classical = model in (job.DIS, job.FARNEBACK)
-    predict = job.classical(model) if classical else Predictor(load(model), device=device, precision=precision)
-    with _bar(f"{model} on {dataset}") as progress:
-        table = job.evaluate(predict, files, progress=lambda done, total: progress((done, total)))
-    _table(
-        f"{model} on {dataset} ({len(files)} pairs)",
-        ["set", "EPE px", "% over 1", "% over 3", "% over 5", "Fl %"],
-        [[name, *(f"{row[key]:.2f}" for key in ("epe", "out1", "out3", "out5", "fl"))] for name, row in table.items()],
-    )
-    if json:
-        job.as_json(table, json)
+    if Path(model).is_dir() or model.endswith(".zip"):
+        with _bar(f"checking {model}") as progress:
+            problems = job.problems(Path(model), benchmark, root, progress=lambda *state: progress(state))
+        if problems:
+            raise FleetflowError(f"{benchmark} would refuse {model}: {job.summary(problems)}")
+        print(f"{model} is a whole submission to {benchmark}")
+        return
+    if model in classical.CLASSICAL:
+        predict = classical.classical(model)
+    else:
+        predictor = Predictor(classical.fit_for(load(model), benchmark), device=device, precision=precision)
+        predict = partial(job.predict_flow, predictor, steps=steps)
+    label = {"model": model, "steps": steps, "precision": precision}
+    with _bar(f"{model} on {benchmark}") as progress:
+        written = job.submit(predict, benchmark, root, output, label, progress=lambda *state: progress(state))
+    print(written)
+    print(job.next_step(benchmark, written))
 
 
 def benchmark(
@@ -302,20 +422,52 @@ def convert(
 
 
 def recipes() -> None:
-    """List the training recipes, a row for each stage: steps, pairs, frames, learning rate, loss, data, source."""
+    """List the training recipes: whose schedule each is, and a line for each of its stages."""
     from fleetflow.recipes import RECIPES
 
-    rows = []
     for name, plan in RECIPES.items():
-        for k, stage in enumerate(plan.stages):
-            sizes = dict.fromkeys(f"{part.batch} x {part.height}x{part.width}" for part in stage.batches)
+        print(f"{name}: {plan.network}; {plan.source}")
+        for stage in plan.stages:
+            sizes = ", ".join(dict.fromkeys(f"{part.batch} x {part.height}x{part.width}" for part in stage.batches))
             loss = getattr(stage.loss, "func", stage.loss).__name__
-            data = ", ".join(dict.fromkeys(source.folder for source in stage.sources)) or "generated"
-            rows.append(
-                [name if k == 0 else "", stage.name, f"{stage.steps:,}", f"{stage.samples(stage.steps):,}",
-                 ", ".join(sizes), f"{stage.learning_rate:g}", loss, data, plan.source if k == 0 else ""]
-            )  # fmt: skip
-    _table("recipes", ["name", "stage", "steps", "pairs", "batches", "rate", "loss", "data", "source"], rows)
+            data = ", ".join(dict.fromkeys(source.folder for source in stage.sources)) or "generated pairs"
+            rate = f"{stage.learning_rate:g}"
+            print(f"    {stage.name:<10} {stage.steps:>9,} steps  {sizes:<24} rate {rate:<9} {loss:<12} {data}")
+
+
+def doctor(
+    what: Positional[Literal["dataset"]],
+    name: Positional[str],
+    root: Positional[Path],
+    /,
+    samples: int = 8,
+) -> None:
+    """Examine a data set: what is there and what is missing, unknown pixels, and whether its flow fits its frames.
+
+    Args:
+        what: dataset.
+        name: such as sintel.
+        root: the folder of the data set.
+        samples: how many pairs to open, spread over the set.
+    """
+    from fleetflow import doctor as job
+
+    report = job.check(name, root, samples=samples)
+    parts = [[part.options, "missing" if part.problem else f"{part.pairs:,}"] for part in report.parts]
+    _table(f"{name} in {root}", ["part", "pairs"], parts)
+    pairs = [
+        [pair.name, f"{pair.height}x{pair.width}", f"{100 * pair.unknown:.1f}", f"{pair.length:.1f}",
+         f"{pair.longest:.0f}", pair.extras]
+        for pair in report.opened
+    ]  # fmt: skip
+    _table("opened", ["pair", "size", "% unknown", "mean px", "longest px", "also known"], pairs)
+    readings = [[reading, f"{ratio:.2f}"] for reading, ratio in report.readings.items()]
+    _table("difference of the frames, were the flow", ["stored", "times as read"], readings)
+    for remark in report.remarks:
+        print(f"remark: {remark}")
+    if report.problems:
+        raise FleetflowError("; ".join(report.problems))
+    print("no problem was found")
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -366,12 +518,15 @@ class _bar:
 COMMANDS = {
     "predict": predict,
     "train": train,
+    "adapt": adapt,
     "evaluate": evaluate,
+    "submit": submit,
     "benchmark": benchmark,
     "demo": demo,
     "models": models,
     "convert": convert,
     "recipes": recipes,
+    "doctor": doctor,
 }
 
 

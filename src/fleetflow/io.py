@@ -155,6 +155,26 @@ def _to_8_bits(path: Path, pixels: np.ndarray) -> np.ndarray:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """Returns bool [H, W], True where the picture is not black. Raises FleetflowError as `read_image` does."""
+    path = existing(path)
+    with reading(path, "a mask"):
+        with Image.open(path) as image:
+            check_size(path, image.height, image.width)
+            gray = image.mode in ("1", "L") or image.mode.startswith("I")
+            pixels = np.asarray(image if gray else image.convert("RGB"))
+    return pixels > 0 if gray else pixels.any(-1)
+
+
+def read_deep_image(path: str | os.PathLike) -> np.ndarray:
+    """Returns uint16 [H, W, C] of a PNG file of 16 bits a channel, every bit kept; raises FleetflowError for others."""
+    path = existing(path)
+    with reading(path, "a PNG file of 16 bits a channel"):
+        with Image.open(path) as image:
+            check_size(path, image.height, image.width)
+        return _decode(path.read_bytes(), "png")
+
+
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Returns nothing: writes the picture uint8 [H, W, 3] RGB, in the format of the suffix (see IMAGE_SUFFIXES).
 
@@ -217,7 +237,7 @@ def read_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     path = existing(path)
     with reading(path, f"a {path.suffix.lower()} flow file"), np.errstate(all="ignore"):
         flow = np.array(flow_format.read(path), np.float32, order="C")
-    valid = np.isfinite(flow).all(-1)
+    valid = np.isfinite(flow[..., 0]) & np.isfinite(flow[..., 1])  # many times as fast as .all(-1)
     flow[~valid] = 0
     return flow, valid
 

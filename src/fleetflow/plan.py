@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fleetflow.data.dataset import Files
 from fleetflow.losses import multi_scale
+from fleetflow.models.base import FlowModel
 from fleetflow.optimise import optimisers
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction, Sample
@@ -48,7 +49,9 @@ class Stage:
     freeze_norm: batch normalisation keeps its statistics (RAFT after its first stage).
     refinements: refinement steps in training, for networks that refine; None takes the network's own.
     network: of this stage, where it differs from the recipe's.
-    begin: what is done to fresh weights; for a later stage, begin(model, model of the stage before).
+    build: makes the network, where training needs arguments of it.
+    begin: what is done to fresh weights, where nothing comes before.
+    grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to like.
     validation, validate_every: pairs measured every so many steps.
     """
 
@@ -65,7 +68,9 @@ class Stage:
     freeze_norm: bool = False
     refinements: int | None = None
     network: str | None = None
-    begin: Callable[..., None] | None = None
+    build: Callable[[], FlowModel] | None = None
+    begin: Callable[[FlowModel], None] | None = None
+    grow: Callable[..., None] | None = None
     validation: tuple[Source, ...] = ()
     validate_every: int = 5_000
 

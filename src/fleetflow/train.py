@@ -61,7 +61,7 @@ def train(
     *,
     folder: Path | None = None,
     resume: bool = False,
-    start: str | None = None,
+    start: tuple[str, ...] = (),
     stage: str | None = None,
     settings: dict[str, str] | None = None,
     root: Path | None = None,
@@ -84,7 +84,8 @@ def train(
     name: a recipe, such as "fastflownet_synthetic". stage: only this stage of it.
     folder: where the run lives; default runs/NAME. A run that is there is only continued, with `resume`.
     resume: continue exactly where the last checkpoint left off.
-    start: a network or NETWORK:CHECKPOINT, as `fleetflow.load` takes it, whose weights the run starts from.
+    start: a network or NETWORK:CHECKPOINT, as `fleetflow.load` takes it, whose weights the run starts from; several
+        for a network that is put together of others (FlowNet2).
     settings: values that replace those of the recipe, such as {"batch": "4"} (`plan.changed`).
     root: the folder that holds the data sets. textures: a folder of photographs for generated pairs.
     minutes, steps: stop after so long, or at that step; the run can be resumed.
@@ -125,7 +126,7 @@ def train(
         if state and state["step"] > done + part.steps:  # finished in a former session
             done += part.steps
             continue
-        model = _fresh(part, plan, seed, earlier=model, start=None if done else start).to(where)
+        model = _fresh(part, plan, seed, earlier=model, start=() if done else start).to(where)
         if state and state["step"] == done + part.steps:  # the next stage begins from what this one left
             model.load_state_dict(_averaged(state["average"]))
             done, bad, state = done + part.steps, state["bad"], None
@@ -253,21 +254,25 @@ def _agreed(late: bool, where: torch.device, world: int) -> bool:
     return flag.item() > 0
 
 
-def _fresh(stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, start: str | None) -> FlowModel:
+def _fresh(stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, start: tuple[str, ...]) -> FlowModel:
     """The network of a stage as its training begins."""
     torch.manual_seed(seed)
     name = stage.network or plan.network
-    model = models[name]()
-    if start:
-        given = weights.load(start).state_dict()
-        if {key: value.shape for key, value in given.items()} != {k: v.shape for k, v in model.state_dict().items()}:
-            raise FleetflowError(f"the weights of {start} are not those of {name}, which this stage trains")
-        model.load_state_dict(given)
+    model = stage.build() if stage.build else models[name]()
+    given = [weights.load(one) for one in start] or ([] if earlier is None else [earlier])
+    if len(given) == 1 and _shapes(given[0]) == _shapes(model) and not (stage.grow and earlier is not None):
+        model.load_state_dict(given[0].state_dict())
+    elif given and stage.grow:
+        stage.grow(model, *given)
+    elif given:
+        raise FleetflowError(f"the weights of {' and '.join(start)} are not those of {name}, which this stage trains")
     elif stage.begin:
-        stage.begin(model, *(() if earlier is None else (earlier,)))
-    elif earlier is not None:
-        model.load_state_dict(earlier.state_dict())
+        stage.begin(model)
     return model
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
 
 
 def _begin(

@@ -1,29 +1,41 @@
 """Pairs on disk as samples. A data set is a function of this package that returns `Files`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fleetflow.io import read_image
-from fleetflow.registry import Registry
+from fleetflow.io import read_image, read_mask
+from fleetflow.registry import Registry, unknown
 from fleetflow.types import FleetflowError, Sample
 
 datasets = Registry("data set", "fleetflow.data")
 
+Truth = Callable[[], tuple[np.ndarray, np.ndarray]]  # flow float32 [H, W, 2] pixels, valid bool [H, W]
+
 
 class Pair(NamedTuple):
-    """Where one example lies and how its truth is read."""
+    """Where one example lies and how its truth is read. Nothing is read before it is asked for.
 
-    group: str  # the part of the data set it belongs to: a set, a scene
-    name: str
+    truth is None where it is kept back (test sets). masks returns bool [H, W] under some of these keys, each over the
+    pixels of frame1, as far as the set has them:
+        "occluded"    frame2 does not show the pixel
+        "noc"         the flow is known and the pixel is not occluded (KITTI)
+        "foreground"  on a moving object (KITTI 2015); known pixels elsewhere are background
+        "invalid"     the set advises to leave the pixel out of scores (Sintel)
+    """
+
+    group: str  # what scores are averaged over: the set, and its version where it has several
+    name: str  # scene/frame; pairs of a scene follow each other in time
     frame1: Path
     frame2: Path
-    truth: Callable[[], tuple[np.ndarray, np.ndarray]]  # flow float32 [H, W, 2] pixels, valid bool [H, W]
+    truth: Truth | None
+    backward: Truth | None = None  # flow from frame2 to frame1
+    masks: Callable[[], dict[str, np.ndarray]] | None = None
 
 
 class Files(Dataset):
@@ -36,18 +48,63 @@ class Files(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, k: int) -> Sample:
-        """Returns the sample; raises FleetflowError for unreadable files and frames that differ in size."""
+        """Returns frames, flow and valid, which is False everywhere in a pair without truth.
+
+        Raises FleetflowError for unreadable files and for frames and truth that differ in size.
+        """
         pair = self.pairs[k]
-        frames = [to_frame(read_image(path)) for path in (pair.frame1, pair.frame2)]
-        flow, valid = pair.truth()
-        sizes = {tuple(frame.shape[1:]) for frame in frames} | {flow.shape[:2]}
-        if len(sizes) > 1:
-            raise FleetflowError(
-                f"{pair.group}/{pair.name}: frames and truth are of sizes {sorted(sizes)}; expected one"
-            )
-        return Sample(*frames, torch.from_numpy(flow).permute(2, 0, 1), torch.from_numpy(valid))
+        frame1, frame2 = (to_frame(read_image(path)) for path in (pair.frame1, pair.frame2))
+        height, width = frame1.shape[1:]
+        flow, valid = pair.truth() if pair.truth else _unknown(height, width)
+        _same_size(pair, {(height, width), tuple(frame2.shape[1:]), flow.shape[:2]})
+        return Sample(frame1, frame2, torch.from_numpy(flow).permute(2, 0, 1), torch.from_numpy(valid))
+
+    def complete(self, k: int) -> Sample:
+        """Returns the sample with its backward flow (0 where unknown) and its occlusion, where the set has them."""
+        pair, sample = self.pairs[k], self[k]
+        if pair.backward:
+            flow, _ = pair.backward()
+            _same_size(pair, {tuple(sample.valid.shape), flow.shape[:2]})
+            sample = sample._replace(backward=torch.from_numpy(flow).permute(2, 0, 1))
+        occluded = self.masks(k).get("occluded")
+        return sample if occluded is None else sample._replace(occluded=torch.from_numpy(occluded))
+
+    def masks(self, k: int) -> dict[str, np.ndarray]:
+        """Returns the masks of pair k, bool [H, W]; `Pair` says which there are. Empty where the set has none."""
+        reader = self.pairs[k].masks
+        return reader() if reader else {}
+
+    def without(self, names: Iterable[str]) -> "Files":
+        """Returns the other pairs; raises FleetflowError where a name, NAME or GROUP/NAME, is not among them."""
+        known = {name for pair in self.pairs for name in (pair.name, f"{pair.group}/{pair.name}")}
+        for name in names:
+            if name not in known:
+                raise unknown("pair", name, sorted(pair.name for pair in self.pairs)[:9])
+        left = set(names)
+        return Files([pair for pair in self.pairs if not left & {pair.name, f"{pair.group}/{pair.name}"}])
 
 
 def to_frame(image: np.ndarray) -> Tensor:
     """Returns [3, H, W] float in [0, 1] of a picture uint8 [H, W, 3]."""
-    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    moved = torch.from_numpy(image).permute(2, 0, 1).contiguous()  # as bytes: five times as fast as floats
+    return moved.float().div_(255)
+
+
+def read_masks(paths: dict[str, Path]) -> dict[str, np.ndarray]:
+    """Returns masks that are kept as pictures, bool [H, W], under the same keys."""
+    return {key: read_mask(path) for key, path in paths.items()}
+
+
+def chosen(name: str, value: str, options: Any) -> None:
+    """Returns nothing; raises FleetflowError unless `value` is one of the words of the Literal `options`."""
+    if value not in get_args(options):
+        raise unknown(name, value, list(get_args(options)))
+
+
+def _unknown(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((height, width, 2), np.float32), np.zeros((height, width), bool)
+
+
+def _same_size(pair: Pair, sizes: set[tuple[int, int]]) -> None:
+    if len(sizes) > 1:
+        raise FleetflowError(f"{pair.group}/{pair.name}: frames and truth are of sizes {sorted(sizes)}; expected one")

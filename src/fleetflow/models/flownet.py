@@ -289,6 +289,26 @@ class FlowNet2(_FlowNet):
         return Prediction(full, (coarse / 4, middle / 2, full) if self.training else ())
 
 
+@torch.no_grad()
+def start_stack(model: _FlowNet, *earlier: _FlowNet) -> None:
+    """Copies trained networks into the stack that they are part of, and freezes all of it but the newest network.
+
+    FlowNet 2.0 trains one network at a time (arXiv 1612.01925, section 4). earlier: FlowNetC or a shorter stack; for
+    FlowNet2, FlowNetCSS and FlowNetSD. A stack of the same kind goes on where it was.
+    """
+    prefixes = {FlowNetC: "flownetc.", FlowNetSD: "flownets_d."}
+    known = {
+        prefixes.get(type(network), "") + name: value
+        for network in earlier
+        for name, value in network.state_dict().items()
+    }
+    newest = [name for name, _ in model.named_children()][-1]
+    for name, weight in model.named_parameters():
+        if name in known:
+            weight.copy_(known[name])
+        weight.requires_grad_(name.startswith(newest + "."))
+
+
 def _three_networks(stack: FlowNetCSS | FlowNet2, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, ...]:
     """Returns the flows of LEVELS of C, S, S one after the other, in units of 20 px."""
     flow = _enlarge(FLOW_SCALE * stack.flownetc.flows(torch.cat((frame1, frame2), 1))[-1], "bilinear")

@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fleetflow.layers.masked_warp import masked_warp
+from fleetflow.layers.resize_8bit import resize_8bit
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.correlation import local_correlation
-from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.registry import models
 from fleetflow.types import Prediction
 
@@ -41,35 +42,6 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) 
 
 def _flow(inputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, 2, 3, 1, 1)
-
-
-def _inside(flow: Tensor, threshold: float) -> Tensor:
-    """Returns bool [N, 1, H, W]: at x + flow(x) at least so large a share of a bilinear sample is of the picture."""
-    height, width = flow.shape[-2:]
-    x, y = (pixel_grid(height, width, flow) + flow).unbind(1)
-    shares = [torch.minimum(at + 1, size - at).clamp(0, 1) for at, size in ((x, width), (y, height))]
-    return (shares[0] * shares[1] >= threshold)[:, None]
-
-
-def _resize_8bit(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns the frame [N, 3, H, W] in [0, 1], resized bilinearly to `size` as OpenCV resizes 8-bit pictures.
-
-    Weights are whole multiples of 1/2048, and each product is cut off at a quarter of a level of brightness.
-    """
-
-    def neighbours(old: int, new: int) -> tuple[Tensor, ...]:
-        at = (torch.arange(new, dtype=torch.float64, device="cpu") + 0.5) * (old / new) - 0.5  # not all devices have it
-        first = at.floor()
-        share = ((at - first) * 2048).round().int()
-        both = first.long().clamp(min=0), (first.long() + 1).clamp(max=old - 1)
-        return tuple(values.to(frame.device) for values in (*both, 2048 - share, share))
-
-    left, right, left_share, right_share = neighbours(frame.shape[3], size[1])
-    top, bottom, top_share, bottom_share = neighbours(frame.shape[2], size[0])
-    levels = (frame.float() * 255).round().int()
-    rows = (levels[..., left] * left_share + levels[..., right] * right_share) >> 4
-    quarters = (rows[..., top, :] * top_share[:, None] >> 16) + (rows[..., bottom, :] * bottom_share[:, None] >> 16)
-    return ((quarters + 2) >> 2).to(frame.dtype) / 255
 
 
 class PWCNet(FlowModel):
@@ -125,7 +97,7 @@ class PWCNet(FlowModel):
         size = tuple(-(-side // self.stride) * self.stride for side in frame1.shape[2:])
         if size == tuple(frame1.shape[2:]):
             return frames
-        return _resize_8bit(frames[0], size), _resize_8bit(frames[1], size)
+        return resize_8bit(frames[0], size), resize_8bit(frames[1], size)
 
     def pyramid(self, frame: Tensor) -> list[Tensor]:
         """Returns the features of levels 1 (stride 2, 16 channels) to 6 (stride 64, 196 channels)."""
@@ -147,7 +119,7 @@ class PWCNet(FlowModel):
                 flow = getattr(self, f"deconv{level + 1}")(flows[-1])
                 known = (features1, flow, getattr(self, f"upfeat{level + 1}")(x))
                 shift = flow.float() * (FLOW_SCALE / 2**level)
-                features2 = warp(features2, shift) * _inside(shift, self.threshold)
+                features2 = masked_warp(features2, shift, self.threshold)
             volume = F.leaky_relu(local_correlation(features1, features2, RADIUS), 0.1)
             x = torch.cat((volume, *known), 1)
             for k in range(len(DENSE)):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fleetflow.caffe import read_caffemodel
 from fleetflow.io import write_atomically
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import models
@@ -24,7 +25,7 @@ def load(name: str, *, weights: bool = True) -> FlowModel:
     """Returns a network in evaluation mode.
 
     name: "fastflownet" takes our own weights from the package; "fastflownet:PATH" reads a checkpoint (.safetensors,
-    .pth, .pt, .tar); a bare path to one of our .safetensors files works too, as its header names the network.
+    .pth, .pt, .tar, .caffemodel); a bare path to one of our .safetensors files works too: its header names the network.
     weights: False returns the network with fresh random weights.
     Raises FleetflowError for an unknown name, a missing or damaged file, and a checkpoint that does not fit.
     """
@@ -85,12 +86,16 @@ def header(path: str | Path) -> dict[str, str]:
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of a checkpoint by name, in float32; code in the file is never executed.
 
-    Reads .safetensors, and what `torch.save` wrote (a state dictionary, bare or under "state_dict" or "model").
+    Reads .safetensors, what `torch.save` wrote (a state dictionary, bare or under "state_dict" or "model"), and
+    .caffemodel, whose arrays are called by their layer and a number: "conv1.0", its weights, "conv1.1", its bias.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         with _open(path) as file:
             state = {key: file.get_tensor(key) for key in file.keys()}
+    elif path.suffix == ".caffemodel":
+        layers = read_caffemodel(path)
+        state = {f"{layer}.{k}": torch.from_numpy(array) for layer in layers for k, array in enumerate(layers[layer])}
     else:
         state = _read_torch(path)
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}

@@ -1,0 +1,201 @@
+"""The HTML report of an evaluation: one file that needs nothing else, with tables, curves, the worst and best pairs."""
+
+import base64
+import html
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fleetflow.data.dataset import Files
+from fleetflow.evaluate import (
+    SET_COLUMNS,
+    Evaluation,
+    PairResult,
+    estimate,
+    protocol_line,
+    rows_by_set,
+    rows_pooled,
+    text,
+)
+from fleetflow.io import write_atomically
+from fleetflow.metrics import BINS_PER_DECADE, DECADES, SPARSE_STEPS, SPEED_EDGES, ause
+from fleetflow.visualise import error_map, flow_to_color, robust_scale, with_legend
+
+SHOWN = 3  # worst pairs, and as many best ones
+PICTURE_WIDTH = 480  # pixels; wider pictures are reduced
+QUALITY = 80  # of the WebP pictures
+PLOT_WIDTH, PLOT_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 260, 56, 16, 16, 44  # pixels of a plot and of its margins
+COLORS = ("#1f6fb4", "#8a8f98")
+DOTS = 20  # a line of so few points shows them
+TITLES = ("frame 1", "frame 2", "predicted flow", "true flow", "error")
+
+STYLE = """body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1180px;margin:24px auto;padding:0 16px}
+h1{font-size:24px}h2{font-size:19px;margin-top:32px}h3{font-size:15px;margin:20px 0 6px}
+table{border-collapse:collapse}td,th{padding:3px 12px;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}.protocol{color:#555;font-size:13px}
+.row{display:flex;flex-wrap:wrap;gap:10px}figure{margin:0;flex:1 1 220px;max-width:480px}
+figure img{width:100%;display:block}figcaption{font-size:12px;color:#555}svg{max-width:100%}"""
+
+
+def write_report(evaluation: Evaluation, predict, files: Files, path: Path, *, steps: int | None = None) -> None:
+    """Writes the report of an evaluation to `path`, one HTML file with all pictures inside.
+
+    predict, files, steps: as they were given to `evaluate.measure`; the pairs shown are predicted once more.
+    """
+    parts = [
+        f"<h1>{_escape(evaluation.model)} on {_escape(evaluation.dataset)}</h1>",
+        f"<p class=protocol>Protocol: {_escape(protocol_line(evaluation))}.</p>",
+        _skipped(evaluation),
+        f"<h2>By set ({len(evaluation.pairs)} pairs)</h2>",
+        _table(SET_COLUMNS, rows_by_set(evaluation)),
+        "<h2>All pixels together</h2>",
+        _table(["error", "value", "pixels"], rows_pooled(evaluation)),
+        "<h2>Error against speed</h2>",
+        _speed_plot(evaluation),
+        "<h2>Distribution of the error</h2>",
+        _distribution_plot(evaluation),
+    ]
+    curves = evaluation.curves()
+    if curves is not None:
+        parts += [f"<h2>Sparsification (AUSE {ause(curves):.3f})</h2>", _sparsification_plot(curves)]
+    order = sorted(range(len(evaluation.pairs)), key=lambda k: -evaluation.pairs[k].errors["epe"])
+    places = {(pair.group, pair.name): k for k, pair in enumerate(files.pairs)}
+    worst = order[:SHOWN]
+    best = [k for k in order[: -SHOWN - 1 : -1] if k not in worst]
+    for title, chosen in (("Worst pairs", worst), ("Best pairs", best)):
+        parts.append(f"<h2>{title}</h2>" if chosen else "")
+        for k in chosen:
+            pair = evaluation.pairs[k]
+            parts.append(_pair(pair, predict, files, places[pair.group, pair.name], steps))
+    head = f"<meta charset=utf-8><title>{_escape(evaluation.model)} on {_escape(evaluation.dataset)}</title>"
+    page = f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>\n"
+    page += "\n".join(part for part in parts if part) + "\n</body></html>\n"
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def _pair(pair: PairResult, predict, files: Files, k: int, steps: int | None) -> str:
+    """One pair: its errors and five pictures, true and predicted flow with one scale."""
+    found = estimate(predict, files, k, steps)
+    frames = [(frame * 255).round().byte().permute(1, 2, 0).numpy() for frame in found.sample[:2]]
+    valid = found.sample.valid.numpy()
+    flow, truth = (field.permute(1, 2, 0).contiguous().numpy() for field in (found.flow, found.sample.flow))
+    scale = robust_scale(truth, valid)
+    pictures = [
+        *frames,
+        with_legend(flow_to_color(flow, scale), scale),
+        with_legend(flow_to_color(truth, scale, valid=valid), scale),
+        error_map(flow, truth, valid=valid),
+    ]
+    figures = "".join(
+        f'<figure><img alt="{title}" src="{embedded(picture)}"><figcaption>{title}</figcaption></figure>'
+        for title, picture in zip(TITLES, pictures, strict=True)
+    )
+    numbers = ", ".join(f"{name} {text(pair.errors[key])} {unit}" for name, key, unit in
+                        (("EPE", "epe", "px"), ("over 3 px", "out3", "%"), ("Fl", "fl", "%")))  # fmt: skip
+    return f"<h3>{_escape(pair.group)}/{_escape(pair.name)}: {numbers}</h3><div class=row>{figures}</div>"
+
+
+def embedded(picture: np.ndarray) -> str:
+    """Returns a picture uint8 [H, W, 3] RGB as a data address, WebP, at most PICTURE_WIDTH pixels wide."""
+    image = Image.fromarray(picture)
+    if image.width > PICTURE_WIDTH:
+        height = max(1, round(image.height * PICTURE_WIDTH / image.width))
+        image = image.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _skipped(evaluation: Evaluation) -> str:
+    if not evaluation.skipped:
+        return ""
+    return f"<p>Left out, as their truth has no known pixel: {_escape(', '.join(evaluation.skipped))}.</p>"
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{_escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _escape(words: str) -> str:
+    return html.escape(words)
+
+
+# ---- curves, as SVG ----
+
+Ticks = list[tuple[float, str]]  # place on an axis and what stands there; the first and the last are its ends
+
+
+def _speed_plot(evaluation: Evaluation) -> str:
+    sums, counts = evaluation.speeds()
+    known = [k for k in range(len(counts)) if counts[k] > 0]
+    means = [(place, (sums[k] / counts[k]).item()) for place, k in enumerate(known)]
+    points = [(float(place), float(np.log10(mean))) for place, mean in means if 0 < mean < np.inf]
+    heights = [height for _, height in points] or [0.0]
+    decades = range(int(np.floor(min(heights))), max(int(np.ceil(max(heights))), int(np.floor(min(heights))) + 1) + 1)
+    names = [
+        f"{SPEED_EDGES[k]:g}+" if k == len(counts) - 1 else f"{SPEED_EDGES[k]:g}-{SPEED_EDGES[k + 1]:g}" for k in known
+    ]
+    across = [(-0.5, ""), *((float(place), name) for place, name in enumerate(names)), (len(known) - 0.5, "")]
+    up = [(float(decade), f"{10.0**decade:g}") for decade in decades]
+    return _plot([("mean EPE", points)], across, up, "true motion, px", "mean EPE, px")
+
+
+def _distribution_plot(evaluation: Evaluation) -> str:
+    histogram = evaluation.histogram().double()
+    shares = 100 * histogram.cumsum(0) / histogram.sum()
+    low, high = -2, 2  # decades shown
+    places = range((low - DECADES[0]) * BINS_PER_DECADE, (high - DECADES[0]) * BINS_PER_DECADE + 1, 10)
+    points = [(DECADES[0] + place / BINS_PER_DECADE, shares[place].item()) for place in places]
+    across = [(float(decade), f"{10.0**decade:g}") for decade in range(low, high + 1)]
+    return _plot([("share", points)], across, _even(100, 25), "error, px", "% of pixels under it")
+
+
+def _sparsification_plot(curves: torch.Tensor) -> str:
+    left_out = [100 * k / SPARSE_STEPS for k in range(SPARSE_STEPS)]
+    names = ("by the network's confidence", "by the true error")
+    lines = [(name, list(zip(left_out, curve.tolist()))) for name, curve in zip(names, curves)]
+    up = _even(max(1.0, np.ceil(4 * curves.max().item()) / 4), 0.25)
+    return _plot(lines, _even(100, 20), up, "% of pixels left out", "EPE of the rest / EPE of all")
+
+
+def _even(end: float, step: float) -> Ticks:
+    return [(k * step, f"{k * step:g}") for k in range(round(end / step) + 1)]
+
+
+def _plot(
+    lines: list[tuple[str, list[tuple[float, float]]]], across: Ticks, up: Ticks, x_name: str, y_name: str
+) -> str:
+    """Returns an SVG picture of lines (name, points); a legend where there are several."""
+    x, y = _axis(across, LEFT, PLOT_WIDTH - RIGHT), _axis(up, PLOT_HEIGHT - BOTTOM, TOP)
+    size = f'width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}"'
+    parts = [f'<svg {size} font-family="sans-serif" font-size="11" fill="#444">']
+    for place, name in up:
+        height = f"{y(place):.1f}"
+        parts.append(f'<line x1="{LEFT}" x2="{PLOT_WIDTH - RIGHT}" y1="{height}" y2="{height}" stroke="#ddd"/>')
+        parts.append(_label(LEFT - 6, y(place) + 4, name, "end"))
+    parts += [_label(x(place), PLOT_HEIGHT - BOTTOM + 16, name) for place, name in across]
+    for k, (color, (name, points)) in enumerate(zip(COLORS, lines)):
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+        if len(points) <= DOTS:
+            parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{color}"/>' for a, b in points]
+        if len(lines) > 1:
+            parts.append(_label(PLOT_WIDTH - RIGHT - 4, TOP + 12 + 15 * k, name, "end", color))
+    parts.append(_label((LEFT + PLOT_WIDTH - RIGHT) / 2, PLOT_HEIGHT - 8, x_name))
+    turned = f'transform="translate(14 {(TOP + PLOT_HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle"'
+    return "".join([*parts, f"<text {turned}>{_escape(y_name)}</text></svg>"])
+
+
+def _label(x: float, y: float, words: str, anchor: str = "middle", color: str = "#444") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{_escape(words)}</text>'
+
+
+def _axis(ticks: Ticks, start: float, end: float) -> Callable[[float], float]:
+    low, high = ticks[0][0], ticks[-1][0]
+    return lambda value: start + (value - low) / (high - low) * (end - start)

@@ -1,0 +1,198 @@
+"""Submissions: official names in miniature data sets, every fault that a server would refuse, interrupted runs."""
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fleetflow import submit as job
+from fleetflow.cli import main
+from fleetflow.io import read_flow, write_flow, write_image
+from fleetflow.types import FleetflowError
+
+HEIGHT, WIDTH = 12, 16
+FRAMES = {
+    "sintel": [f"test/{kind}/{scene}/frame_{k:04d}.png" for kind in ("clean", "final")
+               for scene, count in (("ambush_1", 3), ("wall", 2)) for k in range(1, count + 1)],
+    "kitti2012": [f"testing/colored_0/{k:06d}_{n}.png" for k in range(3) for n in (10, 11)],
+    "kitti2015": [f"testing/image_2/{k:06d}_{n}.png" for k in range(3) for n in (10, 11)],
+    "spring": [f"test/0003/frame_{side}/frame_{side}_{k:04d}.png" for side in ("left", "right") for k in (1, 2, 3)],
+}  # fmt: skip
+NAMES = {
+    "sintel": [f"{kind}/{name}" for kind in ("clean", "final")
+               for name in ("ambush_1/frame0001.flo", "ambush_1/frame0002.flo", "wall/frame0001.flo")],
+    "kitti2012": ["000000_10.png", "000001_10.png", "000002_10.png"],
+    "kitti2015": ["flow/000000_10.png", "flow/000001_10.png", "flow/000002_10.png"],
+    "spring": [f"0003/flow_{way}_{side}/flow_{way}_{side}_{k:04d}.flo5"
+               for side in ("left", "right") for way, numbers in (("FW", (1, 2)), ("BW", (2, 3))) for k in numbers],
+}  # fmt: skip
+BENCHMARKS = list(FRAMES)
+LABEL = {"model": "brightness"}
+
+
+def predict(image1, image2):
+    """The difference in brightness as motion: frame k has brightness 10 k, so that time shows its direction."""
+    change = float(image2.mean()) - float(image1.mean())
+    return np.full((*image1.shape[:2], 2), change, np.float32)
+
+
+@pytest.fixture
+def roots(tmp_path, monkeypatch):
+    """The test frames of each benchmark in miniature, and its official numbers reduced to them."""
+    for name in BENCHMARKS:
+        for k, place in enumerate(FRAMES[name]):
+            write_image(tmp_path / name / place, np.full((HEIGHT, WIDTH, 3), 10 * (k % 20), np.uint8))
+        small = job.BENCHMARKS[name]._replace(flows=len(NAMES[name]))
+        monkeypatch.setitem(job.BENCHMARKS, name, small._replace(size=small.size and (HEIGHT, WIDTH)))
+    return tmp_path
+
+
+@pytest.fixture
+def kitti(roots):
+    """A whole submission to KITTI 2015 as a folder."""
+    return job.submit(predict, "kitti2015", roots / "kitti2015", roots / "k15", LABEL)
+
+
+def test_official_numbers():
+    """552 in each pass of Sintel; Spring has 1000 frames in 10 sequences, two cameras and two directions."""
+    flows = {name: wanted.flows for name, wanted in job.BENCHMARKS.items()}
+    assert flows == {"sintel": 1104, "kitti2012": 195, "kitti2015": 200, "spring": (1000 - 10) * 4}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_official_names(name, roots):
+    if name == "spring":
+        pytest.importorskip("h5py")
+    output = job.submit(predict, name, roots / name, roots / "out.zip", LABEL)
+    with zipfile.ZipFile(output) as archive:
+        assert archive.namelist() == NAMES[name] and archive.testzip() is None
+    assert job.problems(output, name, roots / name) == []
+    flow, valid = read_flow(roots / "out" / NAMES[name][-1])
+    assert flow.shape == (HEIGHT, WIDTH, 2) and valid.all()
+    assert (flow == (-10 if name == "spring" else 10)).all(), "the last of Spring goes backward"
+    assert not list(roots.glob(".part*")) and "out" in job.next_step(name, output) or name.startswith("kitti")
+
+
+def test_kitti_files_have_16_bits(kitti):
+    assert (kitti / "flow" / "000000_10.png").read_bytes()[24:26] == b"\x10\x02", "16 bits, RGB"
+
+
+def test_an_interrupted_run_continues(roots):
+    done = []
+
+    def interrupted(image1, image2):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return predict(image1, image2)
+
+    arguments = ("kitti2015", roots / "kitti2015", roots / "k.zip", LABEL)
+    with pytest.raises(KeyboardInterrupt):
+        job.submit(interrupted, *arguments)
+    assert not (roots / "k.zip").exists() and len(list((roots / "k").rglob("*.png"))) == 2
+    calls = []
+    job.submit(lambda *images: calls.append(1) or predict(*images), *arguments)
+    assert len(calls) == 1 and (roots / "k.zip").is_file()
+
+
+def test_other_flows_are_not_taken_over(kitti, roots):
+    with pytest.raises(FleetflowError, match="brightness"):
+        job.submit(predict, "kitti2015", roots / "kitti2015", kitti, {"model": "other"})
+    (roots / "full").mkdir()
+    (roots / "full" / "letter.txt").write_text("mine")
+    with pytest.raises(FleetflowError, match="not empty"):
+        job.submit(predict, "kitti2015", roots / "kitti2015", roots / "full", LABEL)
+
+
+def test_what_is_not_finite_is_not_written(roots):
+    with pytest.raises(FleetflowError, match="not finite"):
+        job.submit(lambda a, b: predict(a, b) * np.nan, "sintel", roots / "sintel", roots / "s.zip", LABEL)
+    assert not (roots / "s.zip").exists()
+
+
+def eight_bits(place):
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(place / "flow" / "000001_10.png")
+
+
+def unknown(place):
+    flow = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+    flow[0, :3] = np.nan
+    write_flow(place / "flow" / "000001_10.png", flow)
+
+
+def other_folder(place):
+    (place / "flow").rename(place / "flows")
+
+
+FAULTS = {
+    "is missing": lambda place: (place / "flow" / "000002_10.png").unlink(),
+    "flow/Thumbs.db does not belong": lambda place: (place / "flow" / "Thumbs.db").write_text(""),
+    "is 12x15, its frame 12x16": lambda place: write_flow(place / "flow/000001_10.png", np.zeros((12, 15, 2))),
+    "16-bit RGB": eight_bits,
+    "3 vectors that are unknown": unknown,
+    "cannot be read": lambda place: (place / "flow" / "000001_10.png").write_bytes(b"\x89PNG"),
+    "flows/000000_10.png does not belong": other_folder,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_server_would_refuse(fault, kitti, roots):
+    assert job.problems(kitti, "kitti2015", roots / "kitti2015") == []
+    FAULTS[fault](kitti)
+    found = job.problems(kitti, "kitti2015", roots / "kitti2015")
+    assert any(fault in phrase for phrase in found), found
+    shutil.make_archive(str(roots / "made"), "zip", kitti)
+    packed = job.problems(roots / "made.zip", "kitti2015", roots / "kitti2015")
+    assert any(fault in phrase for phrase in packed), packed
+    assert any(job.NOTE in phrase for phrase in packed), "the note belongs into the folder, not into the zip"
+
+
+def test_kitti_limits_the_bytes(kitti, roots, monkeypatch):
+    monkeypatch.setitem(job.BENCHMARKS, "kitti2015", job.BENCHMARKS["kitti2015"]._replace(byte_limit=100))
+    assert any("MB are allowed" in phrase for phrase in job.problems(kitti, "kitti2015", roots / "kitti2015"))
+
+
+@pytest.mark.parametrize("suffix", [".flo", ".flo5"])
+def test_not_a_number_in_other_files(suffix, roots):
+    """Written by hand, past the writer, which would mark such a vector as unknown."""
+    name = "sintel" if suffix == ".flo" else "spring"
+    if name == "spring":
+        pytest.importorskip("h5py")
+    place = job.submit(predict, name, roots / name, roots / "made", LABEL)
+    flow = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+    flow[2, 3, 1] = np.nan
+    write_flow(place / NAMES[name][0], flow)
+    assert job.problems(place, name, roots / name) == [
+        f"{NAMES[name][0]} holds 1 vectors that are unknown or not finite"
+    ]
+
+
+def test_incomplete_data_sets_are_refused(roots):
+    (roots / "kitti2015/testing/image_2/000002_11.png").unlink()
+    with pytest.raises(FleetflowError, match="does not exist"):
+        job.problems(roots, "kitti2015", roots / "kitti2015")
+    (roots / "kitti2015/testing/image_2/000002_10.png").unlink()
+    with pytest.raises(FleetflowError, match="2 flows; kitti2015 has 3"):
+        job.submit(predict, "kitti2015", roots / "kitti2015", roots / "k.zip", LABEL)
+    write_image(roots / "sintel" / FRAMES["sintel"][0], np.zeros((6, 8, 3), np.uint8))
+    with pytest.raises(FleetflowError, match="original frames"):
+        job.submit(predict, "sintel", roots / "sintel", roots / "s.zip", LABEL)
+
+
+def test_by_command(roots, capsys):
+    pytest.importorskip("cv2")
+    words = ["--root", str(roots / "kitti2012")]
+    for place in (roots / "kitti2012").rglob("*.png"):
+        write_image(place, np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    assert main(["submit", "farneback", "kitti2012", *words, "-o", str(roots / "f.zip")]) == 0
+    assert "cvlibs.net" in capsys.readouterr().out
+    assert main(["submit", str(roots / "f.zip"), "kitti2012", *words]) == 0
+    assert "whole submission" in capsys.readouterr().out
+    assert main(["submit", str(roots / "f.zip"), "kitti2015", "--root", str(roots / "kitti2015")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("fleetflow: kitti2015 would refuse") and "and 3 more" in error
+    (roots / "text.zip").write_text("no zip")
+    assert main(["submit", str(roots / "text.zip"), "kitti2012", *words]) == 1
+    assert "is no zip" in capsys.readouterr().err
