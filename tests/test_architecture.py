@@ -34,6 +34,7 @@ FLOORS = {
         "adapt",
         "doctor",
         "catalog",
+        "video_reuse",
         "benchmark",
     ),
     6: ("cli", "serve", "__main__"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fleetflow.cli import COMMANDS, main
-from fleetflow.io import write_image
+from fleetflow.io import write_flow, write_image
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
 
@@ -103,3 +103,14 @@ def test_benchmark_prints_ratios_and_writes_rows(tmp_path, capsys):
     assert all(len(row["timings"]) == 4 and row["memory"] >= 0 and row["size"] == [64, 64] for row in rows)
     assert main([*words, "--peers", "nobody.py"]) == 1 and "nobody.py does not exist" in capsys.readouterr().err
     assert main([*words, "--plot", "x.png"]) == 1 and "--root" in capsys.readouterr().err
+
+
+def test_benchmark_of_reading(tmp_path, capsys):
+    for name in ("a", "b"):
+        folder = tmp_path / "set" / name
+        for k in (1, 2):
+            write_image(folder / f"img{k}.png", np.full((16, 24, 3), k, np.uint8))
+        write_flow(folder / "flow.png", np.zeros((16, 24, 2), np.float32))
+    assert main(["benchmark", "data", "pairs", "--root", str(tmp_path), "--seconds", "0.2"]) == 0
+    assert "samples/s" in capsys.readouterr().out
+    assert main(["benchmark", "data", "pairs"]) == 1 and "--root" in capsys.readouterr().err

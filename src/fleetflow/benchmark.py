@@ -1,8 +1,6 @@
 """Benchmark: time per pair, always as ratios to other ways of computing it in the same process."""
 
 import math
-import os
-import platform
 import runpy
 import subprocess
 import sys
@@ -10,7 +8,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +16,7 @@ import torch
 
 from fleetflow.catalog import multiply_adds
 from fleetflow.data.dataset import Files
-from fleetflow.evaluate import DIS, classical, evaluate
+from fleetflow.evaluate import DIS, classical, evaluate, machine
 from fleetflow.io import read_image, write_atomically
 from fleetflow.models.weights import load
 from fleetflow.ops.kernels import reference
@@ -149,21 +146,6 @@ def benchmark(
     )
 
 
-def machine() -> dict[str, str]:
-    """Returns the processor, the system and the versions that a figure belongs to."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
-    return {
-        "processor": f"{processor}, {os.cpu_count()} cores",
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fleetflow": version("fleetflow"),
-    }
-
-
 def pareto(reports: list[Report], path: Path) -> None:
     """Writes a picture of accuracy against speed: one dot a network, EPE over milliseconds, the best ones joined."""
     try:
@@ -192,7 +174,9 @@ def _peer(name: str) -> tuple[str, Callable]:
     if not name.endswith(".py"):
         return {DIS: DIS_NAME}.get(name, f"OpenCV {name}"), classical(name)
     if not Path(name).is_file():
-        raise FleetflowError(f"{name} does not exist; a peer is dis, farneback or a Python file with predict(a, b)")
+        raise FleetflowError(
+            f"{name} does not exist; a peer is dis, farneback, deepflow or a Python file with predict(a, b)"
+        )
     module = runpy.run_path(name)
     if not callable(module.get("predict")):
         raise FleetflowError(f"{name} has no function predict(image1, image2); add one that returns the flow")

@@ -307,7 +307,7 @@ def benchmark(
     """Time networks on this machine, beside their plain definitions and OpenCV's DIS, in one process.
 
     Args:
-        models: networks, or NETWORK:CHECKPOINT.
+        models: networks, or NETWORK:CHECKPOINT; or "data" and a data set below --root, whose reading is timed.
         size: height and width of the frames.
         device: cpu, cuda, ...
         threads: 0 takes all.
@@ -324,6 +324,8 @@ def benchmark(
     from fleetflow import benchmark as job
     from fleetflow.data.pairs import pairs
 
+    if models[:1] == ("data",):
+        return _benchmark_data(models[1:], root, seconds)
     if plot and not root:
         raise FleetflowError("--plot shows accuracy against speed; give --root DIR, a folder of pairs with truth")
     files = pairs(root) if root else None
@@ -356,6 +358,24 @@ def benchmark(
     if plot:
         job.pareto(reports, plot)
         print(plot)
+
+
+def _benchmark_data(names: tuple[str, ...], root: Path | None, seconds: float) -> None:
+    """Prints how many pairs a second are read, without workers and with 1, 2, 4, ... up to the cores."""
+    import os
+
+    from fleetflow.data.loader import loading_speed
+    from fleetflow.evaluate import open_files
+
+    if len(names) != 1 or root is None:
+        raise FleetflowError(
+            "reading is timed for one data set; give its name and --root DIR: benchmark data sintel ..."
+        )
+    files = open_files(names[0], root)
+    counts = [0, *(2**k for k in range((os.cpu_count() or 1).bit_length()))]
+    speeds = [(count, loading_speed(files, count, seconds=seconds / len(counts))) for count in counts]
+    rows = [[str(count), f"{speed:.1f}", f"{speed / speeds[0][1]:.2f}"] for count, speed in speeds]
+    _table(f"reading {names[0]}, {len(files)} pairs", ["workers", "samples/s", "times none"], rows)
 
 
 def demo(output: Path = Path("demo")) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fleetflow.data.augment.geometry import crop
 from fleetflow.data.dataset import Files
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.textures import Textures
@@ -71,16 +72,6 @@ def batches(
     queue = {"num_workers": workers, "prefetch_factor": 4} if workers else {}
     for key, tensors in zip(keys, DataLoader(feed, batch_size=None, sampler=keys, **queue)):
         yield *key, tensors
-
-
-def crop(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> Sample:
-    """Returns a random window of the batch, of size (height, width); raises FleetflowError for smaller frames."""
-    spare = [full - part for full, part in zip(sample.frame1.shape[-2:], size)]
-    if min(spare) < 0:
-        have = "x".join(str(n) for n in sample.frame1.shape[-2:])
-        raise FleetflowError(f"frames are {have}, smaller than the crop {size[0]}x{size[1]}; set height= and width=")
-    top, left = (int(torch.randint(n + 1, (), generator=generator)) for n in spare)
-    return Sample(*(t[..., top : top + size[0], left : left + size[1]] for t in sample[:4]))
 
 
 @lru_cache(maxsize=2)

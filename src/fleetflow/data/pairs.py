@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fleetflow.data.dataset import Files, Pair, datasets
+from fleetflow.data.dataset import Files, Pair, datasets, read_masks
 from fleetflow.io import read_flow
 from fleetflow.types import FleetflowError
 
@@ -18,6 +18,9 @@ def pairs(root: Path, *, without: tuple[str, ...] = ()) -> Files:
         root/SET/NAME/img2.png
         root/SET/NAME/flow.npz      float16 "flow" [H, W, 2] and "valid", bits packed eight to a byte; or
         root/SET/NAME/flow.png      KITTI 16-bit
+        root/SET/NAME/occ.png       if known: not black where img2 does not show the pixel; or
+        root/SET/NAME/noc.png       black where it does not
+        root/SET/NAME/invalid.png   if known: not black where the truth cannot be trusted
 
     without: names of pairs to leave out.
     Raises FleetflowError where there is no such pair.
@@ -27,10 +30,17 @@ def pairs(root: Path, *, without: tuple[str, ...] = ()) -> Files:
         folder = first.parent
         truth = [folder / name for name in ("flow.npz", "flow.png") if (folder / name).is_file()]
         if truth and folder.name not in without and (folder / "img2.png").is_file():
-            found.append(Pair(folder.parent.name, folder.name, first, folder / "img2.png", partial(_truth, truth[0])))
+            frames, masks = (first, folder / "img2.png"), partial(_masks, folder)
+            found.append(Pair(folder.parent.name, folder.name, *frames, partial(_truth, truth[0]), masks=masks))
     if not found:
         raise FleetflowError(f"{root} holds no pairs; expected SET/NAME/img1.png, img2.png and flow.png or flow.npz")
     return Files(found)
+
+
+def _masks(folder: Path) -> dict[str, np.ndarray]:
+    files = {"occluded": folder / "occ.png", "noc": folder / "noc.png", "invalid": folder / "invalid.png"}
+    masks = read_masks({key: path for key, path in files.items() if path.is_file()})
+    return {"occluded": ~masks["noc"], **masks} if "noc" in masks else masks
 
 
 def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:

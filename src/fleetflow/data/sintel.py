@@ -13,7 +13,7 @@ Render = Literal["final", "clean"]
 Validation = Literal["scenes", "pairs"]
 
 # Two published ways to hold back part of the training set, as scene -> number of the first frame held back.
-# "scenes": six whole scenes (README of microsoft/MaskFlownet; VCN and others use the same).
+# "scenes": six whole scenes (README of microsoft/MaskFlownet; ptlflow validates on the same).
 # "pairs": 133 of the 1041 pairs, the later half of three scenes and two whole ones (datasets/sintel.py of visinf/irr
 # lists the places 199-217, 340-364, 536-560, 659-697, 967-991 in the sorted training set, which are these frames).
 HELD_BACK = {

@@ -1,0 +1,141 @@
+"""Video reuse: evaluations that an equilibrium network saves on the next frame, and that a better solver saves.
+
+Both compare how many evaluations of f reach the same residual ||f(z) - z|| / ||f(z)||. An evaluation is nearly all the
+cost of a step: the features are computed once for a pair.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fleetflow.data.generate import default_textures, shapes
+from fleetflow.data.generate.render import render
+from fleetflow.data.generate.worlds import MIXTURE, draw_scene
+from fleetflow.deq import Anderson, Broyden, Picard, Solver, fixed_point, held
+from fleetflow.layers.update import SMALLEST
+from fleetflow.models.deq_flow import DEQFlow, State
+from fleetflow.types import FleetflowError
+
+Map = Callable[[State], State]
+Clips = Mapping[str, Sequence[Tensor]]  # name -> consecutive frames [3, H, W], RGB in [0, 1]
+RESIDUALS = (1e-2, 1e-3, 1e-4)
+MOST = 200  # evaluations; a search that needs more counts as one of infinitely many
+PICARD = 36  # evaluations, the published number in training
+SOLVERS: dict[str, Solver] = {
+    "Anderson, published": Anderson(ridge=1e-4, scaled=False, restart=torch.inf),
+    "Anderson": Anderson(),
+    "Broyden": Broyden(history=60),
+}
+
+
+class Reuse(NamedTuple):
+    """Evaluations for the pairs of a clip but its first: medians, and the median of their ratio."""
+
+    clip: str
+    pairs: int
+    residual: float  # to be reached
+    cold: float  # evaluations from zero
+    warm: float  # from the last pair's fixed point
+    ratio: float  # warm / cold
+
+
+class Race(NamedTuple):
+    """Evaluations in which a solver reaches the residual of PICARD plain iterations, over the pairs of all clips."""
+
+    solver: str
+    pairs: int
+    evaluations: float  # median
+    ratio: float  # evaluations / PICARD
+
+
+@torch.no_grad()
+def video_reuse(model: DEQFlow, clips: Clips, residuals: Sequence[float] = RESIDUALS) -> list[Reuse]:
+    """Returns a row for each clip and residual, and rows named "all"; the solver is the network's own.
+
+    clips: of 3 frames or more. Each pair starts from the fixed point that the pair before it has found in the same way.
+    """
+    rows, every = [], []
+    for name, frames in clips.items():
+        if len(frames) < 3:
+            raise FleetflowError(f"clip {name} has {len(frames)} frames; reuse needs 3 or more")
+        found, counts = None, []
+        with held(model.update_block):
+            for f, start in equations(model, frames):
+                cold, after = searched(model, f, start, min(residuals))
+                if found is not None:
+                    warm, after = searched(model, f, found, min(residuals))
+                    counts.append([(evaluations(cold, level), evaluations(warm, level)) for level in residuals])
+                found = after
+        rows += _medians(name, counts, residuals)
+        every += counts
+    return rows + _medians("all", every, residuals)
+
+
+@torch.no_grad()
+def solver_race(model: DEQFlow, clips: Clips, solvers: Mapping[str, Solver] = SOLVERS) -> list[Race]:
+    """Returns a row for each solver, over all pairs of the clips, each from a cold start."""
+    needed: dict[str, list[float]] = {name: [] for name in solvers}
+    for frames in clips.values():
+        with held(model.update_block):
+            for f, start in equations(model, frames):
+                plain = min(_trace(f, start, Picard()))
+                for name, solver in solvers.items():
+                    needed[name].append(evaluations(_trace(f, start, solver), plain))
+    medians = {name: median(counts) for name, counts in needed.items()}
+    return [Race(name, len(needed[name]), count, count / PICARD) for name, count in medians.items()]
+
+
+def equations(model: DEQFlow, frames: Sequence[Tensor]) -> Iterator[tuple[Map, State]]:
+    """Yields the map and the cold start of each pair of consecutive frames, cropped to multiples of the stride."""
+    if not isinstance(model, DEQFlow):
+        raise FleetflowError(f"{type(model).__name__} has no fixed point to reuse; take a network such as deq_flow_b")
+    height, width = (size // model.stride * model.stride for size in frames[0].shape[-2:])
+    if min(height, width) < SMALLEST:
+        raise FleetflowError(
+            f"frames are {height}x{width}; video reuse is measured on {SMALLEST} pixels a side or more"
+        )
+    for pair in zip(frames, frames[1:]):
+        yield model.eval().equation(*model.prepare(*(frame[None, :, :height, :width] for frame in pair)))
+
+
+def searched(model: DEQFlow, f: Map, start: State, residual: float) -> tuple[list[float], State]:
+    """Returns the residual after each evaluation by the network's own solver, and the best point."""
+    solution = fixed_point(f, start, model.equilibrium.solver, tolerance=residual, max_steps=MOST)
+    return solution.trace[:, 0].tolist(), solution.value
+
+
+def evaluations(trace: Sequence[float], residual: float) -> float:
+    """Returns the number of evaluations after which the residual was reached, infinity if it never was."""
+    return next((float(k) for k, value in enumerate(trace, 1) if value <= residual), float("inf"))
+
+
+@torch.no_grad()
+def generated_clips(count: int, frames: int, height: int, width: int, *, seed: int = 0) -> dict[str, list[Tensor]]:
+    """Returns `count` generated clips: every sheet of a scene repeats the motion of one step, frame after frame."""
+    generator = torch.Generator().manual_seed(seed)
+    scene = draw_scene(count, height, width, generator, MIXTURE)
+    textures, outlines = default_textures(), shapes()
+    scene = scene._replace(texture=scene.texture % textures.count)
+    clips: dict[str, list[Tensor]] = {f"generated {k}": [] for k in range(count)}
+    for step in range(1, frames + 1):
+        moved = scene._replace(motion=torch.linalg.matrix_power(scene.motion, step))
+        rendered = render(moved, textures, outlines, height, width, full=False)
+        for clip, frame in zip(clips.values(), rendered.frame2):
+            clip.append(frame)
+    return clips
+
+
+def _trace(f: Map, start: State, solver: Solver) -> list[float]:
+    return fixed_point(f, start, solver, tolerance=0.0, max_steps=PICARD).trace[:, 0].tolist()
+
+
+def _medians(name: str, counts: Sequence[Sequence[tuple[float, float]]], residuals: Sequence[float]) -> list[Reuse]:
+    rows = []
+    for k, residual in enumerate(residuals):
+        cold, warm = ([pair[k][side] for pair in counts] for side in (0, 1))
+        ratios = [b / a if a < float("inf") else float("inf") for a, b in zip(cold, warm)]
+        rows.append(Reuse(name, len(counts), residual, median(cold), median(warm), median(ratios)))
+    return rows
