@@ -1,6 +1,6 @@
 """Measures what DEQ-Flow saves by starting from the last fixed point, and by solvers better than plain iteration.
 
-    python benchmarks/deq_video.py SHARED [NETWORK:CHECKPOINT] [--height 160] [--frames 6]
+    python benchmarks/deq_video.py SHARED NETWORK[:CHECKPOINT] [--height 136] [--frames 4] [--only CLIP ...]
 
 SHARED: the folder beside the repository with data/ and golden/. Without a checkpoint the weights are those of the
 reference outputs (golden/fill.py), made so that the map contracts: they say how the solvers behave, not how well
@@ -23,12 +23,20 @@ from fleetflow.registry import models
 from fleetflow.video import VideoReader
 from fleetflow.video_reuse import PICARD, Race, Reuse, generated_clips, solver_race, video_reuse
 
+RULES = {
+    "deq_flow_tiny": "deq_flow_v2_tiny",
+    "deq_flow_b": "deq_flow_v1_b",
+    "deq_flow_h": "deq_flow_v1_h",
+    "deq_flow_h2": "deq_flow_v2_h",
+}
 
-def golden(shared: Path, name: str = "deq_flow_b", rule: str = "deq_flow_v1_b") -> DEQFlow:
-    """Returns the network with the weights of the reference outputs."""
+
+def golden(shared: Path, name: str) -> DEQFlow:
+    """Returns the network, one of RULES, with the weights of the reference outputs."""
     sys.path.insert(0, str(shared / "golden"))
     import fill
 
+    rule = RULES[name]
     published = json.loads((shared / "golden" / f"{rule}.keys.json").read_text())["state_dict"]
     made = fill.make_state([row[:3] for row in published], rule)
     model = models[name]()
@@ -82,14 +90,16 @@ def tables(reuse: list[Reuse], race: list[Race]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shared", type=Path)
-    parser.add_argument("network", nargs="?", default="", help="NETWORK:CHECKPOINT; weights of the reference if absent")
-    parser.add_argument("--height", type=int, default=160)
-    parser.add_argument("--frames", type=int, default=6)
+    parser.add_argument("network", help="NETWORK:CHECKPOINT, or a network alone for the weights of the reference")
+    parser.add_argument("--height", type=int, default=136)
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--only", nargs="+", default=[], help="names of clips")
     args = parser.parse_args()
-    model = load(args.network) if args.network else golden(args.shared)
+    model = load(args.network) if ":" in args.network else golden(args.shared, args.network)
     clips = real_clips(args.shared, args.height, args.frames)
     clips |= generated_clips(3, args.frames, args.height, args.height * 4 // 3)
-    print(tables(video_reuse(model, clips), solver_race(model, {name: clip[:3] for name, clip in clips.items()})))
+    clips = {name: clip for name, clip in clips.items() if not args.only or name in args.only}
+    print(tables(video_reuse(model, clips), solver_race(model, {name: clip[:2] for name, clip in clips.items()})))
 
 
 if __name__ == "__main__":

@@ -152,8 +152,9 @@ def test_the_census_loss_is_lowest_at_the_truth_and_leads_there(layers):
     assert flow.grad.isfinite().all() and (flow.grad.sum((2, 3)) > 0).all()
 
 
-def test_another_view_keeps_the_flow_true(layers):
+def test_another_view_keeps_the_flow_true(layers, monkeypatch):
     """Warped by its own flow, the second view is the first: the flow was turned and enlarged as the frames were."""
+    monkeypatch.setattr(job, "camera", lambda frame1, frame2, generator: (frame1, frame2))
     frame1, frame2 = (job.to_frame(frame)[None].expand(2, -1, -1, -1) for frame in layers.frames[:2])
     flow = layers.flows[0].expand(2, -1, -1, -1)
     trust = (~layers.hidden[0]).float().expand(2, -1, -1)
@@ -164,7 +165,7 @@ def test_another_view_keeps_the_flow_true(layers):
         sure = (sure > 0.99) & losses.inside(taught)
         assert view1.shape == frame1.shape and sure.float().mean() > 0.6
         right, wrong, none = (losses.photometric(view1, view2, f, sure) for f in (taught, flow, still))
-        assert right < 0.9 * wrong and right < 0.7 * none
+        assert right < 0.8 * wrong and right < 0.6 * none
 
 
 # ---- runs ----
@@ -205,7 +206,14 @@ def test_a_loss_that_rewards_zero_flow_is_stopped(folder, tmp_path, monkeypatch,
     monkeypatch.setattr(job, "photometric", lambda frame1, frame2, flow, visible: flow.abs().mean())
     output = tmp_path / "own.safetensors"
     (outcome,) = job.adapt(
-        job.read_pairs(folder), output, steps=400, measure_every=4, size=(64, 64), learning_rate=0.006, report=quiet
+        job.read_pairs(folder),
+        output,
+        steps=400,
+        batch=1,
+        measure_every=6,
+        size=(64, 64),
+        learning_rate=0.006,
+        report=quiet,
     )
     assert why in outcome.stopped
     assert outcome.best.length > 0.5 * outcome.start.length

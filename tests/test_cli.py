@@ -114,3 +114,11 @@ def test_benchmark_of_reading(tmp_path, capsys):
     assert main(["benchmark", "data", "pairs", "--root", str(tmp_path), "--seconds", "0.2"]) == 0
     assert "samples/s" in capsys.readouterr().out
     assert main(["benchmark", "data", "pairs"]) == 1 and "--root" in capsys.readouterr().err
+
+
+def test_benchmark_of_video_reuse(capsys):
+    assert main(["benchmark", "deq_flow_tiny", "--video"]) == 0
+    shown = capsys.readouterr().out
+    assert "warm / cold" in shown and "weights are random" in shown and "generated 2" in shown
+    assert main(["benchmark", "fastflownet", "--video"]) == 1
+    assert "no fixed point" in capsys.readouterr().err

@@ -16,9 +16,11 @@ import fleetflow
 from fleetflow.deq import Anderson, Broyden, Implicit, Phantom, Picard, Unrolled, fixed_point, held
 from fleetflow.layers.attention import Attention
 from fleetflow.layers.upsample import convex_upsample
+from fleetflow.models.base import resize
 from fleetflow.models.deq_flow import ANDERSON, BROYDEN, PLAIN, Equilibrium, own_names
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
+from fleetflow.video_reuse import evaluations, generated_clips, solver_race, video_reuse
 
 SLOW = bool(os.environ.get("FLEETFLOW_SLOW"))
 ON_REQUEST = pytest.mark.skipif(not SLOW, reason="takes minutes; set FLEETFLOW_SLOW=1")
@@ -505,3 +507,42 @@ def test_attention_of_any_width():
     assert [key for key, _ in attention.named_parameters()] == ["to_qk.weight"]
     weights = attention(torch.rand(2, 32, 3, 4), 10**6)(torch.eye(12)[None, None])
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 1, 12))
+
+
+# ---- what reuse and better solvers save (video_reuse)
+
+
+def test_generated_clips_move_on():
+    clips = generated_clips(2, 3, 128, 144)
+    assert list(clips) == ["generated 0", "generated 1"]
+    for frames in clips.values():
+        assert [tuple(frame.shape) for frame in frames] == [(3, 128, 144)] * 3
+        changes = [(after - before).abs().mean().item() for before, after in zip(frames, frames[1:])]
+        assert min(changes) > 0, "no frame stands still"
+    again = generated_clips(2, 3, 128, 144)
+    assert all(torch.equal(a, b) for name in clips for a, b in zip(clips[name], again[name]))
+
+
+def test_video_reuse_counts_evaluations(shared, filled):
+    model = filled("deq_flow_v2_tiny")
+    frame = resize(pair(16, 18)[0], (128, 144))[0]
+    still = {"still": [frame] * 3}
+    rows = video_reuse(model, still, residuals=(1e-1, 1e-2))
+    assert [(row.clip, row.pairs, row.residual) for row in rows] == [
+        (name, 1, residual) for name in ("still", "all") for residual in (1e-1, 1e-2)
+    ]
+    assert all(row.warm == 1 and row.cold > 3 and row.ratio == 1 / row.cold for row in rows), "nothing has changed"
+    (row,) = solver_race(model, still, {"Picard": Picard()})
+    assert row.pairs == 2 and row.evaluations <= 36 and row.ratio == row.evaluations / 36
+
+
+def test_video_reuse_says_what_is_wrong(tiny):
+    frame = torch.rand(3, 128, 128)
+    for model, frames, words in (
+        (tiny, [frame] * 2, "3 or more"),
+        (tiny, [frame[:, :100]] * 3, "96x128"),
+        (models["raft_small"](), [frame] * 3, "no fixed point"),
+    ):
+        with pytest.raises(FleetflowError, match=words):
+            video_reuse(model, {"clip": frames})
+    assert evaluations([0.5, 0.1, 0.2], 0.1) == 2 and evaluations([0.5], 0.1) == float("inf")

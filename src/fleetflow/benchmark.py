@@ -18,7 +18,8 @@ from fleetflow.catalog import multiply_adds
 from fleetflow.data.dataset import Files
 from fleetflow.evaluate import DIS, classical, evaluate, machine
 from fleetflow.io import read_image, write_atomically
-from fleetflow.models.weights import load
+from fleetflow.models.base import FlowModel
+from fleetflow.models.weights import load, shipped
 from fleetflow.ops.kernels import reference
 from fleetflow.optimise import optimisers
 from fleetflow.predict import Precision, Predictor, autocast
@@ -106,9 +107,9 @@ def benchmark(
         torch.set_num_threads(threads)
     images = _example()
     image1, image2 = (_tiled(image, height, width) for image in images)
-    predictor = Predictor(_load(network), device=device, precision=precision)
+    predictor = Predictor(load_any(network), device=device, precision=precision)
     where = predictor.device
-    plain = _load(network).to(where)
+    plain = load_any(network).to(where)
     frames = [
         torch.from_numpy(image).permute(2, 0, 1)[None].float().div(255).contiguous().to(where)
         for image in (image1, image2)
@@ -190,7 +191,7 @@ def _memory(network: str, height: int, width: int, device: str, precision: Preci
         "from fleetflow import benchmark as b\n"
         "network, height, width, device, precision, threads = sys.argv[1:]\n"
         "torch.set_num_threads(int(threads))\n"
-        "p = b.Predictor(b._load(network), device=device, precision=precision)\n"
+        "p = b.Predictor(b.load_any(network), device=device, precision=precision)\n"
         "p(*(b._tiled(image, 64, 64) for image in b._example()))\n"
         "images = [b._tiled(image, int(height), int(width)) for image in b._example()]\n"
         "peak = torch.cuda.max_memory_allocated if p.device.type == 'cuda' else b._peak\n"
@@ -243,9 +244,14 @@ def _tiled(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.tile(image, (rows, columns, 1))[:height, :width])
 
 
-def _load(network: str):
-    """The network with its weights where the package has them; the time does not depend on them."""
+def load_any(network: str) -> FlowModel:
+    """Returns the network, with its weights where the package has them (the time does not depend on them)."""
+    return load(network) if has_weights(network) else load(network, weights=False)
+
+
+def has_weights(network: str) -> bool:
+    """Returns True for NETWORK:CHECKPOINT and for a network whose weights are in the package."""
     try:
-        return load(network)
+        return ":" in network or bool(shipped(network))
     except FleetflowError:
-        return load(network, weights=False)
+        return False

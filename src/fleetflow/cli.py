@@ -303,6 +303,8 @@ def benchmark(
     root: Path | None = None,
     json: Path | None = None,
     plot: Path | None = None,
+    video: bool = False,
+    clips: tuple[Path, ...] = (),
 ) -> None:
     """Time networks on this machine, beside their plain definitions and OpenCV's DIS, in one process.
 
@@ -318,6 +320,8 @@ def benchmark(
         root: a folder of pairs with truth (data set "pairs"), to measure the accuracy on.
         json: a file to which one line of JSON per network is added.
         plot: a picture of accuracy against speed; needs --root.
+        video: count the evaluations that DEQ-Flow saves by starting from the last fixed point, on generated clips.
+        clips: videos or folders of frames to count them on instead.
     """
     import json as text
 
@@ -326,6 +330,8 @@ def benchmark(
 
     if models[:1] == ("data",):
         return _benchmark_data(models[1:], root, seconds)
+    if video or clips:
+        return _benchmark_video(models, clips)
     if plot and not root:
         raise FleetflowError("--plot shows accuracy against speed; give --root DIR, a folder of pairs with truth")
     files = pairs(root) if root else None
@@ -376,6 +382,30 @@ def _benchmark_data(names: tuple[str, ...], root: Path | None, seconds: float) -
     speeds = [(count, loading_speed(files, count, seconds=seconds / len(counts))) for count in counts]
     rows = [[str(count), f"{speed:.1f}", f"{speed / speeds[0][1]:.2f}"] for count, speed in speeds]
     _table(f"reading {names[0]}, {len(files)} pairs", ["workers", "samples/s", "times none"], rows)
+
+
+def _benchmark_video(names: tuple[str, ...], paths: tuple[Path, ...]) -> None:
+    """Prints how many evaluations reach a residual from a cold start and from the last pair's fixed point."""
+    from itertools import islice
+
+    from fleetflow import benchmark as job
+    from fleetflow.data.dataset import to_frame
+    from fleetflow.io import list_frames, read_image
+    from fleetflow.video import VideoReader
+    from fleetflow.video_reuse import generated_clips, video_reuse
+
+    clips = {} if paths else generated_clips(3, 4, 128, 160)
+    for path in paths:
+        pictures = map(read_image, list_frames(path)) if path.is_dir() else VideoReader(path)
+        clips[path.name] = [to_frame(picture) for picture in islice(pictures, 6)]
+    for name in names:
+        rows = video_reuse(job.load_any(name), clips)
+        cells = [
+            [r.clip, str(r.pairs), f"{r.residual:.0e}", f"{r.cold:g}", f"{r.warm:g}", f"{r.ratio:.2f}"] for r in rows
+        ]
+        _table(f"{name}: evaluations", ["clip", "pairs", "residual", "cold", "warm", "warm / cold"], cells)
+        if not job.has_weights(name):
+            print("weights are random: this says how the solver behaves, not what a trained network saves")
 
 
 def demo(output: Path = Path("demo")) -> None:

@@ -22,7 +22,7 @@ from fleetflow.types import FleetflowError
 Map = Callable[[State], State]
 Clips = Mapping[str, Sequence[Tensor]]  # name -> consecutive frames [3, H, W], RGB in [0, 1]
 RESIDUALS = (1e-2, 1e-3, 1e-4)
-MOST = 200  # evaluations; a search that needs more counts as one of infinitely many
+MOST = 100  # evaluations; a search that needs more counts as one of so many
 PICARD = 36  # evaluations, the published number in training
 SOLVERS: dict[str, Solver] = {
     "Anderson, published": Anderson(ridge=1e-4, scaled=False, restart=torch.inf),
@@ -62,7 +62,7 @@ def video_reuse(model: DEQFlow, clips: Clips, residuals: Sequence[float] = RESID
         if len(frames) < 3:
             raise FleetflowError(f"clip {name} has {len(frames)} frames; reuse needs 3 or more")
         found, counts = None, []
-        with held(model.update_block):
+        with held(checked(model).update_block):
             for f, start in equations(model, frames):
                 cold, after = searched(model, f, start, min(residuals))
                 if found is not None:
@@ -79,7 +79,7 @@ def solver_race(model: DEQFlow, clips: Clips, solvers: Mapping[str, Solver] = SO
     """Returns a row for each solver, over all pairs of the clips, each from a cold start."""
     needed: dict[str, list[float]] = {name: [] for name in solvers}
     for frames in clips.values():
-        with held(model.update_block):
+        with held(checked(model).update_block):
             for f, start in equations(model, frames):
                 plain = min(_trace(f, start, Picard()))
                 for name, solver in solvers.items():
@@ -88,17 +88,22 @@ def solver_race(model: DEQFlow, clips: Clips, solvers: Mapping[str, Solver] = SO
     return [Race(name, len(needed[name]), count, count / PICARD) for name, count in medians.items()]
 
 
-def equations(model: DEQFlow, frames: Sequence[Tensor]) -> Iterator[tuple[Map, State]]:
-    """Yields the map and the cold start of each pair of consecutive frames, cropped to multiples of the stride."""
+def checked(model: DEQFlow) -> DEQFlow:
+    """Returns the model in evaluation mode; raises FleetflowError for a network without an equilibrium."""
     if not isinstance(model, DEQFlow):
         raise FleetflowError(f"{type(model).__name__} has no fixed point to reuse; take a network such as deq_flow_b")
+    return model.eval()
+
+
+def equations(model: DEQFlow, frames: Sequence[Tensor]) -> Iterator[tuple[Map, State]]:
+    """Yields the map and the cold start of each pair of consecutive frames, cropped to multiples of the stride."""
     height, width = (size // model.stride * model.stride for size in frames[0].shape[-2:])
     if min(height, width) < SMALLEST:
         raise FleetflowError(
             f"frames are {height}x{width}; video reuse is measured on {SMALLEST} pixels a side or more"
         )
     for pair in zip(frames, frames[1:]):
-        yield model.eval().equation(*model.prepare(*(frame[None, :, :height, :width] for frame in pair)))
+        yield model.equation(*model.prepare(*(frame[None, :, :height, :width] for frame in pair)))
 
 
 def searched(model: DEQFlow, f: Map, start: State, residual: float) -> tuple[list[float], State]:
@@ -114,14 +119,19 @@ def evaluations(trace: Sequence[float], residual: float) -> float:
 
 @torch.no_grad()
 def generated_clips(count: int, frames: int, height: int, width: int, *, seed: int = 0) -> dict[str, list[Tensor]]:
-    """Returns `count` generated clips: every sheet of a scene repeats the motion of one step, frame after frame."""
+    """Returns `count` generated clips: the motion of a generated pair, in as many equal parts as there are frames."""
     generator = torch.Generator().manual_seed(seed)
     scene = draw_scene(count, height, width, generator, MIXTURE)
     textures, outlines = default_textures(), shapes()
-    scene = scene._replace(texture=scene.texture % textures.count)
+    scene = scene._replace(  # as in `generate`: the draw does not know the banks
+        texture=scene.texture % textures.count,
+        shape=torch.where(scene.shape > 0, 1 + scene.shape % (len(outlines) - 1), scene.shape),
+    )
     clips: dict[str, list[Tensor]] = {f"generated {k}": [] for k in range(count)}
+    whole = scene.motion / scene.motion[..., 2:, 2:]
+    still = torch.eye(3)
     for step in range(1, frames + 1):
-        moved = scene._replace(motion=torch.linalg.matrix_power(scene.motion, step))
+        moved = scene._replace(motion=torch.lerp(still, whole, step / frames))
         rendered = render(moved, textures, outlines, height, width, full=False)
         for clip, frame in zip(clips.values(), rendered.frame2):
             clip.append(frame)
@@ -135,7 +145,7 @@ def _trace(f: Map, start: State, solver: Solver) -> list[float]:
 def _medians(name: str, counts: Sequence[Sequence[tuple[float, float]]], residuals: Sequence[float]) -> list[Reuse]:
     rows = []
     for k, residual in enumerate(residuals):
-        cold, warm = ([pair[k][side] for pair in counts] for side in (0, 1))
-        ratios = [b / a if a < float("inf") else float("inf") for a, b in zip(cold, warm)]
+        cold, warm = ([min(pair[k][side], float(MOST)) for pair in counts] for side in (0, 1))
+        ratios = [after / before for before, after in zip(cold, warm)]
         rows.append(Reuse(name, len(counts), residual, median(cold), median(warm), median(ratios)))
     return rows
