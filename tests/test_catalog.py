@@ -31,6 +31,9 @@ PARAMETERS = {  # official counts
     "raft": 5_257_536,
     "raft_small": 990_162,
     "gma": 5_879_873,
+    "deq_flow_b": 5_242_816,
+    "deq_flow_h": 12_799_808,
+    "deq_flow_h2": 13_394_752,
     "pwcnet": 9_374_340,
     "pwcnet_old": 8_749_280,
 }

@@ -206,7 +206,7 @@ def train(
                         "optimisers": [update.state_dict() for update in updates],
                     }
                     write_atomically(checkpoint, partial(torch.save, state_now))
-                    header = _header(name, plan, part, done + step + 1, step + 1, textures, root)
+                    header = _header(name, plan, part, done + step + 1, step + 1, textures, start)
                     weights.save(average.module, folder / "weights.safetensors", header)
                     if step + 1 == part.steps and len(plan.stages) > 1:
                         weights.save(average.module, folder / f"{part.name}.safetensors", header)
@@ -340,20 +340,32 @@ def _keep_bad(folder: Path, sample: Sample, bad: int, step: int, rank: int) -> N
 
 
 def _header(
-    name: str, plan: Recipe, stage: Stage, step: int, own: int, textures: Path | None, root: Path | None
+    name: str, plan: Recipe, stage: Stage, step: int, own: int, textures: Path | None, start: tuple[str, ...]
 ) -> dict[str, object]:
     """What shipped weights say of themselves; the commit is that of the working directory, where there is one."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     before = plan.stages[: plan.stages.index(stage)]
+    seen = sum(other.samples(other.steps) for other in before) + stage.samples(own)
     header = {
         "network": stage.network or plan.network,
         "arguments": {},
         "recipe": name,
         "stage": stage.name,
         "step": step,
-        "samples": sum(other.samples(other.steps) for other in before) + stage.samples(own),
+        "samples": seen + sum(_seen(one) for one in start),
         "commit": git.stdout.strip() or "unknown",
     }
+    if start:
+        header["start"] = ", ".join(one.partition(":")[0] for one in start)
     if stage.sources:
         return {**header, "data": ", ".join(source.folder for source in stage.sources), "licence": "that of the data"}
     return {**header, "textures": "photographs" if textures else "procedural", "licence": "Apache-2.0"}
+
+
+def _seen(start: str) -> int:
+    """The pairs that weights given as a start had seen, as far as their header says."""
+    network, _, path = start.partition(":")
+    try:
+        return int(weights.header(Path(path) if path else weights.shipped(network))["samples"])
+    except (FleetflowError, KeyError, ValueError):
+        return 0

@@ -7,6 +7,7 @@ memory; here the weights are packed at the first call. Nothing is compiled. For 
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
@@ -54,7 +55,12 @@ def fuse(model: nn.Module, dtype: torch.dtype) -> None:
     for parent in list(model.modules()):
         children = list(parent.named_children())
         for k, (name, layer) in enumerate(children):
-            if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            normed = isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer, "weight")
+            if (
+                not (type(layer) is nn.Conv2d or normed)
+                or layer.padding_mode != "zeros"
+                or isinstance(layer.padding, str)
+            ):
                 continue
             if layer._forward_hooks or layer._forward_pre_hooks:
                 continue

@@ -8,7 +8,7 @@ from fleetflow import losses, schedules
 from fleetflow.data.augment.raft import raft, raft_sparse
 from fleetflow.data.hd1k import hd1k
 from fleetflow.data.kitti import kitti2015
-from fleetflow.deq import Phantom
+from fleetflow.deq import Broyden, Phantom
 from fleetflow.models import deq_flow
 from fleetflow.optimise import adamw
 from fleetflow.plan import Batches, Recipe, Source, Stage
@@ -84,9 +84,15 @@ def raft_stages(
 
 
 def equilibrium_of(plain: deq_flow.Equilibrium, steps: int, terms: int, phantom: int) -> deq_flow.Equilibrium:
-    """A training equilibrium: `steps` evaluations, the loss on `terms` evenly spaced points of the way."""
-    keep = tuple(steps // terms * k for k in range(1, terms))
-    return replace(plain, steps=steps, keep=keep, gradient=Phantom(phantom), through_flow=plain is deq_flow.PLAIN)
+    """A training equilibrium: `steps` evaluations, the loss on `terms` evenly spaced points of the way.
+
+    The published Broyden evaluates once more in every search than its threshold says.
+    """
+    every = steps // terms + isinstance(plain.solver, Broyden)
+    keep = tuple(every * k for k in range(1, terms))
+    return replace(
+        plain, steps=every * terms, keep=keep, gradient=Phantom(phantom), through_flow=plain is deq_flow.PLAIN
+    )
 
 
 def deq_stages(
