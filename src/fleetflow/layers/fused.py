@@ -6,9 +6,16 @@ memory; here the weights are packed at the first call. Nothing is compiled. For 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fleetflow.layers.update import GRU, ConvReLU
+
+
+def _packed(weight: Tensor, geometry: tuple, x: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
 
 
 class FusedConvolution(nn.Module):
@@ -24,21 +31,82 @@ class FusedConvolution(nn.Module):
             list(convolution.dilation),
             convolution.groups,
         )
-        self.activation = _activation(activation)
+        self.activation = ("none", [], "")
+        if isinstance(activation, nn.LeakyReLU):
+            self.activation = ("leaky_relu", [activation.negative_slope], "")
+        elif activation is not None or isinstance(convolution, ConvReLU):
+            self.activation = ("relu", [], "")
         self.packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, H, W] of any float dtype; the result has the dtype of the layer, and is channels-last."""
         x = x.to(self.weight.dtype, memory_format=torch.channels_last)
         if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(x.shape))
+            self.packed = _packed(self.weight, self.geometry, x)
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, *self.activation)
 
 
-def _activation(layer: nn.Module | None) -> tuple[str, list[float], str]:
-    if layer is None:
-        return "none", [], ""
-    return ("leaky_relu", [layer.negative_slope], "") if isinstance(layer, nn.LeakyReLU) else ("relu", [], "")
+class FusedInstanceNorm(nn.Module):
+    """What `InstanceNorm2d(eps=eps)`, followed by a ReLU if `positive`, computes: a batch norm of every sample."""
+
+    def __init__(self, eps: float, positive: bool):
+        super().__init__()
+        self.eps, self.positive = eps, positive
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples = [F.batch_norm(sample, None, None, training=True, eps=self.eps) for sample in x.split(1)]
+        normed = samples[0] if len(samples) == 1 else torch.cat(samples)
+        return normed.relu_() if self.positive else normed
+
+
+class FusedGRU(nn.Module):
+    """What `gru` computes: what its convolutions see of the context is computed once, for all steps.
+
+    Update and reset, which see the same, are one convolution.
+    """
+
+    def __init__(self, gru: GRU, dtype: torch.dtype):
+        super().__init__()
+        self.layers = []  # weight, bias and geometry: of update and reset, then of the candidate, of each unit
+        for update, reset, candidate in gru.units():
+            geometry = (list(update.padding), [1, 1], [1, 1], 1)
+            for gates in ((update, reset), (candidate,)):
+                weight, bias = (torch.cat([getattr(gate, name) for gate in gates]) for name in ("weight", "bias"))
+                self.layers.append((weight.detach().to(dtype), bias.detach().to(dtype), geometry))
+        self.packed: list[Tensor] = []
+
+    def prepare(self, context: Tensor) -> list[Tensor]:
+        """Returns for each convolution what it adds for the context [N, C, h, w]."""
+        width = len(self.layers[1][0])
+        context = context.to(self.layers[0][0].dtype, memory_format=torch.channels_last)
+        part = slice(width, width + context.shape[1])
+        terms = [F.conv2d(context, weight[:, part], bias, padding=how[0]) for weight, bias, how in self.layers]
+        if not self.packed:
+            for weight, _, geometry in self.layers:
+                rest = torch.cat((weight[:, : part.start], weight[:, part.stop :]), 1)
+                x = context.new_empty(context.shape[0], rest.shape[1], *context.shape[2:])
+                self.packed.append(_packed(rest, geometry, x))
+        return [term.contiguous(memory_format=torch.channels_last) for term in terms]
+
+    def forward(self, hidden: Tensor, terms: list[Tensor], motion: Tensor) -> Tensor:
+        """Returns the next state, [N, hidden, h, w], for terms from `prepare`."""
+        width, seen = hidden.shape[1], torch.cat((hidden, motion), 1).to(terms[0].dtype)
+        seen = seen.contiguous(memory_format=torch.channels_last)
+        layers = list(zip(self.packed, terms, (geometry for *_, geometry in self.layers)))
+        for gates, candidate in zip(layers[::2], layers[1::2]):
+            z, r = _plus(seen, *gates).sigmoid_().chunk(2, 1)
+            state = seen[:, :width]  # of this step; in `seen` the candidate finds what is not reset, and then the next
+            hidden = state.clone()
+            state.mul_(r)
+            change = _plus(seen, *candidate).tanh_().sub_(hidden)
+            torch.addcmul(hidden, z, change, out=hidden)
+            state.copy_(hidden)
+        return hidden
+
+
+def _plus(x: Tensor, packed: Tensor, term: Tensor, geometry: tuple) -> Tensor:
+    """The convolution of x, plus `term`."""
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, term, packed, None, *geometry, "add", 1.0, None, [], "")
 
 
 def available() -> bool:
@@ -47,30 +115,48 @@ def available() -> bool:
 
 
 def fuse(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replaces the plain convolutions of `model` (in evaluation) in place.
+    """Replaces the plain convolutions and recurrent units of `model` (in evaluation) in place.
 
-    In a Sequential, batch normalisation behind a convolution is folded into its weights, and a LeakyReLU or ReLU
-    behind that is computed with it.
+    In a Sequential, and where a module names children that follow one another (its `chains`), batch normalisation
+    behind a convolution is folded into its weights, and a LeakyReLU or ReLU behind that, or behind an instance
+    normalisation, is computed with it.
     """
     for parent in list(model.modules()):
-        children = list(parent.named_children())
-        for k, (name, layer) in enumerate(children):
-            normed = isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer, "weight")
-            if (
-                not (type(layer) is nn.Conv2d or normed)
-                or layer.padding_mode != "zeros"
-                or isinstance(layer.padding, str)
-            ):
-                continue
-            if layer._forward_hooks or layer._forward_pre_hooks:
-                continue
-            after = children[k + 1 : k + 3] if isinstance(parent, nn.Sequential) else []
-            if after and type(after[0][1]) is nn.BatchNorm2d and after[0][1].track_running_stats:
-                norm, normalisation = after.pop(0)
-                layer = fuse_conv_bn_eval(layer, normalisation)
-                setattr(parent, norm, nn.Identity())
-            activation = None
-            if after and type(after[0][1]) in (nn.LeakyReLU, nn.ReLU):
-                behind, activation = after[0]
-                setattr(parent, behind, nn.Identity())
-            setattr(parent, name, FusedConvolution(layer, activation, dtype))
+        children = dict(parent.named_children())
+        chains = [tuple(children)] if isinstance(parent, nn.Sequential) else getattr(parent, "chains", ())
+        follow = {name: chain[k + 1 :] for chain in chains for k, name in enumerate(chain)}
+        for name, layer in children.items():
+            after = [(other, children[other]) for other in follow.get(name, ()) if not _empty(children[other])]
+            if type(layer) is GRU:
+                setattr(parent, name, FusedGRU(layer, dtype))
+            elif type(layer) is nn.InstanceNorm2d and not (layer.affine or layer.track_running_stats):
+                setattr(parent, name, FusedInstanceNorm(layer.eps, _absorbed(parent, after, nn.ReLU) is not None))
+            elif _plain(layer):
+                if after and type(after[0][1]) is nn.BatchNorm2d and after[0][1].track_running_stats:
+                    norm, normalisation = after.pop(0)
+                    layer = fuse_conv_bn_eval(layer, normalisation)
+                    setattr(parent, norm, nn.Identity())
+                activation = _absorbed(parent, after, nn.LeakyReLU, nn.ReLU)
+                setattr(parent, name, FusedConvolution(layer, activation, dtype))
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether it is a convolution that can be replaced."""
+    normed = isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer, "weight")
+    if not (type(layer) in (nn.Conv2d, ConvReLU) or normed):
+        return False
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and not hooked
+
+
+def _empty(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Sequential) and len(layer) == 0
+
+
+def _absorbed(parent: nn.Module, after: list[tuple[str, nn.Module]], *kinds: type) -> nn.Module | None:
+    """The activation that comes next, taken out of its parent; None where another layer comes next."""
+    if not after or type(after[0][1]) not in kinds:
+        return None
+    name, activation = after[0]
+    setattr(parent, name, nn.Identity())
+    return activation

@@ -1,4 +1,9 @@
-"""The residual encoders of RAFT (arXiv 2003.12039, section 3.1) and its descendants: pictures to stride 8."""
+"""The residual encoders of RAFT (arXiv 2003.12039, section 3.1) and its descendants: pictures to stride 8.
+
+Layers are registered in the published order; `chains` says which of them follow one another (see `layers.fused`).
+"""
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -8,11 +13,13 @@ NORMS = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": lambda 
 class ResidualBlock(nn.Module):
     """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]: two 3x3 convolutions beside a shortcut."""
 
+    chains: ClassVar = (("conv1", "norm1", "relu1"), ("conv2", "norm2", "relu2"))
+
     def __init__(self, inputs: int, outputs: int, norm: str, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu1, self.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
         self.norm1 = NORMS[norm](outputs)
         self.norm2 = NORMS[norm](outputs)
         if stride == 1:
@@ -22,20 +29,22 @@ class ResidualBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), self.norm3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))
-        y = self.relu(self.norm2(self.conv2(y)))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.relu1(self.norm1(self.conv1(x)))
+        y = self.relu2(self.norm2(self.conv2(y)))
+        return (y + (x if self.downsample is None else self.downsample(x))).relu_()
 
 
 class BottleneckBlock(nn.Module):
     """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]: 1x1, 3x3 and 1x1 at a quarter of the channels."""
+
+    chains: ClassVar = (*ResidualBlock.chains, ("conv3", "norm3", "relu3"))
 
     def __init__(self, inputs: int, outputs: int, norm: str, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs // 4, 1)
         self.conv2 = nn.Conv2d(outputs // 4, outputs // 4, 3, stride, 1)
         self.conv3 = nn.Conv2d(outputs // 4, outputs, 1)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu1, self.relu2, self.relu3 = (nn.ReLU(inplace=True) for _ in range(3))
         self.norm1 = NORMS[norm](outputs // 4)
         self.norm2 = NORMS[norm](outputs // 4)
         self.norm3 = NORMS[norm](outputs)
@@ -46,10 +55,10 @@ class BottleneckBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), self.norm4)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))
-        y = self.relu(self.norm2(self.conv2(y)))
-        y = self.relu(self.norm3(self.conv3(y)))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.relu1(self.norm1(self.conv1(x)))
+        y = self.relu2(self.norm2(self.conv2(y)))
+        y = self.relu3(self.norm3(self.conv3(y)))
+        return (y + (x if self.downsample is None else self.downsample(x))).relu_()
 
 
 class ResidualEncoder(nn.Module):
@@ -58,6 +67,8 @@ class ResidualEncoder(nn.Module):
     norm: "instance" (without parameters), "batch" or "none".
     block, widths: ResidualBlock at (64, 96, 128) channels for RAFT, BottleneckBlock at (32, 64, 96) for its small one.
     """
+
+    chains: ClassVar = (("conv1", "norm1", "relu1"),)
 
     def __init__(
         self, outputs: int, norm: str, block: type[nn.Module] = ResidualBlock, widths: tuple[int, ...] = (64, 96, 128)

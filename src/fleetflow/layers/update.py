@@ -17,6 +17,13 @@ LEVELS = 4  # of the correlation pyramid
 SMALLEST = 128  # pixels of a frame's side; below, the coarsest level of the pyramid would be a single pixel
 
 
+class ConvReLU(nn.Conv2d):
+    """A convolution and what is positive of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu_()
+
+
 class MotionEncoder(nn.Module):
     """Correlation [N, inputs, h, w] and flow [N, 2, h, w] -> [N, outputs, h, w], of which the last two are the flow.
 
@@ -31,39 +38,53 @@ class MotionEncoder(nn.Module):
         outputs: int = 128,
     ):
         super().__init__()
-        self.convc1 = nn.Conv2d(inputs, correlation_widths[0], 1)
-        self.convc2 = nn.Conv2d(*correlation_widths, 3, padding=1)
-        self.convf1 = nn.Conv2d(2, flow_widths[0], 7, padding=3)
-        self.convf2 = nn.Conv2d(*flow_widths, 3, padding=1)
-        self.conv = nn.Conv2d(correlation_widths[1] + flow_widths[1], outputs - 2, 3, padding=1)
+        self.convc1 = ConvReLU(inputs, correlation_widths[0], 1)
+        self.convc2 = ConvReLU(*correlation_widths, 3, padding=1)
+        self.convf1 = ConvReLU(2, flow_widths[0], 7, padding=3)
+        self.convf2 = ConvReLU(*flow_widths, 3, padding=1)
+        self.conv = ConvReLU(correlation_widths[1] + flow_widths[1], outputs - 2, 3, padding=1)
 
     def forward(self, correlation: Tensor, flow: Tensor) -> Tensor:
-        similar = F.relu(self.convc2(F.relu(self.convc1(correlation))))
-        moved = F.relu(self.convf2(F.relu(self.convf1(flow))))
-        return torch.cat((F.relu(self.conv(torch.cat((similar, moved), 1))), flow), 1)
+        similar = self.convc2(self.convc1(correlation))
+        moved = self.convf2(self.convf1(flow))
+        return torch.cat((self.conv(torch.cat((similar, moved), 1)), flow), 1)
 
 
-def gated(hidden: Tensor, x: Tensor, update: nn.Module, reset: nn.Module, candidate: nn.Module) -> Tensor:
-    """Returns the next hidden state of a gated recurrent unit, eqs. 3 to 6: [N, hidden, h, w] like the one given."""
-    both = torch.cat((hidden, x), 1)
-    z, r = torch.sigmoid(update(both)), torch.sigmoid(reset(both))
-    q = torch.tanh(candidate(torch.cat((r * hidden, x), 1)))
-    return (1 - z) * hidden + z * q
+class GRU(nn.Module):
+    """Gated recurrent unit with convolutions, eqs. 3 to 6: one unit for each kernel, one after the other.
 
+    hidden, inputs: channels of the state, and of context and motion together. kernels: (rows, columns) by the ending
+    of the names of the unit's convolutions. Made ready for prediction by `layers.fused.FusedGRU`.
+    """
 
-class SeparableGRU(nn.Module):
-    """Hidden state [N, hidden, h, w] and input [N, inputs, h, w] -> next state: a unit of 1x5, then one of 5x1."""
-
-    def __init__(self, hidden: int, inputs: int):
+    def __init__(self, hidden: int, inputs: int, kernels: dict[str, tuple[int, int]]):
         super().__init__()
-        for name, kernel in (("1", (1, 5)), ("2", (5, 1))):
-            padding = (kernel[0] // 2, kernel[1] // 2)
+        self.endings = tuple(kernels)
+        for ending, (rows, columns) in kernels.items():
             for gate in ("convz", "convr", "convq"):
-                self.add_module(gate + name, nn.Conv2d(hidden + inputs, hidden, kernel, padding=padding))
+                layer = nn.Conv2d(hidden + inputs, hidden, (rows, columns), padding=(rows // 2, columns // 2))
+                self.add_module(gate + ending, layer)
 
-    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
-        hidden = gated(hidden, x, self.convz1, self.convr1, self.convq1)
-        return gated(hidden, x, self.convz2, self.convr2, self.convq2)
+    def units(self) -> list[tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]]:
+        """Returns for each unit its convolutions for update, reset and candidate."""
+        return [tuple(getattr(self, gate + end) for gate in ("convz", "convr", "convq")) for end in self.endings]
+
+    def prepare(self, context: Tensor) -> Tensor:
+        """Returns what `forward` takes as the context [N, C, h, w], which is the same in all steps."""
+        return context
+
+    def forward(self, hidden: Tensor, context: Tensor, motion: Tensor) -> Tensor:
+        """Returns the next state, [N, hidden, h, w] like the one given."""
+        x = torch.cat((context, motion), 1)
+        for update, reset, candidate in self.units():
+            both = torch.cat((hidden, x), 1)
+            z, r = torch.sigmoid(update(both)), torch.sigmoid(reset(both))
+            q = torch.tanh(candidate(torch.cat((r * hidden, x), 1)))
+            hidden = (1 - z) * hidden + z * q
+        return hidden
+
+
+SEPARABLE = {"1": (1, 5), "2": (5, 1)}  # kernels of RAFT's large unit
 
 
 class FlowHead(nn.Module):
@@ -71,11 +92,11 @@ class FlowHead(nn.Module):
 
     def __init__(self, hidden: int, width: int = 256):
         super().__init__()
-        self.conv1 = nn.Conv2d(hidden, width, 3, padding=1)
+        self.conv1 = ConvReLU(hidden, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2, 3, padding=1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.conv2(F.relu(self.conv1(hidden)))
+        return self.conv2(self.conv1(hidden))
 
 
 class MaskHead(nn.Sequential):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fleetflow.deq import Anderson, Broyden, Gradient, Phantom, Picard, Solver, fixed_point, held, weight_norm
 from fleetflow.layers.attention import Aggregate, Attention
 from fleetflow.layers.residual_encoder import ResidualEncoder
-from fleetflow.layers.update import LEVELS, FlowHead, MaskHead, MotionEncoder, SeparableGRU, grown, shrunk
+from fleetflow.layers.update import GRU, LEVELS, SEPARABLE, FlowHead, MaskHead, MotionEncoder, grown, shrunk
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs, lookup
@@ -81,7 +81,7 @@ GIGANTIC = Width(384, (640, 480), (320, 160), 320, 640)
 
 
 class UpdateBlock(nn.Module):
-    """Hidden state, context, attention, correlation, flow -> next state and change of the flow, all [N, C, h, w].
+    """Hidden state, context prepared by the GRU, attention, correlation, flow -> next state and change of the flow.
 
     attention: whether the unit also sees motion features mixed by the attention, as in GMA.
     """
@@ -91,7 +91,7 @@ class UpdateBlock(nn.Module):
         correlations = LEVELS * (2 * RADIUS + 1) ** 2
         self.encoder = MotionEncoder(correlations, width.correlation, width.flow, width.motion)
         self.gma = Aggregate(1, width.motion) if attention else None
-        self.gru = SeparableGRU(width.hidden, width.hidden + width.motion * (2 if attention else 1))
+        self.gru = GRU(width.hidden, width.hidden + width.motion * (2 if attention else 1), SEPARABLE)
         self.flow_head = FlowHead(width.hidden, width.head)
 
     def forward(
@@ -103,8 +103,8 @@ class UpdateBlock(nn.Module):
         flow: Tensor,
     ) -> State:
         motion = self.encoder(correlation, flow)
-        seen = (context, motion) if self.gma is None else (context, motion, self.gma(motion, mix))
-        hidden = self.gru(hidden, torch.cat(seen, 1))
+        seen = motion if self.gma is None else torch.cat((motion, self.gma(motion, mix)), 1)
+        hidden = self.gru(hidden, context, seen)
         return hidden, self.flow_head(hidden)
 
 
@@ -184,14 +184,15 @@ class DEQFlow(FlowModel):
         context = self.cnet(frame1).relu()
         mix = None if self.attn is None else self.attn(context, self.memory_limit)
         hidden = torch.zeros_like(context, dtype=torch.float32)
-        grid = pixel_grid(*context.shape[-2:], hidden)
+        grid, dtype = pixel_grid(*context.shape[-2:], hidden), context.dtype
+        context = self.update_block.gru.prepare(context)
 
         def f(z: State) -> State:
             hidden, flow = z
             if not self.equilibrium.through_flow:
                 flow = flow.detach()
-            correlation = lookup(pyramid, grid + flow, RADIUS).to(context.dtype)
-            near, moved = (part.to(context.dtype, memory_format=torch.channels_last) for part in (hidden, flow))
+            correlation = lookup(pyramid, grid + flow, RADIUS).to(dtype)
+            near, moved = (part.to(dtype, memory_format=torch.channels_last) for part in (hidden, flow))
             hidden, change = self.update_block(near, context, mix, correlation, moved)
             return hidden, flow + change.to(flow.dtype)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fleetflow.layers.attention import Aggregate, Attention
 from fleetflow.layers.residual_encoder import ResidualEncoder
-from fleetflow.layers.update import LEVELS, FlowHead, MaskHead, MotionEncoder, SeparableGRU, grown, refine, shrunk
+from fleetflow.layers.update import GRU, LEVELS, SEPARABLE, FlowHead, MaskHead, MotionEncoder, grown, refine, shrunk
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.layers.warm_start import starting_flow
 from fleetflow.models.base import FlowModel
@@ -27,12 +27,12 @@ RADIUS = 4
 
 
 class UpdateBlock(nn.Module):
-    """Hidden state and context [N, 128, h, w], attention, correlation, flow -> next state and change of the flow."""
+    """Hidden state [N, 128, h, w], context prepared by the GRU, attention, correlation, flow -> the same as RAFT's."""
 
     def __init__(self, heads: int):
         super().__init__()
         self.encoder = MotionEncoder(LEVELS * (2 * RADIUS + 1) ** 2)
-        self.gru = SeparableGRU(CHANNELS, 3 * CHANNELS)
+        self.gru = GRU(CHANNELS, 3 * CHANNELS, SEPARABLE)
         self.flow_head = FlowHead(CHANNELS)
         self.mask = MaskHead(CHANNELS)
         self.aggregator = Aggregate(heads)
@@ -41,7 +41,7 @@ class UpdateBlock(nn.Module):
         self, hidden: Tensor, context: Tensor, mix: Callable[[Tensor], Tensor], correlation: Tensor, flow: Tensor
     ) -> tuple[Tensor, Tensor]:
         motion = self.encoder(correlation, flow)
-        hidden = self.gru(hidden, torch.cat((context, motion, self.aggregator(motion, mix)), 1))
+        hidden = self.gru(hidden, context, torch.cat((motion, self.aggregator(motion, mix)), 1))
         return hidden, self.flow_head(hidden)
 
 
@@ -87,6 +87,7 @@ class GMA(FlowModel):
         hidden, context = self.cnet(frame1).chunk(2, 1)
         hidden, context = hidden.tanh(), context.relu()
         mix = self.att(context, self.memory_limit)
+        context = self.update_block.gru.prepare(context)
 
         def update(hidden: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
             return self.update_block(hidden, context, mix, correlation, flow)

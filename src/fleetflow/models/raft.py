@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from fleetflow.layers.residual_encoder import BottleneckBlock, ResidualEncoder
 from fleetflow.layers.update import (
+    GRU,
     LEVELS,
+    SEPARABLE,
+    ConvReLU,
     FlowHead,
     MaskHead,
     MotionEncoder,
-    SeparableGRU,
-    gated,
     grown,
     refine,
     shrunk,
@@ -38,19 +39,19 @@ from fleetflow.types import Prediction
 
 
 class UpdateBlock(nn.Module):
-    """Hidden state and context [N, 128, h, w], correlation, flow -> next state and change of the flow."""
+    """Hidden state [N, 128, h, w], context prepared by the GRU, correlation, flow -> next state, change of the flow."""
 
     radius, hidden, features = 4, 128, 256  # of the lookup; channels of the state; of the correlated features
 
     def __init__(self):
         super().__init__()
         self.encoder = MotionEncoder(LEVELS * (2 * self.radius + 1) ** 2)
-        self.gru = SeparableGRU(self.hidden, 128 + 128)
+        self.gru = GRU(self.hidden, 128 + 128, SEPARABLE)
         self.flow_head = FlowHead(self.hidden)
         self.mask = MaskHead(self.hidden)
 
     def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.gru(hidden, torch.cat((context, self.encoder(correlation, flow)), 1))
+        hidden = self.gru(hidden, context, self.encoder(correlation, flow))
         return hidden, self.flow_head(hidden)
 
     def enlarge(self, hidden: Tensor, flow: Tensor) -> Tensor:
@@ -63,27 +64,14 @@ class SmallMotionEncoder(nn.Module):
 
     def __init__(self, inputs: int):
         super().__init__()
-        self.convc1 = nn.Conv2d(inputs, 96, 1)
-        self.convf1 = nn.Conv2d(2, 64, 7, padding=3)
-        self.convf2 = nn.Conv2d(64, 32, 3, padding=1)
-        self.conv = nn.Conv2d(96 + 32, 80, 3, padding=1)
+        self.convc1 = ConvReLU(inputs, 96, 1)
+        self.convf1 = ConvReLU(2, 64, 7, padding=3)
+        self.convf2 = ConvReLU(64, 32, 3, padding=1)
+        self.conv = ConvReLU(96 + 32, 80, 3, padding=1)
 
     def forward(self, correlation: Tensor, flow: Tensor) -> Tensor:
-        moved = F.relu(self.convf2(F.relu(self.convf1(flow))))
-        return torch.cat((F.relu(self.conv(torch.cat((F.relu(self.convc1(correlation)), moved), 1))), flow), 1)
-
-
-class SmallGRU(nn.Module):
-    """Hidden state [N, 96, h, w] and input [N, 146, h, w] -> next state, with 3x3 convolutions."""
-
-    def __init__(self, hidden: int, inputs: int):
-        super().__init__()
-        self.convz = nn.Conv2d(hidden + inputs, hidden, 3, padding=1)
-        self.convr = nn.Conv2d(hidden + inputs, hidden, 3, padding=1)
-        self.convq = nn.Conv2d(hidden + inputs, hidden, 3, padding=1)
-
-    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
-        return gated(hidden, x, self.convz, self.convr, self.convq)
+        moved = self.convf2(self.convf1(flow))
+        return torch.cat((self.conv(torch.cat((self.convc1(correlation), moved), 1)), flow), 1)
 
 
 class SmallUpdateBlock(nn.Module):
@@ -94,11 +82,11 @@ class SmallUpdateBlock(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = SmallMotionEncoder(LEVELS * (2 * self.radius + 1) ** 2)
-        self.gru = SmallGRU(self.hidden, 82 + 64)
+        self.gru = GRU(self.hidden, 64 + 82, {"": (3, 3)})
         self.flow_head = FlowHead(self.hidden, 128)
 
     def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.gru(hidden, torch.cat((context, self.encoder(correlation, flow)), 1))
+        hidden = self.gru(hidden, context, self.encoder(correlation, flow))
         return hidden, self.flow_head(hidden)
 
     def enlarge(self, hidden: Tensor, flow: Tensor) -> Tensor:
@@ -186,7 +174,7 @@ class RAFT(FlowModel):
         frame1, frame2 = grown(frame1), grown(frame2)
         pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
         hidden, context = self.cnet(frame1).tensor_split([self.update_block.hidden], 1)
-        hidden, context = hidden.tanh(), context.relu()
+        hidden, context = hidden.tanh(), self.update_block.gru.prepare(context.relu())
 
         def update(hidden: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
             return self.update_block(hidden, context, correlation, flow)

@@ -20,6 +20,7 @@ class AllPairs(NamedTuple):
     features1: Tensor  # [N, C, H, W], divided by the square root of C
     features2: tuple[Tensor, ...]  # per level [N, C, H / 2^level, W / 2^level], halved by averaging 2x2 pixels
     volumes: tuple[Tensor, ...] | None  # per level [N, H * W, H / 2^level, W / 2^level]; None: compute at the lookup
+    table: Tensor | None = None  # [N, H * W, K], of which the volumes are views, as the fast lookup on the CPU reads it
 
 
 def halve(picture: Tensor) -> Tensor:

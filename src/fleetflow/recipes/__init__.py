@@ -39,7 +39,7 @@ RECIPES: dict[str, Recipe] = {
         (
             Stage(
                 "generated",
-                (Batches(5_500, 4, 320, 640),),
+                (Batches(2_800, 4, 320, 640), Batches(4_000, 3, 384, 768)),
                 learning_rate=0.004,
                 schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.35),
                 weight_decay=0.01,

@@ -1,10 +1,14 @@
-"""All-pairs correlation read without storing it: only the correlations that a lookup reads are computed.
+"""All-pairs correlation on the CPU: all scales in one product, and windows read as runs of memory; or nothing stored.
 
 All taps of a window share the fractional part of its position, so a lookup of (2r + 1)^2 taps between pixels needs
-the (2r + 2)^2 correlations at whole pixels around it, blended once. Where the volumes are stored these are gathered.
-Where they are not, they are computed: a tile of 16x16 pixels of frame1 looks at neighbouring windows of frame2, and one
-matrix product with the box around them holds all. Where the flow tears a tile apart its box would be large; its
-pixels, and all pixels on a GPU, multiply with windows of their own. The backward pass repeats these products.
+the (2r + 2)^2 correlations at whole pixels around it, blended once. Where the volumes are stored, they are so column
+by column with zeros between: a column of any window, also of one that leaves the picture, is then one run of numbers.
+Averaging features2 before the product gives the coarser volumes, for less than averaging the finest one.
+
+Where the volumes would be too large, correlations are computed at the lookup: a tile of 16x16 pixels of frame1 looks
+at neighbouring windows of frame2, and one matrix product with the box around them holds all. Where the flow tears a
+tile apart its box would be large; its pixels, and all pixels on a GPU, multiply with windows of their own. The backward
+pass repeats these products.
 """
 
 import torch
@@ -15,55 +19,79 @@ from torch.autograd.function import once_differentiable
 from fleetflow.ops import all_pairs as definition
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, AllPairs, pooled
 
+PAD = 10  # zeros before each column of a stored volume: what a window of radius 4 needs
 TILE = 16  # measured on one CPU core at 56x128: 8 and 16 alike for a smooth flow, 16 better for a rough one
 LARGEST_BOX = 4096  # pixels of frame2; beyond, separate windows are as fast as the product
 CHUNK = 2**24  # numbers that the separate windows may take at a time, 64 MB
 
 
 def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: int = MEMORY_LIMIT) -> AllPairs:
-    """Returns what `ops.all_pairs.all_pairs` defines, without the volumes if they would exceed the limit."""
+    """Returns what `ops.all_pairs.all_pairs` defines, without the volumes if they would exceed the limit.
+
+    For prediction, the volumes of features of low precision keep it: half the memory to write and to read.
+    """
     count, _, height, width = features1.shape
     itemsize = torch.promote_types(features1.dtype, torch.float32).itemsize
     volume = sum((height >> level) * (width >> level) for level in range(levels))
-    if count * height * width * volume * itemsize <= memory_limit:
+    if count * height * width * volume * itemsize > memory_limit:
+        return pooled(features1, features2, levels)
+    if features1.device.type != "cpu":
         return definition.all_pairs.__wrapped__(features1, features2, levels)
-    return pooled(features1, features2, levels)
+    pyramid = pooled(features1, features2, levels)
+    columns = [F.pad(scale.mT, (PAD, 0)).flatten(2) for scale in pyramid.features2]
+    columns.append(columns[0].new_zeros(*columns[0].shape[:2], PAD))
+    trains = torch.is_grad_enabled() and (features1.requires_grad or features2.requires_grad)
+    dtype = pyramid.features1.dtype if trains else features1.dtype  # a bfloat16 network rounds what it reads anyway
+    with torch.autocast("cpu", enabled=False):
+        table = pyramid.features1.flatten(2).mT.to(dtype) @ torch.cat(columns, 2).to(dtype)
+    volumes = []
+    for scale, part in zip(pyramid.features2, table.split([part.shape[2] for part in columns], 2)):
+        volumes.append(part.unflatten(2, (scale.shape[3], PAD + scale.shape[2]))[..., PAD:].mT)
+    return pyramid._replace(volumes=tuple(volumes), table=table)
 
 
 def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
     """Returns what `ops.all_pairs.lookup` defines, [N, K, H, W]."""
-    height, width = positions.shape[-2:]
     side = 2 * radius + 2
-    positions = positions.to(pyramid.features1.dtype).nan_to_num(-1e6)
-    windows = []
-    for level, features2 in enumerate(pyramid.features2):
-        corner = positions / 2**level - radius
-        whole = corner.detach().floor()
-        share = (corner - whole).flatten(2)[..., None, None]  # [N, 2, P, 1, 1]
-        # Farther out than its own size, a window is empty wherever it is.
-        limits = whole.new_tensor(features2.shape[:1:-1])[:, None, None]
-        origin = torch.minimum(whole.clamp(min=-side), limits).long().flatten(2)  # [N, 2, P], x before y
-        if pyramid.volumes is None:
-            values = _Windows.apply(pyramid.features1, features2, origin, side)
-        else:
-            values = _gathered(pyramid.volumes[level], origin, side)  # [N, P, side, side], row by row
-        x, y = share.unbind(1)
-        values = values[..., :-1] + x * (values[..., 1:] - values[..., :-1])
-        values = values[..., :-1, :] + y * (values[..., 1:, :] - values[..., :-1, :])
-        windows.append(values.mT.flatten(2))
-    return torch.cat(windows, 2).mT.unflatten(2, (height, width))
+    if pyramid.volumes is not None and (pyramid.table is None or side > PAD):
+        return definition.lookup.__wrapped__(pyramid, positions, radius)
+    positions = positions.to(torch.promote_types(positions.dtype, torch.float32)).nan_to_num(-1e6).flatten(2)
+    corner = torch.stack([positions / 2**level - radius for level in range(len(pyramid.features2))], 3)
+    whole = corner.detach().floor()
+    share = (corner - whole).to(pyramid.features1.dtype)  # [N, 2, P, levels], x before y
+    # Farther out than its own size, a window is empty wherever it is.
+    limits = whole.new_tensor([scale.shape[:1:-1] for scale in pyramid.features2]).T[:, None]
+    origin = torch.minimum(whole.clamp(min=-side), limits).long()
+    if pyramid.table is None:
+        levels = zip(pyramid.features2, origin.unbind(3))
+        values = [_Windows.apply(pyramid.features1, scale, part, side) for scale, part in levels]
+        values = torch.stack(values, 2).mT  # [N, P, levels, side, side], column by column
+    else:
+        values = _columns(pyramid, origin, side)
+    # Both blends run over windows as flat rows; what the second makes of two columns' ends is left out below.
+    x, y = share[..., None].unbind(1)
+    values = values.flatten(3).to(share.dtype)
+    values = torch.lerp(values[..., :-side], values[..., side:], x)
+    values = torch.lerp(values[..., :-1], values[..., 1:], y)
+    values = values.unfold(3, side - 1, side)  # [N, P, levels, x, y]
+    return values.flatten(2).mT.unflatten(2, pyramid.features1.shape[2:])
 
 
-def _gathered(volume: Tensor, origin: Tensor, side: int) -> Tensor:
-    """The windows [N, P, side, side] of a stored volume [N, P, h, w]."""
-    height, width = volume.shape[-2:]
-    if min(height, width) == 0:
-        return volume.new_zeros(*volume.shape[:2], side, side)
-    steps = torch.arange(side, device=volume.device)
-    columns, rows = (origin[..., None] + steps).unbind(1)  # [N, P, side]
-    inside = ((rows >= 0) & (rows < height))[..., None] & ((columns >= 0) & (columns < width))[..., None, :]
-    index = rows.clamp(0, height - 1)[..., None] * width + columns.clamp(0, width - 1)[..., None, :]
-    return volume.flatten(2).gather(2, index.flatten(2)).view(index.shape) * inside
+def _columns(pyramid: AllPairs, origin: Tensor, side: int) -> Tensor:
+    """The windows [N, P, levels, side, side], column by column, with their corners at origin [N, 2, P, levels]."""
+    table = pyramid.table
+    widths, heights = origin.new_tensor([scale.shape[:1:-1] for scale in pyramid.features2]).T
+    first = (widths * (PAD + heights)).cumsum(0) - widths * (PAD + heights)  # where each level begins
+    x, y = origin.unbind(1)
+    column = x[..., None] + torch.arange(side)
+    start = (first + PAD + y)[..., None] + column * (PAD + heights)[:, None]
+    start = start * ((column >= 0) & (column < widths[:, None]))  # every row of the table begins with zeros
+    if torch.is_grad_enabled() and table.requires_grad:
+        index = start[..., None] + torch.arange(side)
+        return table.gather(2, index.flatten(2)).view(index.shape)
+    runs = table.as_strided((table.numel() - side + 1, side), (1, 1))
+    rows = torch.arange(table.shape[:2].numel()).view(*table.shape[:2], 1, 1) * table.shape[2]
+    return runs.index_select(0, (start + rows).flatten()).view(*start.shape, side)
 
 
 class _Windows(torch.autograd.Function):
