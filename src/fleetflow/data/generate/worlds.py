@@ -217,6 +217,15 @@ def still_world(draw: Draw, height: int, width: int) -> Scene:
     return _flat(draw, height, width, 0.0)
 
 
+def blank_world(draw: Draw, height: int, width: int) -> Scene:
+    """One colour that does not move, and what the camera adds to it: nothing to match must mean no motion."""
+    scene = _flat(draw, height, width, 0.0)
+    surface, present = scene.surface.clone(), torch.zeros_like(scene.present)
+    surface[..., :2, :2] *= 1e-3
+    present[:, 0] = True
+    return scene._replace(surface=surface, present=present)
+
+
 def drive_world(draw: Draw, height: int, width: int) -> Scene:
     return _camera(draw, height, width, "drive")
 
@@ -238,6 +247,7 @@ MIXTURE: dict[World, float] = {
     drive_world: 0.24,
     stereo_world: 0.11,
     hand_world: 0.06,
+    blank_world: 0.02,
 }
 
 
