@@ -100,7 +100,8 @@ class SubPixel(nn.Module):
         self.pred_flow = nn.Conv2d(32, 2, kernel, padding=kernel // 2)
 
     def forward(self, features1: Tensor, features2: Tensor, flow: Tensor) -> Tensor:
-        x = torch.cat((features1, features2, flow.to(features1.dtype)), 1)
+        flow = flow.to(features1.dtype, memory_format=torch.channels_last)  # like the features, else they are copied
+        x = torch.cat((features1, features2, flow), 1)
         return self.pred_flow(self.layers(x))
 
 
@@ -122,7 +123,8 @@ class Regularisation(nn.Module):
 
     def forward(self, error: Tensor, flow: Tensor, features: Tensor) -> Tensor:
         centred = flow - flow.mean((2, 3), keepdim=True)
-        x = torch.cat((torch.cat((error, centred), 1).to(features.dtype), features), 1)
+        seen = torch.cat((error, centred), 1).to(features.dtype, memory_format=torch.channels_last)
+        x = torch.cat((seen, features), 1)
         shares = (-self.dist_layer(self.layers(x)).float().square()).softmax(1)
         around = F.unfold(flow, self.kernel, padding=self.kernel // 2)  # outside the picture flow counts as 0
         return (around.view(len(flow), 2, -1, *flow.shape[2:]) * shares[:, None]).sum(2)
