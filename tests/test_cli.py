@@ -1,6 +1,5 @@
 """The command line: what is wrong is one line on standard error, exit code 1, no half-written output."""
 
-import json
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from fleetflow.cli import COMMANDS, main
-from fleetflow.io import write_flow, write_image
+from fleetflow.io import read_flow, write_image
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
 
@@ -39,6 +38,13 @@ WRONG = [
     ["predict", "a.png", "a.png", "-m", "fastflownet:text.pth"],
     ["predict", "a.png", "a.png", "-m", "fastflownet:nowhere.pth"],
     ["predict", "a.png", "a.png", "--device", "gpu"],
+    ["predict", "a.png", "a.png", "--device", "hpu"],
+    ["predict", "a.png", "a.png", "--device", "meta"],
+    ["predict", "a.png", "a.png", "-f"],
+    ["predict", "a.png", "a.png", "-o", "flow.flo", "-f", "kitti"],
+    ["predict", "a.png", "a.png", "--scale", "0"],
+    ["predict", "a.png", "a.png", "-o", "a.png"],
+    ["predict", "a.png"],
     ["train", "no_such_recipe"],
     ["train", "fastflownet_synthetic", "--resume", "--folder", "empty"],
     ["evaluate", "fastflownet", "pairs", "--root", "empty"],
@@ -56,6 +62,25 @@ def test_one_line_and_no_output(words, files, monkeypatch, capsys):
     assert len(error) > 25
     after = {path.relative_to(files) for path in files.rglob("*") if path.is_file()}
     assert after <= before, after - before
+
+
+def test_pillow_does_not_speak_beside_us(tmp_path):
+    """A directory of a TIFF file that goes on behind its end: Pillow warns, and then refuses it."""
+    (tmp_path / "cut.tif").write_bytes(b"II*\0\x08\0\0\0" + b"\x20\0\0\1\3\0\1\0\0\0")
+    words = ["predict", str(tmp_path / "cut.tif"), str(tmp_path / "cut.tif"), "-o", str(tmp_path / "out")]
+    run = subprocess.run([sys.executable, "-m", "fleetflow.cli", *words], capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.startswith("fleetflow: ") and run.stderr.count("\n") == 1, run.stderr
+
+
+def test_predict_takes_the_options_of_a_pair(files, capsys):
+    frame = str(files / "a.png")
+    write_image(files / "b.png", np.full((8, 9, 3), 200, np.uint8))
+    words = ["predict", frame, str(files / "b.png"), "-o"]
+    assert main([*words, str(files / "flow.png"), "-f", "kitti"]) == 0
+    assert read_flow(files / "flow.png")[0].shape == (8, 9, 2)
+    for scale in ("1", "1000"):
+        assert main([*words, str(files / scale), "-f", "color", "--scale", scale]) == 0
+    assert (files / "1" / "a_color.png").read_bytes() != (files / "1000" / "a_color.png").read_bytes()
 
 
 def test_unknown_option_is_refused(capsys):
@@ -88,37 +113,3 @@ def test_convert(tmp_path, capsys):
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), network.state_dict().values()))
     assert main([*words[:3], str(tmp_path / "own.pth")]) == 1
     assert "safetensors" in capsys.readouterr().err
-
-
-def test_benchmark_prints_ratios_and_writes_rows(tmp_path, capsys):
-    peer = tmp_path / "still.py"
-    peer.write_text("import numpy\ndef predict(image1, image2):\n    return numpy.zeros((*image1.shape[:2], 2))\n")
-    words = ["benchmark", "fastflownet", "lightflow_050", "--size", "64", "64", "--seconds", "0.1", "--threads", "1"]
-    out = tmp_path / "rows.jsonl"
-    assert main([*words, "--peers", "dis", str(peer), "--json", str(out)]) == 0
-    shown = capsys.readouterr().out
-    assert all(words in shown for words in ("plain fp32", "times ours", "samples/s", "still", "times the time of DIS"))
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["parameters"] for row in rows] == [1_366_114, 653_406]
-    assert all(len(row["timings"]) == 4 and row["memory"] >= 0 and row["size"] == [64, 64] for row in rows)
-    assert main([*words, "--peers", "nobody.py"]) == 1 and "nobody.py does not exist" in capsys.readouterr().err
-    assert main([*words, "--plot", "x.png"]) == 1 and "--root" in capsys.readouterr().err
-
-
-def test_benchmark_of_reading(tmp_path, capsys):
-    for name in ("a", "b"):
-        folder = tmp_path / "set" / name
-        for k in (1, 2):
-            write_image(folder / f"img{k}.png", np.full((16, 24, 3), k, np.uint8))
-        write_flow(folder / "flow.png", np.zeros((16, 24, 2), np.float32))
-    assert main(["benchmark", "data", "pairs", "--root", str(tmp_path), "--seconds", "0.2"]) == 0
-    assert "samples/s" in capsys.readouterr().out
-    assert main(["benchmark", "data", "pairs"]) == 1 and "--root" in capsys.readouterr().err
-
-
-def test_benchmark_of_video_reuse(capsys):
-    assert main(["benchmark", "deq_flow_tiny", "--video"]) == 0
-    shown = capsys.readouterr().out
-    assert "warm / cold" in shown and "weights are random" in shown and "generated 2" in shown
-    assert main(["benchmark", "fastflownet", "--video"]) == 1
-    assert "no fixed point" in capsys.readouterr().err

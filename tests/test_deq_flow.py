@@ -219,16 +219,24 @@ def test_every_recorded_solver_setting(shared, filled, file, solver, thresholds)
 
 
 @ON_REQUEST
-def test_other_starts(shared, filled):
-    """Another flow, and the fixed point itself: what the published code calls flow_init and cached_result."""
-    golden, _, frames = recorded(shared, "deq_flow_v1_b")
-    model = filled("deq_flow_v1_b")
-    quarter = (torch.zeros(1, 128, 16, 24), torch.full((1, 2, 16, 24), 0.25))
+@pytest.mark.parametrize("file", ["deq_flow_v1_b", "deq_flow_v1_b_odd", "deq_flow_v1_h"])
+def test_other_starts(shared, filled, file):
+    """Another flow, and the fixed point itself: what the published code calls flow_init and cached_result.
+
+    H ends by its tolerance, which may be a step earlier or later.
+    """
+    bar = 2e-3 if "_h" in file else 1e-4
+    golden, _, frames = recorded(shared, file)
+    model = filled(file.removesuffix("_odd"))
+    hidden, flow = fitted(model, frames)[1]
+    quarter = (hidden, flow + 0.25)
     with torch.no_grad():
         found = model(*frames, previous=Prediction(quarter[1], memory=quarter))
-        assert np.abs(found.memory[1].numpy() - golden["low_flow_init_quarter"]).max() < 1e-4
-        again = model(*frames, previous=model(*frames), steps=6)
-        assert np.abs(again.memory[1].numpy() - golden["low_cached_anderson6"]).max() < 1e-4
+        assert np.abs(found.memory[1].numpy() - golden["low_flow_init_quarter"]).max() < bar
+        first = model(*frames)
+        model.equilibrium = ANDERSON
+        again = model(*frames, previous=first, steps=6)
+        assert np.abs(again.memory[1].numpy() - golden["low_cached_anderson6"]).max() < bar
 
 
 # ---- gradients
@@ -353,16 +361,32 @@ def test_every_step_of_the_phantom_may_be_trained(shared, filled):
     assert max(gradient_errors(golden, meta, model, "phantom3_supall").values()) < 1e-4
 
 
-def test_the_implicit_gradient_is_exact(shared, filled):
-    """Against the Neumann series in float64; the one-step gradient is 30 % off."""
-    golden, meta, frames = recorded(shared, "deq_flow_v2_tiny_grad")
+@pytest.mark.parametrize(
+    "rule, run, bar",
+    [
+        ("deq_flow_v2_tiny", "ift_exact", 1e-3),
+        ("deq_flow_v2_tiny", "ift_exact_allgrad", 1e-3),
+        pytest.param("deq_flow_v1_b", "ift_exact", 3e-2, marks=ON_REQUEST),
+        pytest.param("deq_flow_v1_h", "ift_exact", 1e-3, marks=ON_REQUEST),
+        pytest.param("deq_flow_v2_h", "ift_exact", 1e-3, marks=ON_REQUEST),
+        pytest.param("deq_flow_v2_h", "ift_exact_allgrad", 1e-3, marks=ON_REQUEST),
+    ],
+)
+def test_the_implicit_gradient_is_exact(shared, filled, rule, run, bar):
+    """Against the Neumann series in float64; the one-step gradient is 30 % off.
+
+    B's fixed point is stiff: where it is in float32, a sign of the L1 loss or a ReLU may still change.
+    """
+    golden, meta, frames = recorded(shared, f"{rule}_grad")
     worst = {}
-    for name, rule in (("implicit", Implicit(Anderson(), 1e-5, 60, order=1)), ("one step", Phantom())):
-        model = frozen(filled("deq_flow_v2_tiny"))
-        model.equilibrium = replace(PLAIN, tolerance=1e-4, keep=(), gradient=rule, through_flow=True)
-        sequence_loss(model(*frames).steps, truth_of(golden)).backward()
-        worst[name] = max(gradient_errors(golden, meta, model, "ift_exact_allgrad").values())
-    assert worst["implicit"] < 1e-3 and worst["one step"] > 0.1, worst
+    for name, gradient in (("implicit", Implicit(Anderson(history=20), 1e-5, 150, order=1)), ("one step", Phantom())):
+        model = frozen(filled(rule))
+        model.equilibrium = Equilibrium(
+            Anderson(history=20), tolerance=1e-6, relative=True, gradient=gradient, keep=(), through_flow="all" in run
+        )
+        sequence_loss(model(*frames, steps=120).steps, truth_of(golden)).backward()
+        worst[name] = max(gradient_errors(golden, meta, model, run).values())
+    assert worst["implicit"] < bar and worst["one step"] > 0.1, worst
 
 
 # ---- video, residual, training

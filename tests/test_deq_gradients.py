@@ -1,7 +1,9 @@
 """Gradient rules: against unrolling, twice, in constant memory, under autocast, in two processes, of kept iterates."""
 
+import gc
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fleetflow.deq import Anderson, Broyden, Implicit, NewtonKrylov, Phantom, Picard, Unrolled, fixed_point
+from fleetflow.deq import (
+    Anderson,
+    Broyden,
+    Implicit,
+    NewtonKrylov,
+    Phantom,
+    Picard,
+    Unrolled,
+    fixed_point,
+    held,
+    weight_norm,
+)
 
 SOLVERS = [Picard(), Anderson(), Broyden(), NewtonKrylov()]
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
@@ -216,6 +229,82 @@ def test_kept_iterates_carry_their_own_gradients(rule):
         assert largest(own, torch.autograd.grad(alone.value.sum(), (weight, x))) < 1e-9
 
 
+@pytest.mark.parametrize("solver", [Picard(), Anderson(history=1)])
+def test_a_backward_solve_that_diverges_gives_no_wild_gradient(solver):
+    """An eigenvalue of 1.6: each step makes the iterate larger, and the residual small beside it."""
+    matrix, b = torch.diag(torch.tensor([0.5, 1.6])), torch.ones(1, 2, requires_grad=True)
+    value = fixed_point(lambda z: z @ matrix + b, torch.zeros(1, 2), Broyden(), Implicit(solver), tolerance=1e-5).value
+    with pytest.warns(RuntimeWarning, match="no solution of y = J.T y . g for some samples"):
+        (gradient,) = torch.autograd.grad(value.sum(), b)
+    assert gradient.isfinite().all() and gradient.abs().max() <= 2, "of the size of what came in"
+
+
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("solver", [Anderson(), Broyden(), NewtonKrylov()])
+def test_an_expansive_map_has_its_exact_gradient_at_every_scale_of_the_loss(solver, size):
+    matrix, b = torch.diag(torch.tensor([0.5, 1.6])), torch.ones(1, 2, requires_grad=True)
+    value = fixed_point(lambda z: z @ matrix + b, torch.zeros(1, 2), Broyden(), Implicit(solver), tolerance=1e-5).value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (gradient,) = torch.autograd.grad(size * value.sum(), b)
+    assert torch.allclose(gradient / size, 1 / (1 - matrix.diagonal()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson()])
+@pytest.mark.parametrize("rule", [Phantom(2), Phantom(5, 0.5), Unrolled()])
+def test_a_sample_that_diverges_spoils_no_other(solver, rule):
+    """The second one overflows: in the steps after its best point, and in the solve."""
+
+    def of_first(*start):
+        weight, z0 = torch.tensor(0.3, requires_grad=True), torch.tensor(start)[:, None]
+        solution = fixed_point(lambda z: (weight * z).exp() * (1 + z * z) / 4, z0, solver, rule, tolerance=1e-5)
+        assert solution.value.isfinite().all() and solution.converged.tolist() == [True, start[1] < 1]
+        own, other = (torch.autograd.grad(z.sum(), weight, retain_graph=True)[0] for z in solution.value.split(1))
+        assert other.isfinite()
+        return solution.value[0].item(), own.item()
+
+    alone = pytest.approx(of_first(0.1, 0.1), rel=1e-6)
+    assert of_first(0.1, 3.0) == alone and of_first(0.1, 20.0) == alone
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("order, create_graph", [(1, False), (2, False), (2, True), (3, True)])
+def test_a_training_step_leaves_nothing_behind(order, create_graph):
+    layer, x, images = torch.nn.Linear(8, 8), torch.randn(3, 8), []
+
+    def f(z):
+        image = torch.tanh(layer(z) + x)
+        images.append(StorageWeakRef(image.untyped_storage()))
+        return image
+
+    for _ in range(5):
+        value = fixed_point(f, torch.zeros(3, 8), Anderson(), Implicit(Anderson(), order=order)).value
+        if order == 3:
+            (gradient,) = torch.autograd.grad(value.sum(), layer.weight, create_graph=True)
+            value = value.sum() + gradient.square().sum()
+            del gradient
+        value.sum().backward(create_graph=create_graph)
+        del value
+        layer.zero_grad()
+    gc.collect()
+    assert len(images) > 20 and all(image.expired() for image in images)
+
+
+def test_held_weights_ask_for_order_one():
+    layer, x = weight_norm(torch.nn.Sequential(torch.nn.Linear(6, 6))), torch.randn(2, 6)
+
+    def value(rule):
+        return fixed_point(lambda z: 0.5 * torch.tanh(layer(z) + x), torch.zeros(2, 6), Picard(), rule).value
+
+    with held(layer):
+        value(Implicit(Picard(), order=1)).sum().backward()
+        with pytest.raises(ValueError, match=r"^Implicit\(order=2\) inside held\(\): use order=1"):
+            value(Implicit(Picard()))
+        with torch.no_grad():
+            value(Implicit(Picard()))
+    value(Implicit(Picard())).sum().backward()
+
+
 class Footprint(TorchDispatchMode):
     """The most bytes that were alive at once in tensors made under this mode."""
 
@@ -328,9 +417,13 @@ def test_two_processes_average_their_gradients(tmp_path):
     "call, message",
     [
         (lambda: Phantom(0), "steps is 0"),
+        (lambda: Phantom(1.5), "steps is 1.5"),
         (lambda: Phantom(1, 1.5), "damping is 1.5"),
         (lambda: Implicit("broyden"), "solver is 'broyden'"),
+        (lambda: Implicit(Anderson), "solver is <class .*; it must be a solver such as Anderson"),
         (lambda: Implicit(Anderson(), order=0), "order is 0"),
+        (lambda: Implicit(Anderson(), order=1.5), "order is 1.5"),
+        (lambda: Implicit(Anderson(), relative="abs"), "relative is 'abs'"),
         (lambda: Implicit(Anderson(), tolerance=-1), "tolerance is -1"),
         (lambda: Implicit(Anderson(), max_steps=0), "max_steps is 0"),
         (lambda: Implicit(Anderson(), max_itr=5), "max_itr"),

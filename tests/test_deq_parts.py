@@ -81,6 +81,36 @@ def test_the_spectral_radius_of_a_rotation_and_of_a_constant():
     assert spectral_radius(lambda z: torch.ones_like(z), z) < 1e-200
 
 
+@pytest.mark.parametrize("measure", [jacobian_penalty, spectral_radius])
+def test_inference_mode_has_no_jacobian(measure):
+    with torch.no_grad():
+        assert measure(lambda z: 2 * z, torch.ones(1, 3)) > 1
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="use torch.no_grad"):
+        measure(lambda z: 2 * z, torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("options, message", [({"probes": 1.5}, "probes is 1.5"), ({"probes": 0}, "probes is 0")])
+def test_a_bad_number_of_probes(options, message):
+    with pytest.raises(ValueError, match=message):
+        jacobian_penalty(torch.cos, torch.ones(1, 3), **options)
+
+
+@pytest.mark.parametrize(
+    "solutions, message",
+    [
+        (fixed_point(torch.cos, torch.ones(1, 1), Picard()), "solutions is Solution; it must map labels"),
+        ({}, "solutions is dict; .* one or more"),
+        ({"a": [1, 2]}, r"solutions\['a'\] is list; it must be a Solution"),
+        ({"a": torch.zeros(4, 0)}, r"solutions\['a'\] is \[4, 0\]"),
+        ({"a": torch.zeros(4)}, r"solutions\['a'\] is \[4\]"),
+    ],
+)
+def test_a_plot_of_something_else(solutions, message):
+    pytest.importorskip("matplotlib.pyplot", reason="needs matplotlib")
+    with pytest.raises(TypeError, match=message):
+        plot_convergence(solutions)
+
+
 def test_the_plot(tmp_path):
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs matplotlib")
     pyplot.switch_backend("Agg")
@@ -128,6 +158,36 @@ def test_norms_apply_to_a_whole_module_and_go_away_again(norm):
     assert {name for name, _ in normed.named_parameters()} == names, "weights are parameters again"
 
 
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_parameters_keep_their_order(norm):
+    """An optimiser's state knows them by number: one saved before fits after."""
+    net = nn.Sequential(nn.Linear(6, 4), nn.Conv2d(2, 3, 1), nn.Linear(5, 2, bias=False))
+    before = [(name, parameter.shape) for name, parameter in net.named_parameters()]
+    remove_norm(norm(net))
+    assert [(name, parameter.shape) for name, parameter in net.named_parameters()] == before
+
+
+def test_weight_norm_of_a_channel_of_zeros_is_an_error():
+    """It has no direction, and would become NaN."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    nn.init.zeros_(net[1].weight[2])
+    with pytest.raises(ValueError, match="^layer 1 has a channel of zeros"):
+        weight_norm(net)
+    assert type(net[0]) is nn.Linear, "nothing has been changed"
+    with torch.device("meta"):
+        weight_norm(nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_shared_weights_are_not_parted(norm):
+    net = nn.ModuleDict({"words": nn.Embedding(5, 4), "out": nn.Linear(4, 5), "twice": nn.Linear(4, 4)})
+    net["out"].weight = net["words"].weight
+    with pytest.raises(ValueError, match="^layers words, out share a weight"):
+        norm(net)
+    twice = nn.Sequential(net["twice"], net["twice"])
+    assert len(list(norm(twice).parameters())) < 4, "one layer at two places remains one"
+
+
 def test_weight_norm_reads_the_older_names():
     plain, normed = nn.Sequential(nn.Linear(3, 4)), weight_norm(nn.Sequential(nn.Linear(3, 4)))
     direction, length = torch.randn(4, 3, generator=seeded()), torch.rand(4, 1, generator=seeded())
@@ -155,6 +215,26 @@ def test_spectral_norm_holds_the_largest_singular_value(clip):
     remove_norm(layer)
     spectral_norm(layer, limit=3 * free, clip=clip)
     assert abs(float(torch.linalg.matrix_norm(layer[0].weight.detach(), 2)) - (0.5 if clip else 3 * free)) < 0.02 * free
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_spectral_norm_follows_in_every_mode(context):
+    """What it learns under autocast or in inference mode serves training in float32."""
+    net, x = spectral_norm(nn.Sequential(nn.Linear(64, 64))), torch.randn(2, 64, generator=seeded())
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.02)
+    for _ in range(3):
+        optimiser.zero_grad()
+        net(x).square().sum().backward()
+        optimiser.step()
+        with context():
+            net(x)
+            assert abs(float(torch.linalg.matrix_norm(net[0].weight.detach().float(), 2)) - 1) < 2e-3
+            assert net[0].weight.dtype == torch.float32
+        assert {value.dtype for value in net.state_dict().values()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = net(x).float().sum()
+    loss.backward()
+    assert net[0].parametrizations.weight.original.grad.isfinite().all()
 
 
 def test_spectral_norm_keeps_f_one_map():
@@ -206,6 +286,23 @@ def test_dropout_keeps_its_mask_until_it_is_reset():
     assert layer.eval()(x) is x
     with pytest.raises(ValueError, match="rate is 1"):
         VariationalDropout(1.0)
+
+
+def test_dropout_without_a_mask_is_an_error():
+    """It would drop the same channels for good, and the same ones in every layer."""
+    layer, x = VariationalDropout(0.5), torch.ones(2, 50)
+    assert layer.eval()(x) is x
+    with pytest.raises(ValueError, match="call reset_dropout before a solve"):
+        layer.train()(x)
+
+
+def test_a_mask_made_in_inference_mode_serves_training():
+    net = nn.Sequential(nn.Linear(4, 4), VariationalDropout(0.5))
+    reset_dropout(net, seeded())
+    with torch.inference_mode():
+        image = net(torch.ones(2, 4))
+    assert torch.equal(net(torch.ones(2, 4)), image)
+    net(torch.ones(2, 4)).sum().backward()
 
 
 def test_dropout_leaves_a_fixed_point_to_find():
@@ -263,7 +360,83 @@ def test_an_unknown_option_is_an_error(capsys):
         get_deq(argparse.Namespace(lr=0.1, f_max_itr=5))
     with pytest.raises(ValueError, match='no option "colour"; known: f_solver'):
         get_deq({"colour": 5})
-    assert get_deq(argparse.Namespace(colour=5)).options == Options()
+    with pytest.raises(TypeError, match="args is 'anderson'; it must be a Namespace"):
+        get_deq("anderson")
+
+
+def test_the_rest_of_a_program_is_left_alone():
+    """Also where its options are nearly ours."""
+    names = "colour max_iter solver n_steps n_stages ftol tol grads lift taus eval_max_iter gamma core num_iter state"
+    assert get_deq(argparse.Namespace(**dict.fromkeys(names.split(), 0.5))).options == Options()
+    for name, meant in (("f_solvr", "f_solver"), ("b_maxiter", "b_max_iter"), ("eval_f_iter", "eval_f_max_iter")):
+        with pytest.raises(ValueError, match=f'no option "{name}"; did you mean "{meant}"'):
+            get_deq(argparse.Namespace(**{name: 1}))
+
+
+def test_options_under_the_names_of_deq_flow():
+    """All of version 2, as its parser gives them."""
+    given = {
+        "wnorm": False, "f_solver": "broyden", "b_solver": "anderson", "f_thres": 24, "b_thres": 12, "f_eps": 1e-4,
+        "b_eps": 1e-5, "f_stop_mode": "rel", "b_stop_mode": "rel", "eval_factor": 1.5, "eval_f_thres": 50,
+        "indexing_core": True, "ift": False, "safe_ift": True, "n_losses": 6, "indexing": [], "phantom_grad": [3],
+        "tau": 0.5, "sup_all": False, "sradius_mode": False,
+    }  # fmt: skip
+    expected = Options("broyden", 24, 1e-4, "rel", 1.5, 50, "anderson", 12, 1e-5, "rel", grad=(3,), tau=0.5, n_states=6)
+    assert get_deq(given).options == get_deq(argparse.Namespace(lr=0.1, **given)).options == expected
+    with pytest.raises(ValueError, match="f_thres and f_max_iter are both given"):
+        get_deq(given | {"f_max_iter": 40})
+
+
+TORCHDEQ = {  # what its parser gives for the options that `Options` does not have
+    "norm_type": "weight_norm", "norm_no_scale": False, "norm_clip": False, "norm_clip_value": 1.0,
+    "norm_target_norm": 1.0, "sn_n_power_iters": 1, "core": "sliced", "gamma": 0.8, "sup_gap": -1, "sup_loc": [],
+    "jac_loss_weight": 0.0, "jac_loss_freq": 0.0, "jac_incremental": 0, "sradius_mode": False,
+}  # fmt: skip
+
+
+def test_the_defaults_of_torchdeq_are_options():
+    given = vars(add_deq_args(argparse.ArgumentParser()).parse_args([])) | TORCHDEQ
+    assert get_deq(given).options == get_deq(argparse.Namespace(**given)).options == Options()
+    assert get_deq(given | {"core": "indexing", "n_states": 4}).options.n_states == 4
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"norm_type": "spectral_norm"},
+            r"norm_type is 'spectral_norm', .*; leave it out and call spectral_norm\(module\)",
+        ),
+        ({"norm_no_scale": True}, "norm_no_scale is True"),
+        ({"norm_clip": True}, r"norm_clip is True, .*; leave it out and call spectral_norm\(module, clip=True\)"),
+        ({"norm_clip_value": 0.5}, "norm_clip_value is 0.5"),
+        ({"norm_target_norm": 0.9}, "norm_target_norm is 0.9, .*limit="),
+        ({"sn_n_power_iters": 3}, "sn_n_power_iters is 3"),
+        ({"sup_gap": 2}, "sup_gap is 2"),
+        ({"sup_loc": [3]}, r"sup_loc is \[3\]"),
+        ({"jac_loss_weight": 0.5}, r"jac_loss_weight is 0.5, .*; leave it out and add jacobian_penalty\(f, z\)"),
+        ({"jac_loss_freq": 0.3}, "jac_loss_freq is 0.3"),
+        ({"jac_incremental": 10}, "jac_incremental is 10"),
+        ({"sradius_mode": True}, r"sradius_mode is True, .*; leave it out and call spectral_radius\(f, z\)"),
+        ({"wnorm": True}, r"wnorm is True, .*; leave it out and call weight_norm\(module\)"),
+        ({"sup_all": True}, "sup_all is True"),
+        ({"core": "sliced", "n_states": 2}, "core is 'sliced' with several states: call fixed_point again"),
+        ({"core": "sliced", "indexing": [8]}, "core is 'sliced' with several states"),
+        ({"indexing_core": False, "n_losses": 2}, "indexing_core is False with several states"),
+        ({"sliced_core": True, "n_losses": 2}, "sliced_core is True with several states"),
+    ],
+)
+def test_what_is_done_elsewhere_is_said(options, message):
+    for given in (options, argparse.Namespace(lr=0.1, **options)):
+        with pytest.raises(ValueError, match=message):
+            get_deq(given)
+
+
+def test_common_names_are_ours_in_a_mapping():
+    with pytest.raises(ValueError, match="gamma is 0.9, .*; leave it out and weigh the states"):
+        get_deq({"gamma": 0.9})
+    with pytest.raises(ValueError, match="core is 'own', .*; leave it out and call fixed_point"):
+        get_deq({"core": "own"})
 
 
 @pytest.mark.parametrize(
@@ -275,12 +448,32 @@ def test_an_unknown_option_is_an_error(capsys):
         ({"n_states": 0}, "n_states is 0"),
         ({"n_states": 41}, "n_states is 41"),
         ({"n_states": 2, "indexing": [4]}, "n_states and indexing"),
-        ({"grad": [0]}, "steps is 0"),
+        ({"grad": [0]}, "grad is 0"),
+        ({"grad": 0}, "grad is 0"),
+        ({"grad": []}, r"grad is \[\]"),
+        ({"f_max_iter": 0}, "f_max_iter is 0; it must be a whole number, 1 or more"),
+        ({"f_max_iter": "40"}, "f_max_iter is '40'"),
+        ({"f_max_iter": 2.5}, "f_max_iter is 2.5"),
+        ({"eval_f_max_iter": -3}, "eval_f_max_iter is -3"),
+        ({"b_max_iter": 0}, "b_max_iter is 0"),
+        ({"f_tol": -1.0}, "f_tol is -1.0"),
+        ({"b_tol": "1e-6"}, "b_tol is '1e-6'"),
+        ({"indexing": [50]}, r"indexing is \(50,\); it must be whole numbers that rise within 1 to 40"),
+        ({"indexing": "8"}, "indexing is '8'; it must be a tuple"),
+        ({"tau": 2.0}, "tau is 2.0"),
+        ({"eval_factor": 0.0}, "eval_factor is 0.0"),
+        ({"eval_factor": 0.01}, "eval_factor is 0.01"),
+        ({"ift": "false"}, "ift is 'false'; it must be True or False"),
     ],
 )
 def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
         get_deq(options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_may_stand_for_a_list_of_one():
+    assert get_deq({"grad": 3}).gradient == Phantom(3) and get_deq({"indexing": 8}).options.indexing == (8,)
 
 
 def two_equilibria():

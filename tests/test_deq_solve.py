@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fleetflow.deq import Anderson, Broyden, NewtonKrylov, Picard, Unrolled, fixed_point
+from fleetflow.deq import Anderson, Broyden, NewtonKrylov, Phantom, Picard, Unrolled, fixed_point
 from fleetflow.deq import solve as solve_file
 
 SOLVERS = [Picard(), Anderson(), Broyden(), NewtonKrylov()]
@@ -331,6 +331,26 @@ def test_a_solver_of_your_own():
     assert torch.autograd.grad(solution.value.sum(), weight)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_map_that_works_in_place_is_an_error(split):
+    """It would overwrite z0, and be found converged: f(z) and z are then one tensor."""
+    z0 = (torch.ones(2, 3), torch.ones(2, 1)) if split else torch.ones(2, 3)
+
+    def f(z):
+        (z[0] if split else z).mul_(0.5).add_(1)
+        return z
+
+    with pytest.raises(ValueError, match="f changed its argument in place"):
+        fixed_point(f, z0, Picard())
+
+
+def test_in_inference_mode():
+    """Where tensors do not count their changes."""
+    with torch.inference_mode():
+        solution = fixed_point(torch.cos, torch.ones(2, 3), Anderson(), Phantom(), tolerance=1e-6)
+    assert solution.converged.all() and torch.allclose(solution.value, torch.tensor(0.739085))
+
+
 class Memory(NamedTuple):
     wrong: Tensor
 
@@ -354,6 +374,12 @@ ZERO = torch.zeros(2, 3)
         (lambda: fixed_point(lambda z: z[:, :2], ZERO, Picard()), r"f returned \[2, 2\] for z of \[\(2, 3\)\]"),
         (lambda: fixed_point(lambda z: (z, z), ZERO, Picard()), r"f returned \[2, 3\], \[2, 3\]"),
         (lambda: fixed_point(lambda z: z[0], (ZERO, ZERO), Picard()), r"f returned \[2, 3\] for"),
+        (lambda: fixed_point(lambda z: z[0], (ZERO,), Picard()), r"f returned a tensor of \[2, 3\] where z is a tuple"),
+        (lambda: fixed_point(lambda z: (z,), ZERO, Picard()), r"f returned a tuple of \[2, 3\] where z is a tensor"),
+        (lambda: fixed_point(lambda z: z + 1j, ZERO, Picard()), "f returned torch.complex64; it must be"),
+        (lambda: fixed_point(lambda z: z.long(), ZERO, Picard()), "f returned torch.int64"),
+        (lambda: fixed_point(torch.cos, ZERO, Picard(), relative="abs"), "relative is 'abs'"),
+        (lambda: fixed_point(3, ZERO, Picard()), "f is 3"),
         (lambda: fixed_point(lambda z: None, ZERO, Picard()), "f returned NoneType"),
         (lambda: fixed_point(lambda z: z / 0, ZERO, Picard()), r"f\(z0\) is not finite for 2 of 2 samples"),
         (lambda: fixed_point(torch.cos, ZERO.long(), Picard()), "z0 holds torch.int64"),
@@ -361,19 +387,30 @@ ZERO = torch.zeros(2, 3)
         (lambda: fixed_point(torch.cos, torch.tensor(1.0), Picard()), "z0 holds .*leading number of samples"),
         (lambda: fixed_point(torch.cos, (ZERO, ZERO[:1]), Picard()), "z0 holds .*same leading number"),
         (lambda: fixed_point(torch.cos, ZERO, "anderson"), "solver is 'anderson'"),
+        (lambda: fixed_point(torch.cos, ZERO, Picard), "solver is <class .*; it must be a solver such as Anderson"),
         (lambda: fixed_point(torch.cos, ZERO, Picard(), "ift"), "gradient is 'ift'"),
+        (lambda: fixed_point(torch.cos, ZERO, Picard(), Phantom), "gradient is <class .*; it must be None, Unrolled"),
         (lambda: fixed_point(torch.cos, ZERO, Picard(), tolerance=-1), "tolerance is -1"),
         (lambda: fixed_point(torch.cos, ZERO, Picard(), tolerance=float("nan")), "tolerance is nan"),
+        (lambda: fixed_point(torch.cos, ZERO, Picard(), tolerance="1e-3"), "tolerance is '1e-3'"),
+        (lambda: fixed_point(torch.cos, ZERO, Picard(), compact=None), "compact is None"),
+        (lambda: fixed_point(torch.cos, ZERO, Picard(), compact=0), "compact is 0"),
         (lambda: fixed_point(torch.cos, ZERO, Picard(), max_steps=0), "max_steps is 0"),
         (lambda: fixed_point(torch.cos, ZERO, Picard(), max_steps=2.5), "max_steps is 2.5"),
         (lambda: fixed_point(torch.cos, ZERO, Picard(), keep=(8, 8)), "keep is"),
         (lambda: fixed_point(torch.cos, ZERO, Picard(), keep=(8, 41)), "keep is"),
+        (lambda: fixed_point(torch.cos, ZERO, Picard(), keep=8), "keep is 8"),
+        (lambda: fixed_point(torch.cos, ZERO, Picard(), keep=(2.5,)), r"keep is \(2.5,\)"),
         (lambda: fixed_point(torch.cos, ZERO, Picard(), max_step=3), "max_step"),
         (lambda: fixed_point(torch.cos, ZERO, Forgetful()), r"memory of \(7,\) that does not fit 2 samples"),
         (lambda: fixed_point(torch.cos, ZERO, Anderson(history=10**16)), "memory that does not fit for z of .2, 3."),
         (lambda: fixed_point(torch.cos, ZERO, Broyden(history=10**16)), "memory that does not fit"),
         (lambda: Anderson(history=0), "history is 0"),
+        (lambda: Anderson(history=2.5), "history is 2.5"),
         (lambda: Anderson(ridge=-1), "ridge is -1"),
+        (lambda: Anderson(scaled="no"), "scaled is 'no'"),
+        (lambda: Broyden(history="6"), "history is '6'"),
+        (lambda: NewtonKrylov(inner=2.5), "inner is 2.5"),
         (lambda: Broyden(history=0), "history is 0"),
         (lambda: NewtonKrylov(inner=0), "inner is 0"),
         (lambda: NewtonKrylov(precision=0), "precision is 0"),

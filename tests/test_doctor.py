@@ -96,6 +96,12 @@ def test_what_cannot_be_read_or_is_not_there(scenes, tmp_path, capsys):
     assert "lacks 1 files, the first other-data/Dimetrodon/frame11.png" in capsys.readouterr().err
 
 
+def test_nothing_is_judged_by_no_pair(scenes, tmp_path, capsys):
+    store(tmp_path, scenes)
+    assert main(["doctor", "dataset", "middlebury", str(tmp_path), "--samples", "0"]) == 1
+    assert "--samples is 0" in capsys.readouterr().err
+
+
 def test_truth_that_is_kept_back_or_lost(scenes, tmp_path):
     store(tmp_path, scenes, lambda flow: np.full_like(flow, np.nan))
     assert "no opened pair has a known pixel" in doctor.check("middlebury", tmp_path).problems[0]

@@ -22,6 +22,7 @@ from fleetflow.io import (
     list_frames,
     read_flow,
     read_image,
+    read_mask,
     write_atomically,
     write_flow,
     write_image,
@@ -377,6 +378,19 @@ def test_real_kitti_file_written_again(tmp_path):
 # ---- writing ----
 
 
+def test_write_atomically_gives_a_file_the_usual_rights(tmp_path):
+    """Whatever `write` did: safetensors makes files that nobody else may read."""
+
+    def write(temporary: Path) -> None:
+        temporary.unlink()
+        temporary.write_text("secret")
+        temporary.chmod(0o600)
+
+    write_atomically(tmp_path / "new.txt", write)
+    (tmp_path / "plain.txt").touch()
+    assert (tmp_path / "new.txt").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
+
+
 def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
@@ -531,6 +545,19 @@ def test_truncated_and_foreign_pictures(suffix, tmp_path):
     refused(str(path), read_image, path)
     refused("does not exist", read_image, tmp_path / "absent.png")
     refused("is a folder", read_image, tmp_path)
+
+
+def test_only_pictures_that_run_no_program_are_opened(tmp_path, monkeypatch):
+    """Pillow would open PostScript under any name, and give it to Ghostscript to be drawn."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    for name in ("a.eps", "a.png"):
+        (tmp_path / name).write_bytes(eps)
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "EPS"
+        monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("ran Ghostscript"))
+        for read in (read_image, read_mask):
+            with pytest.raises(FleetflowError, match="cannot be read as"):
+                read(tmp_path / name)
 
 
 def test_picture_bomb_is_refused_by_its_header(tmp_path):

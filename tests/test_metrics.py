@@ -14,8 +14,10 @@ from fleetflow.metrics import (
     ause,
     boundaries,
     boundary_distance,
+    boundary_rule,
     end_point_error,
     error_histogram,
+    judge,
     pair_errors,
     pixel_sums,
     pool,
@@ -88,6 +90,29 @@ def test_what_is_not_finite_counts_as_an_error(wrong):
     assert histogram[-1] == 1 and quantile(histogram, 1.0) == math.inf and quantile(histogram, 0.75) == 0
 
 
+def test_the_nearest_of_several_true_vectors():
+    """The formulas of Spring's server: nearest vector, Fl by the longest, bands by the mean length, all four known."""
+    generator = np.random.default_rng(0)
+    gt = generator.normal(0, 30, (500, 2, 4)) * generator.random((500, 1, 1)) + generator.normal(0, 2, (500, 2, 4))
+    found = gt[:, :, 2] + generator.normal(0, 4, (500, 2))
+    known = generator.random(500) > 0.1
+    error = np.linalg.norm(gt - found[:, :, None], axis=1).min(1)
+    lengths = np.linalg.norm(gt, axis=1)
+    wrong = (error > 3) & (error > 0.05 * lengths.max(1))
+    slow = lengths.mean(1) < 10
+    truths = torch.from_numpy(gt).permute(2, 1, 0)[:, :, None]
+    sample = sample_of(truths[0].float(), torch.from_numpy(known)[None])._replace(truths=truths)
+    flow = torch.from_numpy(found).T[:, None]
+    sums, numbers = pixel_sums(flow, sample), pair_errors(flow, sample)
+    assert sums["epe"].value == pytest.approx(error[known].mean()) == pytest.approx(numbers["epe"])
+    assert sums["out1"].value == pytest.approx(100 * (error > 1)[known].mean()) == pytest.approx(numbers["out1"])
+    assert sums["fl"].value == pytest.approx(100 * wrong[known].mean()) == pytest.approx(numbers["fl"])
+    assert sums["s0-10"].value == pytest.approx(error[known & slow].mean()) and 0 < sums["s0-10"].count < known.sum()
+    judged = judge(flow, sample)
+    assert torch.allclose(end_point_error(flow, judged.nearest), judged.error)
+    assert judge(truths[3], sample).error.max() == 0 and pixel_sums(truths[3], sample)["angle"].value < 1e-4
+
+
 def test_angle_by_hand():
     angle = angular_error(row(0, 1, 1, 0), row(0, 0, 1, 3))
     assert angle[0].tolist() == pytest.approx([0, 45, 0, math.degrees(math.atan(3))], abs=1e-4)
@@ -107,6 +132,10 @@ def test_boundaries_and_their_distance():
     occluded = torch.tensor([[True, False, False, False, False, False, False]])
     assert boundaries(sample_of(truth, valid, occluded)).tolist() == [[True, True] + 5 * [False]]
     assert boundary_distance(sample_of(row(0, 0)))[0].tolist() == [math.inf, math.inf]
+    assert "occlusion" in boundary_rule(sample_of(truth, valid, occluded)) and "motion" in boundary_rule(
+        sample_of(truth)
+    )
+    assert boundary_rule(sample_of(truth, valid & False)) == ""
 
 
 def test_distance_is_euclidean():
@@ -133,7 +162,7 @@ def test_quantiles_of_pooled_histograms():
 
 def test_speed_profile_by_hand():
     truth, valid = row(0, 0.5, 3, 1000, 7), torch.tensor([[True, True, True, True, False]])
-    sums, counts = speed_profile(torch.tensor([[1.0, 2.0, 3.0, 4.0, 9.0]]), truth, valid)
+    sums, counts = speed_profile(torch.tensor([[1.0, 2.0, 3.0, 4.0, 9.0]]), truth[0], valid)
     assert sums.tolist() == [1, 2, 0, 3, 0, 0, 0, 0, 0, 4] and counts.tolist() == [1, 1, 0, 1, 0, 0, 0, 0, 0, 1]
 
 

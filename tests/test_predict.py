@@ -1,6 +1,7 @@
 """Predict: the Predictor, and the jobs on pairs, folders and videos, whole, interrupted and damaged."""
 
 import tracemalloc
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from fleetflow import predict as job
 from fleetflow.cli import main
 from fleetflow.data.pairs import pairs
-from fleetflow.io import read_flow, read_image, write_image
+from fleetflow.io import list_frames, read_flow, read_image, write_flow, write_image
 from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import FastFlowNet
+from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 from fleetflow.video import VideoReader, VideoWriter
 
@@ -24,12 +26,16 @@ class Brightness(FlowModel):
     fit = "pad"
     calls = 0
 
+    def __init__(self, gain=100.0):
+        super().__init__()
+        self.register_buffer("gain", torch.tensor(gain))
+
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
     def estimate(self, frame1, frame2, previous, steps):
         self.calls += 1
-        means = torch.stack((frame1.mean((1, 2, 3)), frame2.mean((1, 2, 3))), 1) * 100
+        means = torch.stack((frame1.mean((1, 2, 3)), frame2.mean((1, 2, 3))), 1) * self.gain
         return Prediction(means[:, :, None, None].expand(-1, -1, *frame1.shape[-2:]))
 
 
@@ -71,10 +77,33 @@ def test_predictor_refuses():
     ):
         with pytest.raises(FleetflowError, match=words):
             predictor(image1, image2)
-    with pytest.raises(FleetflowError, match="device"):
-        job.Predictor(Brightness(), device="cuda:99")
+    for device in ("cuda:99", "hpu", "meta"):
+        with pytest.raises(FleetflowError, match="cannot be used"):
+            job.Predictor(Brightness(), device=device)
     with pytest.raises(FleetflowError, match="precision"):
         job.Predictor(Brightness(), device="cpu", precision="fp64")
+
+
+def test_a_label_tells_results_apart():
+    def label(model, precision="fp32"):
+        label = job.Predictor(model, device="cpu", precision=precision).label()
+        assert all(isinstance(value, str) for value in label.values())
+        return label
+
+    torch.manual_seed(0)
+    model, other = FastFlowNet(), FastFlowNet()
+    own = label(model)
+    assert own == label(model) and own["network"] == "FastFlowNet" and own["device"] == "cpu"
+    assert label(model, "bf16") == {**own, "dtype": "bfloat16"}, "the weights are those before they are converted"
+    assert label(other)["sha256"] != own["sha256"]
+    assert label(models["raft_small"](steps=3))["steps"] == "3"
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_network_made_with_no_steps_says_so(steps):
+    frame = torch.rand(1, 3, 64, 64)
+    with pytest.raises(FleetflowError, match=f"steps is {steps}; it must be at least 1"):
+        models["raft_small"](steps=steps).eval()(frame, frame)
 
 
 def test_bf16_stays_near_fp32(pair):
@@ -98,13 +127,63 @@ def test_pair_into_a_folder_in_every_format(predictor, tmp_path):
 
 
 def test_pair_into_a_file(predictor, folder, tmp_path):
-    for name in ("flow.flo", "flow.png"):
-        frames = folder / "f1.png", folder / "f3.png"
-        assert job.predict_pair(predictor, *frames, tmp_path / "deep" / name, ["flo"]) == [tmp_path / "deep" / name]
-    assert read_flow(tmp_path / "deep" / "flow.flo")[0].shape == (20, 30, 2)
-    assert read_image(tmp_path / "deep" / "flow.png").shape == (20, 30, 3)
-    with pytest.raises(FleetflowError):
-        job.predict_pair(predictor, *frames, tmp_path / "flow.xyz", ["flo"])
+    frames = folder / "f1.png", folder / "f3.png"
+    for name, formats in (
+        ("flow.flo", None), ("flow.flo", ["flo"]), ("flow.npz", None), ("flow.png", ["kitti"]), ("K.PNG", ["kitti"]),
+    ):  # fmt: skip
+        path = tmp_path / "deep" / name
+        assert job.predict_pair(predictor, *frames, path, formats) == [path]
+        assert read_flow(path)[0].shape == (20, 30, 2)
+    for name, formats, width in (("flow.png", None, 30), ("C.PNG", ["color"], 30), ("s.png", ["side"], 62)):
+        job.predict_pair(predictor, *frames, tmp_path / name, formats)
+        assert (tmp_path / name).read_bytes()[24] == 8 and read_image(tmp_path / name).shape == (20, width, 3)
+
+
+def test_pair_into_a_file_that_cannot_be(predictor, folder, tmp_path):
+    frames = folder / "f1.png", folder / "f3.png"
+    before = frames[1].read_bytes()
+    for path, formats, words in (
+        (tmp_path / "flow.xyz", None, "suffix"),
+        (tmp_path / "flow.flo", ["kitti"], "kitti was asked for"),
+        (tmp_path / "flow.flo", ["flo", "color"], "flo and color"),
+        (tmp_path / "flow.flo", [], "no format"),
+        (frames[1], None, "overwritten"),
+    ):
+        with pytest.raises(FleetflowError, match=words):
+            job.predict_pair(predictor, *frames, path, formats)
+    assert frames[1].read_bytes() == before and predictor.model.calls == 0
+    write_image(tmp_path / "f1_color.png", read_image(frames[1]))
+    with pytest.raises(FleetflowError, match="overwritten"):
+        job.predict_pair(predictor, frames[0], tmp_path / "f1_color.png", tmp_path, ["color"])
+
+
+def test_the_scale_is_that_of_the_pair_too(predictor, folder, tmp_path):
+    frames = folder / "f1.png", folder / "f3.png"
+    pictures = {}
+    for scale in (None, 7, 700):
+        job.predict_pair(predictor, *frames, tmp_path / f"{scale}.png", scale=scale)
+        pictures[scale] = read_image(tmp_path / f"{scale}.png").mean()
+    assert pictures[7] < pictures[None] < pictures[700], "what is fast is dark"
+
+
+@pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf"), 1e-30, 1e300])
+def test_a_scale_that_cannot_be(scale, predictor, folder, tmp_path):
+    clip = video_of(tmp_path / "clip.mp4", 3)
+    for work in (
+        lambda: job.predict_pair(predictor, folder / "f1.png", folder / "f3.png", tmp_path / "x.png", scale=scale),
+        lambda: job.predict_folder(predictor, folder, tmp_path / "out", scale=scale),
+        lambda: job.predict_video(predictor, clip, tmp_path / "out", ["color"], scale=scale),
+    ):
+        with pytest.raises(FleetflowError, match="scale is .* expected pixels over 0"):
+            work()
+    assert predictor.model.calls == 0
+
+
+def test_the_smallest_and_largest_scale_are_drawn_without_a_warning(recwarn):
+    flow = np.float32([[[9e8, -9e8], [1e-9, 0], [0, 0]]])
+    for scale in (1e-6, 1e12):
+        assert job.flow_to_color(flow, scale).shape == (1, 3, 3)
+    assert not recwarn.list
 
 
 def test_folder_in_natural_order_and_continued(predictor, folder, tmp_path):
@@ -121,12 +200,90 @@ def test_folder_in_natural_order_and_continued(predictor, folder, tmp_path):
     assert predictor.model.calls == 11
 
 
+def test_a_folder_holds_results_of_one_network(predictor, folder, tmp_path):
+    """Neither those of other weights or precisions, nor files that a former run has not left so, count as done."""
+    output = tmp_path / "out"
+    first = job.predict_folder(predictor, folder, output, ["flo"])
+    for other in (
+        job.Predictor(Brightness(50.0), device="cpu", precision="fp32"),
+        job.Predictor(Brightness(50.0), device="cpu", precision="bf16"),
+    ):
+        before = other.model.calls
+        written = job.predict_folder(other, folder, output, ["flo"])
+        assert written == first and other.model.calls == before + 5
+        assert read_flow(written[0])[0][0, 0, 0] == pytest.approx(50 * 10 / 255, rel=0.01)
+        job.predict_folder(other, folder, output, ["flo"])
+        assert other.model.calls == before + 5
+    written[1].write_bytes(written[1].read_bytes()[:100])
+    write_flow(written[2], np.zeros((20, 30, 2), np.float32))
+    write_image(folder / "f11.png", np.full((20, 30, 3), 200, np.uint8))
+    job.predict_folder(other, folder, output, ["flo"])
+    assert other.model.calls == before + 5 + 3, "one is cut, one is foreign, one has a new second frame"
+    assert [round(float(read_flow(path)[0][0, 0, 1])) for path in written] == [6, 10, 14, 18, 39]
+
+
+def test_files_that_nobody_vouches_for_are_made_anew(predictor, folder, tmp_path):
+    write_flow(tmp_path / "out" / "f1.flo", np.zeros((20, 30, 2), np.float32))
+    written = job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
+    assert predictor.model.calls == 5 and read_flow(written[0])[0].all()
+    note = tmp_path / "out" / ".frames.jsonl"
+    for damage, calls in ((note.read_bytes() + b'\n{"f1.flo": [1', 0), (b"", 5), (b"\xff{", 5), (b"[3]\n7", 5)):
+        note.write_bytes(damage)
+        before = predictor.model.calls
+        job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
+        assert predictor.model.calls == before + calls, damage
+
+
+def test_a_continued_folder_keeps_its_scale(predictor, folder, tmp_path):
+    output = tmp_path / "out"
+    job.predict_folder(predictor, folder, output, ["color"])
+    before = (output / "f1_color.png").read_bytes()
+    write_image(folder / "f13.png", np.full((20, 30, 3), 250, np.uint8))
+    written = job.predict_folder(predictor, folder, output, ["color"])
+    assert before == written[0].read_bytes() and predictor.model.calls == 5 + 5 + 1
+    alone = job.predict_pair(predictor, *list_frames(folder)[-2:], tmp_path / "x.png", scale=50)[0]
+    assert read_image(written[-1]).tolist() == read_image(alone).tolist(), "50 px is the scale of the first five"
+    job.predict_folder(predictor, folder, output, ["color"], scale=7)
+    assert before != written[0].read_bytes()
+    before = predictor.model.calls
+    for k in range(1, 14, 2):
+        write_image(folder / f"f{k}.png", np.full((20, 30, 3), 250, np.uint8))
+    job.predict_folder(predictor, folder, output, ["color"])
+    assert predictor.model.calls == before + 6 + 6, "another clip has a scale of its own"
+
+
+def test_weights_without_numbers_are_one_line(folder, tmp_path):
+    predictor = job.Predictor(Brightness(float("nan")), device="cpu", precision="fp32")
+    frames = folder / "f1.png", folder / "f3.png"
+    clip = video_of(tmp_path / "clip.mp4", 3)
+    for work, name in (
+        (lambda: job.predict_pair(predictor, *frames, tmp_path / "out"), "f1.png"),
+        (lambda: job.predict_folder(predictor, folder, tmp_path / "out"), "f1.png"),
+        (lambda: job.predict_video(predictor, clip, tmp_path / "out"), "frame 0 of clip.mp4"),
+    ):
+        with pytest.raises(FleetflowError, match=f"the flow of {name} is not finite everywhere"):
+            work()
+    assert not [path for path in tmp_path.glob("out/*") if path.is_file()]
+
+
 def test_folder_that_cannot_be(predictor, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FleetflowError):
         job.predict_folder(predictor, tmp_path / "empty", tmp_path / "out", ["flo"])
     with pytest.raises(FleetflowError, match="did you mean"):
         job.predict_folder(predictor, folder, tmp_path / "out", ["colour"])
+    with pytest.raises(FleetflowError, match="no format"):
+        job.predict_folder(predictor, folder, tmp_path / "out", [])
+    with pytest.raises(FleetflowError, match="name of a file"):
+        job.predict_folder(predictor, folder, tmp_path / "flow.flo")
+    for kind in ("kitti", "color", "side"):
+        with pytest.raises(FleetflowError, match="taken for its frames"):
+            job.predict_folder(predictor, folder, folder.parent / "frames", ["flo", kind])
+    assert len(job.predict_folder(predictor, folder, folder, ["flo"])) == 5, "a flow is no frame"
+    write_image(folder / "f3.jpg", np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(FleetflowError, match="holds f3.jpg and f3.png, whose results would have one name"):
+        job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
+    (folder / "f3.jpg").unlink()
     write_image(folder / "f2.png", np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(FleetflowError, match="same size"):
         job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
@@ -138,9 +295,75 @@ def test_video(predictor, tmp_path):
     assert problem is None
     assert [path.name for path in written[:2]] == ["clip_color.mp4", "clip_side.mp4"]
     assert [path.name for path in written[2:]] == [f"clip_{k:06d}.npy" for k in range(6)]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in written}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {path.name for path in written}
     with VideoReader(written[0]) as film:
         assert len(list(film)) == 6 and film.fps == 10
+
+
+def test_a_finished_video_is_kept_as_a_folder_is(predictor, tmp_path):
+    video, output = video_of(tmp_path / "clip[1].mp4", 7), tmp_path / "out"
+
+    def again(calls, predictor=predictor, **options):
+        before = predictor.model.calls
+        written, problem = job.predict_video(predictor, video, output, ["color", "npy"], **options)
+        assert predictor.model.calls == before + calls and problem is None
+        return written
+
+    written = again(6, scale=40)
+    assert [path.name for path in written[:2]] == ["clip[1]_color.mp4", "clip[1]_000000.npy"] and len(written) == 7
+    assert again(0, scale=40) == written
+    again(6, scale=41)
+    again(6, scale=41, again=True)
+    other = job.Predictor(Brightness(50.0), device="cpu", precision="fp32")
+    again(6, other, scale=41)
+    written[3].write_bytes(written[3].read_bytes()[:100])
+    again(6, other, scale=41)
+    written[0].unlink()
+    again(6, other, scale=41)
+    video_of(video, 4)
+    assert len(again(3, other, scale=41)) == 4, "the files of the longer clip that was there are no results"
+
+
+def test_a_folder_whose_name_looks_like_an_address(predictor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = Path("clip:%02d[1]")
+    written, _ = job.predict_video(predictor, video_of(tmp_path / "a.mp4", 4), output, ["color", "npy"])
+    assert len(written) == 4 and all(path.is_file() for path in written)
+
+
+@pytest.mark.parametrize("name", ["00000_color.mp4", "clip_000001.npy"])
+def test_what_is_damaged_in_an_unfinished_video_is_made_anew(name, predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "PART_FRAMES", 4)
+    video, output = video_of(tmp_path / "clip.mp4", 12), tmp_path / "out"
+
+    def stop(progress):
+        if progress.done == 9:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        job.predict_video(predictor, video, output, ["color", "npy"], scale=40, progress=stop)
+    damaged = next(output.rglob(name))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    written, _ = job.predict_video(predictor, video, output, ["color", "npy"], scale=40)
+    assert predictor.model.calls == 9 + 11
+    with VideoReader(written[0]) as film:
+        assert len(list(film)) == 11
+    assert len(written) == 12 and read_flow(written[2])[1].all()
+
+
+def test_a_damaged_note_of_an_unfinished_video(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "PART_FRAMES", 4)
+    video, output = video_of(tmp_path / "clip.mp4", 8), tmp_path / "out"
+
+    def stop(progress):
+        if progress.done == 6:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        job.predict_video(predictor, video, output, ["color"], scale=40, progress=stop)
+    (output / ".clip.mp4.jsonl").write_text('{"request": {"net')
+    job.predict_video(predictor, video, output, ["color"], scale=40)
+    assert predictor.model.calls == 6 + 7
 
 
 class Interrupt(Exception):
@@ -181,6 +404,12 @@ def test_a_request_for_something_else_starts_anew(predictor, tmp_path, monkeypat
     job.predict_video(predictor, video, tmp_path / "out", ["npz"])
     assert predictor.model.calls == 3 + 5
     assert len(list((tmp_path / "out").glob("*.npz"))) == 5
+    with pytest.raises(Interrupt):
+        job.predict_video(predictor, video, tmp_path / "mixed", ["npy"], progress=stop)
+    other = job.Predictor(Brightness(50.0), device="cpu", precision="fp32")
+    written, _ = job.predict_video(other, video, tmp_path / "mixed", ["npy"])
+    assert other.model.calls == 5
+    assert all(read_flow(path)[0][0, 0, 0] < 50 * (20 + 8 * 6) / 255 for path in written)
 
 
 def test_a_cut_video_gives_what_can_be_read_and_says_so(predictor, tmp_path):
@@ -205,6 +434,11 @@ def test_no_film_of_one_frame_or_of_no_video(predictor, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(FleetflowError):
         job.predict_video(predictor, tmp_path / "text.mp4", tmp_path / "out", ["color"])
+    write_image(tmp_path / "a.png", np.zeros((8, 9, 3), np.uint8))
+    with pytest.raises(FleetflowError, match="a.png is one picture; a flow needs two"):
+        job.predict_video(predictor, tmp_path / "a.png", tmp_path / "out")
+    with pytest.raises(FleetflowError, match="name of a file"):
+        job.predict_video(predictor, video_of(tmp_path / "two.mp4", 2), tmp_path / "flow.mp4")
     leftovers = [path for path in (tmp_path / "out").rglob("*")] if (tmp_path / "out").exists() else []
     assert not leftovers, leftovers
 

@@ -46,6 +46,7 @@ def test_the_report_needs_nothing_else(files, tmp_path):
     assert len(pictures) == 5 * 4, "three worst, and the one that is left as best"
     assert {Image.open(io.BytesIO(data)).size for data in pictures} == {(32, 24)}
     assert page.count("<svg") == page.count("</svg>") == 2
+    assert "rgb(49, 54, 149)" in page and "under 0.1875" in page and "48+" in page, "the key of the error map"
     assert page.index("two/&lt;d&gt;&amp;: EPE 3.00 px") < page.index("two/c: EPE 2.00") < page.index("one/a: EPE 0.00")
 
 

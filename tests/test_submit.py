@@ -5,11 +5,13 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fleetflow import submit as job
 from fleetflow.cli import main
 from fleetflow.io import read_flow, write_flow, write_image
+from fleetflow.models import weights
 from fleetflow.types import FleetflowError
 
 HEIGHT, WIDTH = 12, 16
@@ -106,6 +108,29 @@ def test_other_flows_are_not_taken_over(kitti, roots):
         job.submit(predict, "kitti2015", roots / "kitti2015", roots / "full", LABEL)
 
 
+def test_flows_of_other_weights_are_not_taken_over(roots, capsys):
+    """By command: the same name with other weights, another precision or another folder of frames is another run."""
+    frames = roots / "kitti2012"
+    for place in frames.rglob("*.png"):
+        write_image(place, np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
+    checkpoint = roots / "own.safetensors"
+
+    def run(seed: int, *more: str, root: str = "kitti2012") -> tuple[int, str]:
+        torch.manual_seed(seed)
+        model = weights.load("lightflow_050", weights=False)
+        weights.save(model, checkpoint, {"network": "lightflow_050", "licence": "none"})
+        words = ["submit", f"lightflow_050:{checkpoint}", "kitti2012", "--root", str(roots / root), *more]
+        return main([*words, "--device", "cpu", "-o", str(roots / "w.zip")]), capsys.readouterr().err
+
+    assert run(0, "--precision", "fp32")[0] == 0 and run(0, "--precision", "fp32")[0] == 0
+    for more, key in (((1, "--precision", "fp32"), "sha256"), ((0, "--precision", "bf16"), "dtype")):
+        code, error = run(*more)
+        assert code == 1 and f"made with {key}" in error.splitlines()[-1], error
+    shutil.copytree(frames, roots / "copy")
+    code, error = run(0, "--precision", "fp32", root="copy")
+    assert code == 1 and "made with root" in error.splitlines()[-1]
+
+
 def test_what_is_not_finite_is_not_written(roots):
     with pytest.raises(FleetflowError, match="not finite"):
         job.submit(lambda a, b: predict(a, b) * np.nan, "sintel", roots / "sintel", roots / "s.zip", LABEL)
@@ -147,6 +172,15 @@ def test_what_a_server_would_refuse(fault, kitti, roots):
     packed = job.problems(roots / "made.zip", "kitti2015", roots / "kitti2015")
     assert any(fault in phrase for phrase in packed), packed
     assert any(job.NOTE in phrase for phrase in packed), "the note belongs into the folder, not into the zip"
+
+
+def test_a_file_that_a_zip_holds_twice(kitti, roots):
+    shutil.make_archive(str(roots / "made"), "zip", kitti, "flow")
+    with zipfile.ZipFile(roots / "twice.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        for k in (0, 1, 1, 2):
+            archive.write(kitti / f"flow/00000{k}_10.png", f"flow/00000{k}_10.png")
+    found = job.problems(roots / "twice.zip", "kitti2015", roots / "kitti2015")
+    assert found == ["flow/000001_10.png is in it twice"]
 
 
 def test_kitti_limits_the_bytes(kitti, roots, monkeypatch):
@@ -193,6 +227,23 @@ def test_by_command(roots, capsys):
     assert main(["submit", str(roots / "f.zip"), "kitti2015", "--root", str(roots / "kitti2015")]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fleetflow: kitti2015 would refuse") and "and 3 more" in error
+    assert main(["submit", "dis", "kitti2012", *words, "--steps", "3"]) == 1
+    assert "dis has no refinement steps" in capsys.readouterr().err
     (roots / "text.zip").write_text("no zip")
     assert main(["submit", str(roots / "text.zip"), "kitti2012", *words]) == 1
     assert "is no zip" in capsys.readouterr().err
+
+
+def test_a_run_continues_into_a_folder_called_like_its_model(roots, monkeypatch, capsys):
+    """`-o dis` makes a folder dis; the same command again means the method still, ./dis the folder."""
+    pytest.importorskip("cv2")
+    monkeypatch.chdir(roots)
+    for place in (roots / "kitti2012").rglob("*.png"):
+        write_image(place, np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    words = ["submit", "farneback", "kitti2012", "--root", "kitti2012", "-o", "farneback"]
+    assert main(words) == 0
+    (roots / "farneback" / "000001_10.png").unlink()
+    assert main(words) == 0 and (roots / "farneback" / "000001_10.png").is_file()
+    (roots / "farneback" / "000001_10.png").unlink()
+    assert main(["submit", "./farneback", *words[2:]]) == 1
+    assert "000001_10.png is missing" in capsys.readouterr().err

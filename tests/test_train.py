@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,16 +11,19 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fleetflow import feed, losses, optimise, recipes
 from fleetflow import train as job
+from fleetflow.cli import main
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
 from fleetflow.data.pairs import pairs
 from fleetflow.io import write_flow, write_image
 from fleetflow.models import weights
+from fleetflow.optimise import adamw
 from fleetflow.plan import Batches, Recipe, Source, changed
 from fleetflow.schedules import warm_flat_cool
 from fleetflow.types import FleetflowError, Prediction, Sample
@@ -57,6 +61,12 @@ def quiet(_):
     pass
 
 
+def photographs(folder: Path, count: int = 3) -> Path:
+    for k in range(count):
+        write_image(folder / f"{k}.png", np.random.default_rng(k).integers(0, 255, (20, 30, 3), np.uint8))
+    return folder
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resuming_gives_the_losses_of_an_uninterrupted_run(tiny, tmp_path, precision):
     options = {"precision": precision, "workers": 0, "report": quiet}
@@ -86,12 +96,199 @@ def test_a_run_is_not_overwritten_and_a_missing_one_not_resumed(tiny, tmp_path):
         job.train("fastflownet_synthetc", folder=tmp_path / "x")
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """The folder of a run of two steps, begun with a setting, photographs, a seed and a precision."""
+    place = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipes.RECIPES, "tiny", TINY)
+        options = {"textures": photographs(place / "photos"), "settings": {"batch": "4"}, "seed": 3, "workers": 0}
+        job.train("tiny", folder=place / "run", steps=2, precision="fp32", report=quiet, **options)
+        job.train("tiny", folder=place / "whole", steps=4, precision="fp32", report=quiet, **options)
+    return place
+
+
+@pytest.fixture
+def run(begun, tmp_path) -> Path:
+    return Path(shutil.copytree(begun / "run", tmp_path / "run"))
+
+
+@pytest.mark.parametrize("again", [{}, {"settings": {"batch": "4"}, "seed": 3, "parts": 1, "precision": "fp32"}])
+def test_resuming_takes_what_is_not_given_from_the_run(tiny, run, begun, again):
+    job.train("tiny", folder=run, resume=True, steps=3, workers=0, report=quiet, **again)
+    job.train("tiny", folder=run, resume=True, steps=4, workers=0, report=quiet, textures=begun / "photos")
+    assert losses_of(run) == losses_of(begun / "whole")
+    header = weights.header(run / "weights.safetensors")
+    assert header["textures"] == "photographs" and int(header["samples"]) == 16
+
+
+OTHER = [
+    ("recipe tiny, not two", {"name": "two"}),
+    ("textures .*photos, not .*other", {"textures": "other"}),
+    ("batch 4, not 2", {"settings": {"batch": "2"}}),
+    ("learning_rate as in the recipe, not 1", {"settings": {"learning_rate": "1"}}),
+    ("seed 3, not 0", {"seed": 0}),
+    ("precision fp32, not bf16", {"precision": "bf16"}),
+    ("parts 1, not 2", {"parts": 2}),
+    ("stage none, not generated", {"stage": "generated"}),
+    ("root none", {"root": "other"}),
+    ("start none", {"start": ("fastflownet",)}),
+]
+
+
+@pytest.mark.parametrize("message,asked", OTHER, ids=[message for message, _ in OTHER])
+def test_resuming_refuses_what_differs_from_the_run(tiny, run, message, asked):
+    asked = {key: run.parent / value if key in ("textures", "root") else value for key, value in asked.items()}
+    before = (run / "log.jsonl").read_text()
+    with pytest.raises(FleetflowError, match=message):
+        job.train(**{"name": "tiny", **asked}, folder=run, resume=True, steps=3, workers=0, report=quiet)
+    assert (run / "log.jsonl").read_text() == before
+
+
+def test_a_single_stage_may_be_resumed_with_another_length(tiny, run, tmp_path):
+    options = {"resume": True, "steps": 3, "workers": 0, "report": quiet}
+    assert job.train("tiny", folder=run, settings={"steps": "20"}, **options).steps == 20
+    with pytest.raises(FleetflowError, match="is at step 3 of 2"):
+        job.train("tiny", folder=run, settings={"steps": "2"}, **options)
+    job.train("two", folder=tmp_path / "two", steps=1, workers=0, report=quiet)
+    with pytest.raises(FleetflowError, match="steps as in the recipe, not 12"):  # the border would move
+        job.train("two", folder=tmp_path / "two", settings={"steps": "12"}, **options)
+
+
+def test_photographs_that_moved_are_named_anew(tiny, tmp_path):
+    options = {"folder": tmp_path / "run", "workers": 0, "report": quiet}
+    old = photographs(tmp_path / "old")
+    job.train("tiny", textures=old, steps=1, **options)
+    shutil.move(old, tmp_path / "new")
+    with pytest.raises(FleetflowError, match="old holds no pictures"):
+        job.train("tiny", resume=True, steps=2, **options)
+    job.train("tiny", textures=tmp_path / "new", resume=True, steps=2, **options)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt")["textures"] == str(tmp_path / "new")
+
+
+def test_a_checkpoint_of_an_earlier_version_takes_the_arguments(tiny, run, begun):
+    path = run / "checkpoint.pt"
+    state = torch.load(path)
+    for key in ("stage", "settings", "start", "root", "textures", "precision", "recent", "start_samples"):
+        del state[key]
+    torch.save(state, path)
+    options = {"textures": begun / "photos", "settings": {"batch": "4"}, "precision": "fp32"}
+    job.train("tiny", folder=run, resume=True, steps=4, workers=0, report=quiet, **options)
+    assert losses_of(run) == losses_of(begun / "whole")
+
+
+def test_a_network_that_does_not_fit_the_checkpoint_is_one_line(tiny, run, monkeypatch):
+    other = dataclasses.replace(TINY.stages[0], network="lightflow", begin=None)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", dataclasses.replace(TINY, stages=(other,)))
+    with pytest.raises(FleetflowError, match="is not of stage generated") as caught:
+        job.train("tiny", folder=run, resume=True, workers=0, report=quiet)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "foreign", "tensor"])
+def test_a_damaged_checkpoint_is_one_line(tiny, run, damage):
+    path = run / "checkpoint.pt"
+    data = path.read_bytes()
+    path.write_bytes({"cut": data[: len(data) // 2], "text": b"hello"}.get(damage, b""))
+    if damage in ("foreign", "tensor"):
+        torch.save({"a": 1} if damage == "foreign" else torch.zeros(2), path)
+    with pytest.raises(FleetflowError, match="no whole checkpoint of a run .*--start") as caught:
+        job.train("tiny", folder=run, resume=True, workers=0, report=quiet)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_line_at_the_end_of_the_log_is_dropped(tiny, run):
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    job.train("tiny", folder=run, resume=True, steps=3, workers=0, report=quiet)
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_finished_run_still_says_its_error(tiny, run):
+    first = job.train("tiny", folder=run, resume=True, settings={"steps": "3"}, workers=0, report=quiet)
+    again = job.train("tiny", folder=run, resume=True, workers=0, report=quiet)
+    assert first.epe == again.epe and again.step == again.steps
+
+
+NUMBERS = [
+    {"steps": 0}, {"steps": -3}, {"parts": 0}, {"parts": -1}, {"checkpoint_every": 0}, {"threads": -1},
+    {"workers": -1}, {"minutes": -1.0}, {"minutes": float("nan")}, {"seed": -1}, {"seed": 2**64},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", NUMBERS, ids=str)
+def test_numbers_out_of_range_are_refused(tiny, tmp_path, option):
+    with pytest.raises(FleetflowError, match="expected a number from"):
+        job.train("tiny", folder=tmp_path / "run", **{"workers": 0, **option})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_none(tiny, tmp_path):
+    (tmp_path / "a.png").write_text("a file")
+    with pytest.raises(FleetflowError, match="a.png cannot be a folder .*--folder"):
+        job.train("tiny", folder=tmp_path / "a.png", workers=0)
+
+
+def test_training_without_git(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = job.train("tiny", folder=tmp_path / "run", steps=1, workers=0, report=quiet)
+    assert weights.header(outcome.weights)["commit"] == "unknown"
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu", "tpu"])
+def test_a_device_that_cannot_train(tiny, tmp_path, device):
+    with pytest.raises(FleetflowError, match=device):
+        job.train("tiny", folder=tmp_path, device=device, workers=0, steps=1)
+
+
+def test_processes_without_torchrun(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(FleetflowError, match="WORLD_SIZE is 2, but RANK is not set.*torchrun"):
+        job.train("tiny", folder=tmp_path, workers=0, steps=1)
+
+
+def half_frozen(model, earlier):
+    model.load_state_dict(earlier.state_dict())
+    for weight in list(model.parameters())[:6]:
+        weight.requires_grad_(False)
+
+
+def test_resuming_inside_a_stage_that_grew_from_another(tmp_path, monkeypatch):
+    """What growing freezes is frozen again; without networks to grow from such a stage is refused."""
+    one, two = (dataclasses.replace(stage, optimiser=adamw) for stage in TWO.stages)
+    plan = dataclasses.replace(TWO, stages=(one, dataclasses.replace(two, grow=half_frozen)))
+    monkeypatch.setitem(recipes.RECIPES, "grown", plan)
+    options = {"workers": 0, "report": quiet, "precision": "fp32"}
+    job.train("grown", folder=tmp_path / "whole", **options)
+    job.train("grown", folder=tmp_path / "parts", steps=4, **options)
+    job.train("grown", folder=tmp_path / "parts", resume=True, **options)
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
+    with pytest.raises(FleetflowError, match="give them with --start"):
+        job.train("grown", folder=tmp_path / "alone", stage="two", **options)
+
+
+def test_repeated_runs_resume_and_begin_alike(tiny, tmp_path, capsys):
+    words = ["train", "tiny", "--folder", str(tmp_path), "--steps", "1", "--workers", "0", "--threads", "1"]
+    assert main([*words, "--repeat", "0"]) == 1 and "--repeat is 0" in capsys.readouterr().err
+    assert main([*words, "--repeat", "2", "--resume"]) == 1 and "nothing to resume" in capsys.readouterr().err
+    photos = str(photographs(tmp_path / "photos"))
+    assert main([*words, "--folder", str(tmp_path / "seed-0"), "--textures", photos]) == 0
+    assert main([*words, "--repeat", "2", "--resume"]) == 0
+    assert "over 2 runs" in capsys.readouterr().out
+    states = [torch.load(tmp_path / f"seed-{k}" / "checkpoint.pt") for k in (0, 1)]
+    assert [state["seed"] for state in states] == [0, 1] and states[0]["textures"] == states[1]["textures"] == photos
+
+
 def test_starting_from_weights(tiny, tmp_path):
     first = job.train("tiny", folder=tmp_path / "first", steps=2, workers=0, report=quiet)
     start = f"fastflownet:{first.weights}"
     job.train("tiny", folder=tmp_path / "second", start=(start,), steps=1, workers=0, report=quiet)
     fresh, warm = (losses_of(tmp_path / name)[0] for name in ("first", "second"))
     assert warm != fresh
+    shutil.rmtree(tmp_path / "first")  # a resumed run needs its start no more, and still says where it came from
+    job.train("tiny", folder=tmp_path / "second", resume=True, steps=2, workers=0, report=quiet)
+    header = weights.header(tmp_path / "second" / "weights.safetensors")
+    assert header["start"] == "fastflownet" and int(header["samples"]) == 8
     with pytest.raises(FleetflowError, match="no file"):
         job.train("tiny", folder=tmp_path / "third", start=("fastflownet:nowhere.pth",))
 
@@ -173,7 +370,21 @@ def test_settings_change_a_recipe():
     assert all(stage.learning_rate == 1e-4 and stage.batches[0].batch == 4 for stage in plan.stages)
     assert plan.stages[0].freeze_norm is True and TWO.steps == 6
     assert changed(TWO, {"refinements": "12"}).stages[0].refinements == 12
-    for name, value, message in (("learnign_rate", "1", "did you mean"), ("batch", "many", "expected a int such as 2")):
+    assert changed(recipes.recipe("raft"), {"ema": "0.99"}).stages[0].ema == 0.99  # a number, though it says 0
+    assert changed(TWO, {"clip": "inf", "validate_every": "0", "weight_decay": "0"}).stages[0].validate_every == 0
+    for name, value, message in (
+        ("learnign_rate", "1", "did you mean"),
+        ("batch", "many", "expected a whole number from 1 on, such as 2"),
+        ("batch", "0", "from 1 on"),
+        ("steps", "0", "from 2 on, such as 6"),
+        ("steps", "1", "from 2 on, such as 6"),
+        ("height", "-64", "from 1 on"),
+        ("learning_rate", "-1", "a number from"),
+        ("learning_rate", "nan", "a number from"),
+        ("ema", "1.5", "from 0 to 1"),
+        ("refinements", "0", "from 1 on"),
+        ("freeze_norm", "maybe", "expected true or false"),
+    ):
         with pytest.raises(FleetflowError, match=message):
             changed(TWO, {name: value})
 
@@ -189,6 +400,7 @@ def test_stages_follow_each_other_and_resume_at_their_border(tiny, tmp_path):
     assert header["stage"] == "two" and int(header["samples"]) == 12
     job.train("two", folder=tmp_path / "alone", stage="two", **options)
     assert len(losses_of(tmp_path / "alone")) == 3
+    assert job.train("two", folder=tmp_path / "less", stage="two", settings={"steps": "2"}, **options).steps == 2
     with pytest.raises(FleetflowError, match="did you mean"):
         job.train("two", folder=tmp_path / "none", stage="too", **options)
 
@@ -197,7 +409,8 @@ def test_options_that_change_no_number(tiny, tmp_path):
     """Computing activations again gives the same losses to the last bit; a float16 scaler the same to rounding."""
     options = {"workers": 0, "report": quiet, "precision": "fp32", "steps": 3}
     job.train("tiny", folder=tmp_path / "plain", **options)
-    job.train("tiny", folder=tmp_path / "memory", save_memory=True, **options)
+    job.train("tiny", folder=tmp_path / "memory", save_memory=True, **{**options, "steps": 2})
+    job.train("tiny", folder=tmp_path / "memory", save_memory=True, resume=True, **options)
     assert losses_of(tmp_path / "plain") == losses_of(tmp_path / "memory")
     plain, memory = (weights.read_state(tmp_path / name / "weights.safetensors") for name in ("plain", "memory"))
     assert plain.keys() == memory.keys()
@@ -207,14 +420,22 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_train as t\n"
         "from fleetflow import recipes, train; recipes.RECIPES['tiny'] = t.TINY\n"
-        "train.train('tiny', folder=Path(sys.argv[1]), steps=5, workers=0, parts=2, threads=1, precision='fp32')\n"
+        "train.train('tiny', folder=Path(sys.argv[1]), steps=int(sys.argv[3]), workers=0, threads=1,\n"
+        "            resume=len(sys.argv) > 4, parts=None if len(sys.argv) > 4 else 2, precision='fp32')\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)
     here = str(Path(__file__).parent)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, command in (("one", [sys.executable]), ("two", launch)):
-        run = subprocess.run([*command, str(script), str(tmp_path / name), here], capture_output=True, text=True)
+    for name, command, words in (
+        ("one", [sys.executable], ["5"]),
+        ("two", launch, ["3"]),
+        ("two", launch, ["4", "resume"]),
+        ("two", [sys.executable], ["5", "resume"]),
+    ):
+        run = subprocess.run(
+            [*command, str(script), str(tmp_path / name), here, *words], capture_output=True, text=True
+        )
         assert run.returncode == 0, run.stderr[-2000:]
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "two"), rel=2e-4)
     assert len(losses_of(tmp_path / "two")) == 5
@@ -240,8 +461,15 @@ def test_training_on_files(tmp_path, monkeypatch):
     with pytest.raises(FleetflowError, match="--root"):
         job.train("files", folder=tmp_path / "none")
     monkeypatch.setitem(recipes.RECIPES, "files", changed(plan, {"height": "128"}))
-    with pytest.raises(FleetflowError, match="96x160, smaller than the crop 128x64"):
-        job.train("files", folder=tmp_path / "large", workers=0, **options)
+    for workers in (0, 1):
+        with pytest.raises(FleetflowError, match="96x160, smaller than the crop 128x64") as caught:
+            job.train("files", folder=tmp_path / f"large{workers}", workers=workers, **options)
+        assert "\n" not in str(caught.value)
+    stage = dataclasses.replace(plan.stages[0], validation=(Source(pairs, "nowhere"),))
+    monkeypatch.setitem(recipes.RECIPES, "files", dataclasses.replace(plan, stages=(stage,)))
+    with pytest.raises(FleetflowError, match="nowhere.*for validation; --set validate_every=0"):
+        job.train("files", folder=tmp_path / "unjudged", workers=0, **options)
+    job.train("files", folder=tmp_path / "unjudged", workers=0, settings={"validate_every": "0"}, steps=1, **options)
 
 
 def test_orthogonal_update():

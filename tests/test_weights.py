@@ -1,14 +1,20 @@
 """Checkpoints: ours, published ones, damaged ones, those of other networks, and those with code in them."""
 
+import argparse
 import os
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_liteflownet2 import as_released
 
 import fleetflow
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
+from fleetflow.models.lightflow import LightFlow
+from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
 HEADER = {"network": "fastflownet", "licence": "Apache-2.0", "samples": 3}
@@ -55,6 +61,25 @@ def test_layouts_of_published_files(model, tmp_path, wrap, prefix):
     assert torch.equal(loaded.decoder2.conv7.bias, model.decoder2.conv7.bias)
 
 
+def test_what_a_checkpoint_carries_beside_its_tensors_is_thrown_away(model, tmp_path):
+    """numpy's numbers as either generation pickles them, arrays, and the arguments of a command line."""
+    beside = {
+        "best_EPE": np.float64(1.5), "epochs": np.int32(3), "history": np.arange(3.0), "flag": np.bool_(True),
+        "name": np.str_("run"), "args": argparse.Namespace(lr=0.1, stage="chairs"), "div_flow": 20,
+    }  # fmt: skip
+    path = tmp_path / "published.pth"
+    torch.save({"state_dict": model.state_dict(), **beside}, path)
+    loaded = fleetflow.load(f"fastflownet:{path}")
+    assert torch.equal(loaded.decoder2.conv7.bias, model.decoder2.conv7.bias)
+    torch.save({"state_dict": model.state_dict(), **beside}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b"numpy._core.") > 0
+    path.write_bytes(content.replace(b"numpy._core.", b"numpy.core."))
+    assert torch.equal(fleetflow.load(f"fastflownet:{path}").decoder2.conv7.bias, model.decoder2.conv7.bias)
+    torch.save({"state_dict": {"a": np.zeros(3)}}, path)
+    assert "no state dictionary" in one_line(lambda: fleetflow.load(f"fastflownet:{path}"))
+
+
 class Trap:
     def __reduce__(self):
         return os.mkdir, ("trap_was_sprung",)
@@ -82,8 +107,18 @@ def test_missing_truncated_and_foreign_files(model, tmp_path):
             one_line(lambda: fleetflow.load(f"fastflownet:{cut}"))  # noqa: B023
     (tmp_path / "text.pth").write_text("hello")
     one_line(lambda: fleetflow.load(f"fastflownet:{tmp_path / 'text.pth'}"))
-    torch.save([1, 2, 3], tmp_path / "list.pth")
-    assert "no state dictionary" in one_line(lambda: fleetflow.load(f"fastflownet:{tmp_path / 'list.pth'}"))
+    state = model.state_dict()
+    key = "pconv1_1.0.weight"
+    for content in (
+        [1, 2, 3],
+        {0: torch.zeros(1)},
+        {**state, 1: torch.zeros(1)},
+        {**state, key: state[key].to_sparse()},
+        {**state, key: state[key].to("meta")},
+        {**state, key: state[key].to(torch.complex64)},
+    ):
+        torch.save(content, tmp_path / "odd.pth")
+        assert "no state dictionary" in one_line(lambda: fleetflow.load(f"fastflownet:{tmp_path / 'odd.pth'}"))
 
 
 def test_a_checkpoint_that_does_not_fit(model, tmp_path):
@@ -96,6 +131,64 @@ def test_a_checkpoint_that_does_not_fit(model, tmp_path):
     assert "3 differences" in message and "pconv1_1.0.bias is missing" in message
     assert "extra is not of this network" in message and "[96, 115, 3, 3], not [96, 87, 3, 3]" in message
     assert "looks like fastflownet, changed" in message
+
+
+def test_the_network_is_named_whatever_the_layout_of_the_file(tmp_path, monkeypatch):
+    """Released names of deq-flow and of the Caffe release, given to another network."""
+    state = {
+        key.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): value
+        for key, value in models["deq_flow_tiny"]().state_dict().items()
+    }
+    torch.save(state, tmp_path / "v2.pth")
+    for other in ("gma", "fastflownet"):
+        message = one_line(lambda: fleetflow.load(f"{other}:{tmp_path / 'v2.pth'}"))  # noqa: B023
+        assert message.endswith("it looks like deq_flow_tiny")
+    caffe = as_released(models["liteflownet2"]().state_dict())
+    flat = {f"{layer}.{k}": array for layer, arrays in caffe.items() for k, array in enumerate(arrays)}
+    torch.save(flat, tmp_path / "caffe.pth")
+    message = one_line(lambda: fleetflow.load(f"gma:{tmp_path / 'caffe.pth'}"))
+    assert message.endswith("it looks like liteflownet2")
+
+
+def test_a_checkpoint_with_another_unit_of_flow(tmp_path):
+    """Light Flow takes it over; another network cannot know what it means."""
+    torch.manual_seed(0)
+    model, frames = LightFlow(0.5).eval(), torch.rand(2, 1, 3, 64, 128)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.bias)
+    path = tmp_path / "trained.pth"
+    torch.save({"state_dict": model.state_dict(), "div_flow": 5.0}, path)
+    with torch.no_grad():
+        expected, found = (network(*frames).flow for network in (model, fleetflow.load(f"lightflow_050:{path}")))
+    torch.testing.assert_close(found, expected / 4)
+    for name, network, unit in (("fastflownet", FastFlowNet(), 5), ("lightflow_050", model, 0)):
+        torch.save({"state_dict": network.state_dict(), "div_flow": unit}, path)
+        message = one_line(lambda: fleetflow.load(f"{name}:{path}"))  # noqa: B023
+        assert "(1 differences: div_flow is not of this network)" in message
+
+
+def test_a_path_is_a_name_too(model, tmp_path):
+    path = tmp_path / "a:b.safetensors"
+    weights.save(model, path, HEADER)
+    for name in (path, str(path), f"fastflownet:{path}"):
+        assert isinstance(fleetflow.load(name), FastFlowNet)
+    for suffix in ("pth", "pth.tar", "caffemodel"):
+        bare = tmp_path / f"raft.{suffix}"
+        torch.save(model.state_dict(), bare)
+        for name in (bare, str(bare)):
+            message = one_line(lambda: fleetflow.load(name))  # noqa: B023
+            assert message == f"{bare} does not name its network; call it as NETWORK:{bare}"
+    assert isinstance(fleetflow.load(f"fastflownet:{tmp_path / 'raft.pth'}"), FastFlowNet)
+    assert isinstance(fleetflow.load(Path("fastflownet")), FastFlowNet)
+
+
+def test_others_may_read_what_is_saved(model, tmp_path):
+    (tmp_path / "plain").touch()
+    weights.save(model, tmp_path / "own.safetensors", HEADER)
+    assert (tmp_path / "own.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_names(tmp_path):

@@ -1,31 +1,42 @@
 """Benchmark: time per pair, always as ratios to other ways of computing it in the same process."""
 
-import math
-import runpy
+import copy
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import resources
+from itertools import islice, product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fleetflow.catalog import multiply_adds
-from fleetflow.data.dataset import Files
-from fleetflow.evaluate import DIS, classical, evaluate, machine
-from fleetflow.io import read_image, write_atomically
+from fleetflow.data.dataset import Files, to_frame
+from fleetflow.evaluate import CLASSICAL, DIS, Method, evaluate, in_line, machine, method, plain, protocol
+from fleetflow.io import list_frames, read_image, write_atomically, writing
 from fleetflow.models.base import FlowModel
-from fleetflow.models.weights import load, shipped
+from fleetflow.models.weights import header, load, shipped
 from fleetflow.ops.kernels import reference
 from fleetflow.optimise import optimisers
 from fleetflow.predict import Precision, Predictor, autocast
+from fleetflow.registry import unknown
+from fleetflow.submit import predict_flow
 from fleetflow.types import FleetflowError
+from fleetflow.video import VideoReader
 
-DIS_NAME = "OpenCV DIS (medium)"
+LEAST, SLOW = 5, 2000.0  # runs that a function gets at least, unless one takes so many milliseconds
+COLORS = {True: "tab:blue", False: "dimgray"}  # of networks of ours, and of peers
+DOT = 4  # pixels from the middle of a dot to its side
+LABELS = tuple((dx, dy, side) for dy in (4, -11, 14, -21, 24, -31, 34) for dx, side in ((6, "left"), (-6, "right")))
+CLIP = 6  # frames of a clip that video_reuse is measured on
+COLUMNS = ["", "p50 ms", "p95 ms", "runs", "x DIS", "x plain", "EPE px"]  # of `table`; x: times as long as that
 
 
 class Timing(NamedTuple):
@@ -35,20 +46,27 @@ class Timing(NamedTuple):
     p50: float
     p95: float
     runs: int
+    epe: float | None = None  # pixels, mean of the sets, where pairs were given
 
 
-def time_in_turn(functions: dict[str, Callable[[], object]], seconds: float, slow: frozenset[str]) -> list[Timing]:
+def time_in_turn(functions: dict[str, Callable[[], object]], seconds: float, rare: frozenset[str]) -> list[Timing]:
     """Returns the timing of each function; they run in turn, so that a noisy machine slows all alike.
 
-    slow: those that run only every fourth round.
+    rare: those that run only every fourth round. What takes less than 2 s runs five times at least, after two calls
+    that are not counted.
     """
     for function in functions.values():
         function()
+        function()
     taken: dict[str, list[float]] = {name: [] for name in functions}
     began, turn = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds or turn < 4:
+
+    def enough(times: list[float]) -> bool:
+        return len(times) >= LEAST or bool(times) and min(times) >= SLOW
+
+    while (early := time.perf_counter() - began < seconds) or not all(map(enough, taken.values())):
         for name, function in functions.items():
-            if name in slow and turn % 4:
+            if name in rare and turn % 4 and early:
                 continue
             start = time.perf_counter()
             function()
@@ -64,142 +82,150 @@ class Report(NamedTuple):
     """What a benchmark found of one network on this machine; the fields of a JSON row."""
 
     network: str
-    size: tuple[int, int]  # height, width; batch 1
+    weights: str  # "package", "random", or the file
+    sha256: str  # of the weights
+    size: tuple[int, int]  # height, width
+    batch: int
+    steps: int | None  # of refinement; None for a network without
     device: str
     precision: str
     threads: int
-    timings: list[Timing]  # of one pair; the first is ours
+    timings: list[Timing]  # of one pair: ours, the plain definition, the peers
     difference: float  # pixels, mean over the example pair: our precision against float32
     training: float | None  # samples per second, 256x320, batch 8, forward, backward and update
-    memory: float  # MB that a prediction of one pair needs beyond the loaded network
+    memory: float | None  # MB that a prediction of one pair needs beyond the loaded network; None: not measured
     parameters: int
-    multiply_adds: int  # of a pair of 448x1024
-    epe: float | None  # pixels, mean of the sets, where pairs were given
+    multiply_adds: int | None  # of a pair of 448x1024 with the network's own steps; None where others were taken
+    epe: float | None  # pixels, mean of the sets, where pairs were given; None for random weights
+    pairs: int  # that the EPE was measured on
+    protocol: dict[str, str]  # how it was measured
     machine: dict[str, str]  # processor, system, versions
 
-    def times_dis(self) -> float | None:
-        """Returns the time of a pair as a multiple of that of OpenCV's DIS, where it was measured."""
-        dis = [timing.p50 for timing in self.timings if timing.name == DIS_NAME]
-        return self.timings[0].p50 / dis[0] if dis else None
+    def times(self, timing: Timing, name: str) -> float | None:
+        """Returns a time as a multiple of that of the first row whose name ends so; None where there is none."""
+        base = [row.p50 for row in self.timings if row.name.endswith(name)]
+        return timing.p50 / base[0] if base else None
+
+
+PLAIN = "plain fp32"
+DIS_NAME = CLASSICAL[DIS]
 
 
 def benchmark(
-    network: str,
+    networks: tuple[str, ...],
     height: int,
     width: int,
     *,
     device: str = "cpu",
     threads: int = 0,
     precision: Precision = "auto",
+    steps: int | None = None,
     seconds: float = 20.0,
     peers: tuple[str, ...] = ("dis",),
     training: bool = True,
     pairs: Files | None = None,
-) -> Report:
-    """Returns timings of one pair [height, width], the loss of precision, memory, and the speed of training.
+) -> Iterator[Report]:
+    """Yields for each network timings of one pair [height, width], loss of precision, memory, speed of training.
 
-    network: a network, or NETWORK:CHECKPOINT. pairs: pairs with truth to measure the accuracy on.
+    networks: names, NETWORK:CHECKPOINT, or files of ours. pairs: pairs with truth to measure the accuracy on, of
+    networks with weights and of peers. steps: of refinement; None takes each network's own.
     Timed in turn: ours; the plain definition, which is the same network in float32, contiguous, under
     `fleetflow.reference()`, frames as tensors; and the peers: dis, farneback, deepflow (OpenCV, on the CPU), or a
     Python file with a function predict(image1, image2) -> flow, all on uint8 [H, W, 3] RGB and float32 [H, W, 2].
+    Raises FleetflowError, before anything is timed, for unknown names, impossible sizes and peers that fail.
     """
+    if threads < 0:
+        raise FleetflowError(f"--threads is {threads}; expected a number of threads, or 0 for all")
+    if min(height, width) < 1:
+        raise FleetflowError(f"--size is {height} {width}; expected a height and a width in pixels")
+    for network in networks[1:]:
+        load_any(network)  # what is wrong with it is said before the first is measured
     if threads:
         torch.set_num_threads(threads)
+    rivals = [_peer(name) for name in dict.fromkeys(peers)]
+    if len({rival.name for rival in rivals}) < len(rivals):
+        raise FleetflowError(f"two of the peers {', '.join(peers)} have the same name; rename one of the files")
+    accuracy = {rival.name: _epe(rival, pairs) for rival in rivals} if pairs is not None else {}
     images = _example()
     image1, image2 = (_tiled(image, height, width) for image in images)
-    predictor = Predictor(load_any(network), device=device, precision=precision)
-    where = predictor.device
-    plain = load_any(network).to(where)
-    frames = [
-        torch.from_numpy(image).permute(2, 0, 1)[None].float().div(255).contiguous().to(where)
-        for image in (image1, image2)
-    ]
+    for network in networks:
+        model, variant, known = load_any(network), _variant(network), has_weights(network)
+        exact = copy.deepcopy(model)  # before the predictor fuses it; random weights are the same, too
+        predictor = Predictor(model, device=device, precision=precision)
+        where = predictor.device
+        exact = exact.to(where)
+        frames = [to_frame(image)[None].contiguous().to(where) for image in (image1, image2)]
 
-    def definition():
-        with torch.inference_mode(), reference():
-            return plain(*frames).flow.cpu()
-
-    functions: dict[str, Callable[[], object]] = {
-        f"{network}, fleetflow": lambda: predictor(image1, image2),
-        f"{network}, plain fp32": definition,
-    }
-    for peer in peers:
-        name, function = _peer(peer)
-        functions[name] = partial(function, image1, image2)
-    timings = time_in_turn(functions, seconds, frozenset({f"{network}, plain fp32"}))
-    exact = Predictor(plain, device=device, precision="fp32")
-    difference = float(np.linalg.norm(predictor(*images) - exact(*images), axis=2).mean())
-    variant = network.partition(":")[0]
-    return Report(
-        network=network,
-        size=(height, width),
-        device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
-        precision=str(predictor.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        timings=timings,
-        difference=difference,
-        training=training_speed(variant, predictor.dtype, seconds / 2) if training and where.type == "cpu" else None,
-        memory=_memory(network, height, width, device, precision),
-        parameters=sum(weight.numel() for weight in plain.parameters()),
-        multiply_adds=multiply_adds(variant),
-        epe=evaluate(predictor, pairs)["mean of sets"]["epe"] if pairs is not None else None,
-        machine=machine(),
-    )
-
-
-def pareto(reports: list[Report], path: Path) -> None:
-    """Writes a picture of accuracy against speed: one dot a network, EPE over milliseconds, the best ones joined."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FleetflowError('the plot needs matplotlib; install it with pip install "fleetflow[plot]"') from None
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    dots = sorted((report.timings[0].p50, report.epe, report.network) for report in reports if report.epe is not None)
-    for milliseconds, epe, name in dots:
-        axes.plot(milliseconds, epe, "o", color="tab:blue")
-        axes.annotate(name, (milliseconds, epe), textcoords="offset points", xytext=(5, 5))
-    best = [dot for k, dot in enumerate(dots) if all(dot[1] < other[1] for other in dots[:k])]
-    axes.plot([dot[0] for dot in best], [dot[1] for dot in best], color="tab:blue", alpha=0.4)
-    height, width = reports[0].size
-    axes.set_xscale("log")
-    axes.margins(0.2)
-    axes.set_xlabel(f"milliseconds for {height}x{width}, {reports[0].threads} threads ({reports[0].device})")
-    axes.set_ylabel("EPE [px], mean of the sets")
-    axes.grid(alpha=0.3, which="both")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
-
-
-def _peer(name: str) -> tuple[str, Callable]:
-    """A classical method by name, or the function `predict` of a Python file (the user's own, so it is run)."""
-    if not name.endswith(".py"):
-        return {DIS: DIS_NAME}.get(name, f"OpenCV {name}"), classical(name)
-    if not Path(name).is_file():
-        raise FleetflowError(
-            f"{name} does not exist; a peer is dis, farneback, deepflow or a Python file with predict(a, b)"
+        ours = partial(predict_flow, predictor, steps=steps)
+        functions: dict[str, Callable[[], object]] = {
+            f"{network}, fleetflow": partial(ours, image1, image2),
+            f"{network}, {PLAIN}": partial(_definition, exact, frames, steps),
+            **{rival.name: partial(rival, image1, image2) for rival in rivals},
+        }
+        timings = time_in_turn(functions, seconds, frozenset({f"{network}, {PLAIN}"}))
+        epe = _epe(predictor, pairs, steps) if pairs is not None and known else None
+        epes = {timings[0].name: epe, **accuracy}
+        trained = training and where.type == "cpu"
+        same = partial(predict_flow, Predictor(exact, device=device, precision="fp32"), steps=steps)
+        yield Report(
+            network=network,
+            weights=("package" if network == variant else network) if known else "random",
+            sha256=predictor.label()["sha256"],
+            size=(height, width),
+            batch=1,
+            steps=exact.steps if steps is None else steps,
+            device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+            precision=str(predictor.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            timings=[timing._replace(epe=epes.get(timing.name)) for timing in timings],
+            difference=float(np.linalg.norm(ours(*images) - same(*images), axis=2).mean()),
+            training=training_speed(variant, predictor.dtype, seconds / 2) if trained else None,
+            memory=_memory(network, height, width, device, precision, steps),
+            parameters=sum(weight.numel() for weight in exact.parameters()),
+            multiply_adds=multiply_adds(variant) if steps in (None, exact.steps) else None,
+            epe=epe,
+            pairs=len(pairs) if pairs is not None else 0,
+            protocol=protocol(predictor, pairs, steps) if epe is not None else {},
+            machine=machine(),
         )
-    module = runpy.run_path(name)
-    if not callable(module.get("predict")):
-        raise FleetflowError(f"{name} has no function predict(image1, image2); add one that returns the flow")
-    return Path(name).stem, module["predict"]
 
 
-def _memory(network: str, height: int, width: int, device: str, precision: Precision) -> float:
-    """MB by which one prediction raises the peak; on the CPU in a process of its own, as a peak does not go down."""
+def _definition(model: FlowModel, frames: list[Tensor], steps: int | None) -> Tensor:
+    with torch.inference_mode(), reference():
+        return model(*frames, steps=steps).flow.cpu()
+
+
+def _peer(name: str) -> Method:
+    """A classical method by name, or the function `predict` of a Python file (the user's own, so it is run)."""
+    found = method(name)
+    if found is None:
+        raise unknown("peer", name, [*CLASSICAL, "FILE.py"])
+    return found
+
+
+def _epe(predict: Predictor | Method, pairs: Files, steps: int | None = None) -> float:
+    return evaluate(predict, pairs, steps=steps)["mean of sets"]["epe"]
+
+
+def _memory(
+    network: str, height: int, width: int, device: str, precision: Precision, steps: int | None
+) -> float | None:
+    """MB by which a prediction raises the peak, in its own process, as a peak does not go down; None where it fails."""
     code = (
         "import sys, torch\n"
         "from fleetflow import benchmark as b\n"
-        "network, height, width, device, precision, threads = sys.argv[1:]\n"
+        "network, height, width, device, precision, steps, threads = sys.argv[1:]\n"
         "torch.set_num_threads(int(threads))\n"
         "p = b.Predictor(b.load_any(network), device=device, precision=precision)\n"
-        "p(*(b._tiled(image, 64, 64) for image in b._example()))\n"
+        "steps = int(steps) if steps else None\n"
+        "b.predict_flow(p, *(b._tiled(image, 64, 64) for image in b._example()), steps=steps)\n"
         "images = [b._tiled(image, int(height), int(width)) for image in b._example()]\n"
         "peak = torch.cuda.max_memory_allocated if p.device.type == 'cuda' else b._peak\n"
-        "peak(); before = peak(); p(*images); print((peak() - before) / 1e6)\n"
+        "peak(); before = peak(); b.predict_flow(p, *images, steps=steps); print((peak() - before) / 1e6)\n"
     )
-    values = (network, str(height), str(width), device, precision, str(torch.get_num_threads()))
-    run = subprocess.run([sys.executable, "-c", code, *values], capture_output=True, text=True)
-    return float(run.stdout) if run.returncode == 0 else math.nan
+    values = (network, height, width, device, precision, "" if steps is None else steps, torch.get_num_threads())
+    run = subprocess.run([sys.executable, "-c", code, *map(str, values)], capture_output=True, text=True)
+    return float(run.stdout) if run.returncode == 0 else None
 
 
 def _peak() -> int:
@@ -246,12 +272,156 @@ def _tiled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def load_any(network: str) -> FlowModel:
     """Returns the network, with its weights where the package has them (the time does not depend on them)."""
-    return load(network) if has_weights(network) else load(network, weights=False)
+    return load(network, weights=has_weights(network))
 
 
 def has_weights(network: str) -> bool:
-    """Returns True for NETWORK:CHECKPOINT and for a network whose weights are in the package."""
+    """Returns True for NETWORK:CHECKPOINT, for a file, and for a network whose weights are in the package."""
     try:
-        return ":" in network or bool(shipped(network))
+        return ":" in network or "." in network or bool(shipped(network))
     except FleetflowError:
         return False
+
+
+def _variant(network: str) -> str:
+    """The name of the network in NETWORK, NETWORK:CHECKPOINT or the path of a file of ours."""
+    return header(network)["network"] if "." in network and ":" not in network else network.partition(":")[0]
+
+
+# ---- what is written ----
+
+
+def table(report: Report) -> list[list[str]]:
+    """Returns the timings as text, a row for each of COLUMNS."""
+    rows = []
+    for timing in report.timings:
+        values = [report.times(timing, DIS_NAME), report.times(timing, PLAIN), timing.epe]
+        cells = ["-" if value is None else _digits(value) for value in values]
+        rows.append([timing.name, f"{timing.p50:.1f}", f"{timing.p95:.1f}", str(timing.runs), *cells])
+    return rows
+
+
+def _digits(value: float) -> str:
+    """The value with three digits that say something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def facts(report: Report) -> list[str]:
+    """Returns what else was found, one line each."""
+    ours = report.timings[0]
+    dis, plain_time = report.times(ours, DIS_NAME), report.times(ours, PLAIN)
+    lines = [f"{_digits(1 / plain_time)} times as fast as the plain definition"]
+    if dis:
+        lines[0] = f"{_digits(dis)} times the time of DIS; {lines[0]}"
+    if report.steps:
+        lines.append(f"{report.steps} refinement steps")
+    cost = "" if report.multiply_adds is None else f", {report.multiply_adds / 1e9:.1f} G multiply-adds at 448x1024"
+    lines.append(f"{report.parameters:,} parameters{cost}")
+    memory = "could not be measured" if report.memory is None else f"{report.memory:.0f} MB"
+    lines.append(f"memory of a prediction: {memory}")
+    lines.append(f"mean difference to float32: {report.difference:.4f} px")
+    if report.training:
+        lines.append(f"training at 256x320, batch 8: {report.training:.1f} samples/s")
+    if report.weights == "random":
+        lines.append("weights are random: no accuracy is measured, and the difference is that of random weights")
+    if report.epe is not None:
+        lines.append(f"EPE, mean of the sets, {report.pairs} pairs: {report.epe:.2f} px")
+        lines.append(f"protocol: {in_line(report.protocol)}")
+    return lines
+
+
+def clips(paths: tuple[Path, ...]) -> dict[str, list[Tensor]]:
+    """Returns the first frames of videos and of folders of pictures, by name, as `video_reuse` takes them."""
+    found = {}
+    for path in paths:
+        pictures = map(read_image, list_frames(path)) if path.is_dir() else VideoReader(path)
+        found[path.name] = [to_frame(picture) for picture in islice(pictures, CLIP)]
+    return found
+
+
+def add_row(report: Report, path: Path) -> None:
+    """Adds a line of JSON to a file: the fields of the report, and our time as a multiple of two others."""
+    ours = report.timings[0]
+    row = {
+        **report._asdict(),
+        "times_dis": report.times(ours, DIS_NAME),
+        "times_plain": report.times(ours, PLAIN),
+        "timings": [timing._asdict() for timing in report.timings],
+    }
+    with writing(path), path.open("a") as file:
+        file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+
+
+def pareto(reports: list[Report], path: Path) -> None:
+    """Writes a picture of accuracy against speed: a dot for each network and peer, the best ones joined.
+
+    Raises FleetflowError where nothing has an accuracy, or matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise FleetflowError('the plot needs matplotlib; install it with pip install "fleetflow[plot]"') from None
+    dots = _dots(reports)
+    if not dots:
+        raise FleetflowError("no network has weights and there is no peer: no accuracy can be shown; name others")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for milliseconds, epe, _, ours in dots:
+        axes.plot(milliseconds, epe, "o" if ours else "s", color=COLORS[ours])
+    best = [dot for k, dot in enumerate(dots) if all(dot[1] < other[1] for other in dots[:k])]
+    axes.plot([dot[0] for dot in best], [dot[1] for dot in best], color="tab:blue", alpha=0.4, zorder=1)
+    height, width = reports[0].size
+    axes.set_xscale("log")
+    axes.margins(0.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"milliseconds for {height}x{width}, {reports[0].threads} threads ({reports[0].device})")
+    axes.set_ylabel(f"EPE [px], mean of the sets, {reports[0].pairs} pairs")
+    axes.grid(alpha=0.3, which="both")
+    _label(axes, dots)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def _dots(reports: list[Report]) -> list[tuple[float, float, str, bool]]:
+    """Milliseconds, EPE, name, and whether it is ours, of all that has an EPE, the fastest first."""
+    found: dict[str, list[Timing]] = {}
+    for report in reports:
+        for timing in report.timings:
+            if timing.epe is not None:
+                found.setdefault(timing.name, []).append(timing)
+    networks = {report.timings[0].name: report.network for report in reports}
+    short = {name: _short(networks.get(name, name)) for name in found}
+    counts = Counter(short.values())
+    names = {name: short[name] if counts[short[name]] == 1 else networks.get(name, name) for name in found}
+    return sorted(
+        (float(np.median([timing.p50 for timing in timings])), timings[0].epe, names[name], name in networks)
+        for name, timings in found.items()
+    )
+
+
+def _short(name: str) -> str:
+    """The name of a network, of a checkpoint's file, or of a method without its settings."""
+    network, _, checkpoint = name.removeprefix("OpenCV ").partition(" (")[0].partition(":")
+    return f"{network} ({Path(checkpoint).stem})" if checkpoint else Path(network).stem
+
+
+def _label(axes, dots: list[tuple[float, float, str, bool]]) -> None:
+    """Writes the names of the dots where they cover nothing and, if possible, no other dot is nearer; or not at all."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()
+    middles = np.array([axes.transData.transform(dot[:2]) for dot in dots])
+    taken = [Bbox.from_extents(*(middle - DOT), *(middle + DOT)) for middle in middles]
+    for k, (x, y, name, ours) in enumerate(dots):
+        for strict, (dx, dy, side) in product((True, False), LABELS):
+            text = axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha=side, color=COLORS[ours])
+            box = text.get_window_extent(renderer)
+            away = np.linalg.norm(middles - np.clip(middles, box.min, box.max), axis=1)
+            inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+            free = inside and not any(box.overlaps(other) for other in taken)
+            if free and (away.argmin() == k or not strict):
+                taken.append(box)
+                break
+            text.remove()

@@ -18,7 +18,7 @@ def predict(
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("flow"),
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "fastflownet",
-    format: Annotated[tuple[Format, ...], tyro.conf.arg(aliases=["-f"])] = ("flo", "color"),
+    format: Annotated[tuple[Format, ...] | None, tyro.conf.arg(aliases=["-f"])] = None,
     device: str = "auto",
     precision: Precision = "auto",
     scale: float | None = None,
@@ -30,15 +30,19 @@ def predict(
         inputs: two pictures, one folder, or one video.
         output: a folder, or for two pictures also a file such as flow.flo or flow.png.
         model: a network, or NETWORK:CHECKPOINT.
-        format: what to write; "color" and "side" are pictures (of a video: an mp4).
+        format: what to write; "color" and "side" are pictures (of a video: an mp4). Default: flo color, or what the
+            suffix of the output says.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: of the convolutions; auto takes bf16 where the processor has units for it.
         scale: pixels of motion shown at full colour; chosen from the clip if not given.
         again: compute anew what a former run has finished.
     """
+    import warnings
+
     from fleetflow import predict as job
     from fleetflow.models.weights import load
 
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said in one line
     if len(inputs) not in (1, 2):
         raise FleetflowError(f"{len(inputs)} inputs were given; expected two pictures, one folder or one video")
     missing = [path for path in inputs if not path.exists()]
@@ -47,7 +51,7 @@ def predict(
     predictor = job.Predictor(load(model), device=device, precision=precision)
     problem = None
     if len(inputs) == 2:
-        written = job.predict_pair(predictor, *inputs, output, format)
+        written = job.predict_pair(predictor, *inputs, output, format, scale=scale)
     else:
         work = job.predict_folder if inputs[0].is_dir() else job.predict_video
         with _bar(f"flow of {inputs[0].name}") as progress:
@@ -71,7 +75,7 @@ def train(
     textures: Path | None = None,
     minutes: float | None = None,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     repeat: int = 1,
     device: str = "auto",
     precision: Precision = "auto",
@@ -87,7 +91,7 @@ def train(
     Args:
         recipe: such as fastflownet_synthetic; `fleetflow recipes` lists them.
         folder: where the run lives; default runs/RECIPE.
-        resume: continue exactly where the last checkpoint left off.
+        resume: continue exactly where the last checkpoint left off, with what the run was begun with.
         start: a network or NETWORK:CHECKPOINT whose weights the run starts from (two for FlowNet2).
         stage: train this stage of the recipe alone.
         set: name=value, in place of what the recipe says: learning_rate=1e-4 batch=4 steps=1000 ...
@@ -95,7 +99,7 @@ def train(
         textures: a folder of photographs for the surfaces of generated pairs; default: procedural ones.
         minutes: stop after so long; the run can be resumed.
         steps: stop at this step; the run can be resumed.
-        seed: of weights and data.
+        seed: of weights and data; default 0.
         repeat: so many runs with seeds from SEED on, in FOLDER/seed-N, with their mean and spread.
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
@@ -113,19 +117,25 @@ def train(
     wrong = [text for text in set if "=" not in text]
     if wrong:
         raise FleetflowError(f'"{wrong[0]}" is not a setting; expected name=value, such as batch=4')
+    if repeat < 1:
+        raise FleetflowError(f"--repeat is {repeat}; expected a number of runs from 1 on")
     settings = dict(text.split("=", 1) for text in set)
-    outcomes = []
-    for k in range(repeat):
-        place = folder if repeat == 1 else (folder or Path("runs") / recipe) / f"seed-{seed + k}"
+    folder = folder or Path("runs") / recipe
+    seeds = [seed] if repeat == 1 else [(seed or 0) + k for k in range(repeat)]
+    first, outcomes = None, []
+    for one in seeds:
+        place = folder if repeat == 1 else folder / f"seed-{one}"
+        like = first if resume and not (place / "checkpoint.pt").exists() else None  # begins as the first one did
         outcome = job.train(
-            recipe, folder=place, resume=resume, start=start, stage=stage, settings=settings, root=root,
-            textures=textures, minutes=minutes, steps=steps, seed=seed + k, device=device, precision=precision,
+            recipe, folder=place, resume=resume and not like, like=like, start=start, stage=stage, settings=settings,
+            root=root, textures=textures, minutes=minutes, steps=steps, seed=one, device=device, precision=precision,
             threads=threads, workers=workers, parts=parts, compile=compile, save_memory=save_memory,
             checkpoint_every=checkpoint_every,
         )  # fmt: skip
         print(f"step {outcome.step} of {outcome.steps}, EPE of the last steps {outcome.epe:.2f} px")
         print(outcome.weights)
         outcomes.append(outcome.epe)
+        first = first or outcome.checkpoint
     if repeat > 1:
         print(f"EPE of the last steps over {repeat} runs: {fmean(outcomes):.3f} px, spread {stdev(outcomes):.3f}")
 
@@ -200,7 +210,8 @@ def evaluate(
     """Measure a network on a data set, per image and pooled: by set, speed, occlusion, distance to boundaries, ...
 
     Args:
-        model: a network, NETWORK:CHECKPOINT, or dis, farneback or deepflow (OpenCV).
+        model: a network, NETWORK:CHECKPOINT, dis, farneback or deepflow (OpenCV), or a Python file with a function
+            predict(image1, image2) -> flow.
         dataset: such as pairs.
         root: the folder of the data set.
         options: name=value of the data set, such as render=clean split=val.
@@ -217,10 +228,10 @@ def evaluate(
     from fleetflow.predict import Predictor
     from fleetflow.report import write_report
 
+    job.make_room(json, csv, html)
     files = job.open_files(dataset, root, options=options, without=without)
-    if model in job.CLASSICAL:
-        predict = job.classical(model)
-    else:
+    predict = job.method(model)
+    if predict is None:
         predict = Predictor(job.fit_for(load(model), dataset), device=device, precision=precision)
     with _bar(f"{model} on {dataset}") as progress:
         result = job.measure(
@@ -230,8 +241,8 @@ def evaluate(
     _table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", job.SET_COLUMNS, job.rows_by_set(result))
     _table("all pixels together", ["error", "value", "pixels"], job.rows_pooled(result))
     print(f"protocol: {job.protocol_line(result)}")
-    if result.skipped:
-        print(f"left out, as their truth has no known pixel: {', '.join(result.skipped)}")
+    for line in job.left_out(result):
+        print(line)
     if json:
         job.as_json(result, json)
     if csv:
@@ -256,7 +267,8 @@ def submit(
     An interrupted run continues by the same command. Nothing is uploaded.
 
     Args:
-        model: a network, NETWORK:CHECKPOINT, dis, ...; or a folder or .zip of finished files, which is only checked.
+        model: a network, NETWORK:CHECKPOINT, dis, ...; or a folder or .zip of finished files, which is only checked
+            (./NAME where it is called like a network).
         benchmark: whose test frames and whose layout.
         root: the folder of the data set.
         output: the .zip to write; the files stay in the folder of the same name. Without .zip: that folder only.
@@ -266,24 +278,28 @@ def submit(
     """
     from functools import partial
 
-    from fleetflow import evaluate as classical
     from fleetflow import submit as job
+    from fleetflow.evaluate import CLASSICAL, classical, fit_for
     from fleetflow.models.weights import load
     from fleetflow.predict import Predictor
+    from fleetflow.registry import models
 
-    if Path(model).is_dir() or model.endswith(".zip"):
+    if model not in (*models, *CLASSICAL) and (Path(model).is_dir() or model.endswith(".zip")):
         with _bar(f"checking {model}") as progress:
             problems = job.problems(Path(model), benchmark, root, progress=lambda *state: progress(state))
         if problems:
             raise FleetflowError(f"{benchmark} would refuse {model}: {job.summary(problems)}")
         print(f"{model} is a whole submission to {benchmark}")
         return
-    if model in classical.CLASSICAL:
-        predict = classical.classical(model)
+    if model in CLASSICAL and steps is not None:
+        raise FleetflowError(f"{model} has no refinement steps; leave --steps out")
+    if model in CLASSICAL:
+        predict = classical(model)
+        label = {"model": predict.name}
     else:
-        predictor = Predictor(classical.fit_for(load(model), benchmark), device=device, precision=precision)
+        predictor = Predictor(fit_for(load(model), benchmark), device=device, precision=precision)
         predict = partial(job.predict_flow, predictor, steps=steps)
-    label = {"model": model, "steps": steps, "precision": precision}
+        label = {**predictor.label(), "model": model, "steps": str(steps or predictor.model.steps)}
     with _bar(f"{model} on {benchmark}") as progress:
         written = job.submit(predict, benchmark, root, output, label, progress=lambda *state: progress(state))
     print(written)
@@ -300,7 +316,9 @@ def benchmark(
     seconds: float = 20.0,
     peers: tuple[str, ...] = ("dis",),
     training: bool = True,
+    steps: int | None = None,
     root: Path | None = None,
+    without: tuple[str, ...] = (),
     json: Path | None = None,
     plot: Path | None = None,
     video: bool = False,
@@ -309,7 +327,7 @@ def benchmark(
     """Time networks on this machine, beside their plain definitions and OpenCV's DIS, in one process.
 
     Args:
-        models: networks, or NETWORK:CHECKPOINT; or "data" and a data set below --root, whose reading is timed.
+        models: networks, NETWORK:CHECKPOINT, or files of ours; or "data" and a data set in --root, to time its reading.
         size: height and width of the frames.
         device: cpu, cuda, ...
         threads: 0 takes all.
@@ -317,16 +335,16 @@ def benchmark(
         seconds: how long to measure each network.
         peers: dis, farneback, deepflow, or a Python file with a function predict(image1, image2) -> flow.
         training: also measure training steps (on the CPU).
-        root: a folder of pairs with truth (data set "pairs"), to measure the accuracy on.
-        json: a file to which one line of JSON per network is added.
+        steps: refinement steps of the networks; their own if not given.
+        root: a folder of pairs with truth (data set "pairs"), to measure the accuracy of networks and peers on.
+        without: names of pairs to leave out.
+        json: a file to which one line of JSON per network is added, with the machine.
         plot: a picture of accuracy against speed; needs --root.
         video: count the evaluations that DEQ-Flow saves by starting from the last fixed point, on generated clips.
         clips: videos or folders of frames to count them on instead.
     """
-    import json as text
-
     from fleetflow import benchmark as job
-    from fleetflow.data.pairs import pairs
+    from fleetflow.evaluate import in_line, make_room, open_files
 
     if models[:1] == ("data",):
         return _benchmark_data(models[1:], root, seconds)
@@ -334,33 +352,21 @@ def benchmark(
         return _benchmark_video(models, clips)
     if plot and not root:
         raise FleetflowError("--plot shows accuracy against speed; give --root DIR, a folder of pairs with truth")
-    files = pairs(root) if root else None
+    make_room(json, plot)
+    files = open_files("pairs", root, without=without) if root else None
     reports = []
-    for name in models:
-        report = job.benchmark(
-            name, *size, device=device, threads=threads, precision=precision, seconds=seconds, peers=peers,
-            training=training, pairs=files,
-        )  # fmt: skip
+    for report in job.benchmark(
+        models, *size, device=device, threads=threads, precision=precision, steps=steps, seconds=seconds, peers=peers,
+        training=training, pairs=files,
+    ):  # fmt: skip
         reports.append(report)
-        ours = report.timings[0].p50
-        _table(
-            f"{name}: one pair of {size[0]}x{size[1]}, {report.device}, {report.precision}, {report.threads} threads",
-            ["", "p50 ms", "p95 ms", "runs", "times ours"],
-            [[t.name, f"{t.p50:.1f}", f"{t.p95:.1f}", str(t.runs), f"{t.p50 / ours:.2f}"] for t in report.timings],
-        )
-        if report.times_dis():
-            print(f"{report.times_dis():.2f} times the time of DIS")
-        print(f"{report.parameters:,} parameters, {report.multiply_adds / 1e9:.1f} G multiply-adds at 448x1024")
-        print(f"memory of a prediction: {report.memory:.0f} MB")
-        print(f"mean difference to float32: {report.difference:.4f} px")
-        if report.training:
-            print(f"training at 256x320, batch 8: {report.training:.1f} samples/s")
-        if report.epe is not None:
-            print(f"EPE, mean of the sets: {report.epe:.2f} px")
+        place = f"{report.device}, {report.precision}, {report.threads} threads"
+        _table(f"{report.network}: one pair of {size[0]}x{size[1]}, {place}", job.COLUMNS, job.table(report))
+        for fact in job.facts(report):
+            print(fact)
         if json:
-            with json.open("a") as file:
-                file.write(text.dumps({**report._asdict(), "timings": [t._asdict() for t in report.timings]}) + "\n")
-    print(", ".join(f"{key} {value}" for key, value in reports[0].machine.items()))
+            job.add_row(report, json)
+    print(in_line(reports[0].machine))
     if plot:
         job.pareto(reports, plot)
         print(plot)
@@ -386,18 +392,10 @@ def _benchmark_data(names: tuple[str, ...], root: Path | None, seconds: float) -
 
 def _benchmark_video(names: tuple[str, ...], paths: tuple[Path, ...]) -> None:
     """Prints how many evaluations reach a residual from a cold start and from the last pair's fixed point."""
-    from itertools import islice
-
     from fleetflow import benchmark as job
-    from fleetflow.data.dataset import to_frame
-    from fleetflow.io import list_frames, read_image
-    from fleetflow.video import VideoReader
     from fleetflow.video_reuse import generated_clips, video_reuse
 
-    clips = {} if paths else generated_clips(3, 4, 128, 160)
-    for path in paths:
-        pictures = map(read_image, list_frames(path)) if path.is_dir() else VideoReader(path)
-        clips[path.name] = [to_frame(picture) for picture in islice(pictures, 6)]
+    clips = job.clips(paths) if paths else generated_clips(3, 4, 128, 160)
     for name in names:
         rows = video_reuse(job.load_any(name), clips)
         cells = [
@@ -588,7 +586,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fleetflow: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("fleetflow: stopped; run the same command again to continue", file=sys.stderr)
+        print("fleetflow: stopped; run the same command again to continue (train: with --resume)", file=sys.stderr)
         return 130
     return 0
 

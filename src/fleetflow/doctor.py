@@ -22,6 +22,7 @@ COMPLETE = {
     "kitti2015": 200,
     "middlebury": 8,
     "sintel": 1_041,
+    "spring": 4_963,  # 5,000 frames in 37 scenes
 }
 CLIP = 0.2  # of a colour difference in [0, 1]: beyond it a pixel does not match, however much
 MARGIN = 0.75  # another reading is suspected when its error is below this share of ours; a sound pair can reach 0.82
@@ -72,9 +73,12 @@ class Report(NamedTuple):
 def check(name: str, root: Path, *, samples: int = 8) -> Report:
     """Returns what is on disk of a data set: pairs of every part, `samples` opened pairs, other readings of the flow.
 
-    Parts are the values of the reader's options, one changed at a time. Raises FleetflowError for an unknown name.
+    Parts are the values of the reader's options, one changed at a time. Raises FleetflowError for an unknown name and
+    for fewer samples than one.
     """
     reader = datasets[name]
+    if samples < 1:
+        raise FleetflowError(f"--samples is {samples}; a data set is judged by pairs that are opened: give 1 or more")
     parts, problems, remarks = [], [], []
     files = None
     for option in ({}, *_options(reader)):

@@ -5,6 +5,10 @@ import inspect
 import json
 import math
 import platform
+import runpy
+import sys
+from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +18,15 @@ import torch
 from torch import Tensor
 
 from fleetflow.data.dataset import Files, datasets
-from fleetflow.io import write_atomically
+from fleetflow.io import write_atomically, writing
 from fleetflow.metrics import (
+    SPARSE_STEPS,
     SPEED_EDGES,
     Mean,
     ause,
-    end_point_error,
+    boundary_rule,
     error_histogram,
+    judge,
     mean_over_sets,
     pair_errors,
     pixel_sums,
@@ -34,10 +40,18 @@ from fleetflow.predict import Predictor
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Sample
 
-DIS, FARNEBACK, DEEPFLOW = CLASSICAL = ("dis", "farneback", "deepflow")
+DIS, FARNEBACK, DEEPFLOW = "dis", "farneback", "deepflow"
+FARNEBACK_SETTINGS = (0.5, 5, 15, 3, 7, 1.5)  # scale of a level, levels, window, iterations, neighbourhood, its sigma
+CLASSICAL = {  # what each of OpenCV's methods is, in tables and protocols
+    DIS: "OpenCV DIS (medium)",
+    FARNEBACK: f"OpenCV Farneback {FARNEBACK_SETTINGS}",
+    DEEPFLOW: "OpenCV DeepFlow",
+}
+TRIAL = (128, 192)  # height and width of the pictures that a method of the user is tried on
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 PER_IMAGE = "mean over the known pixels of a pair, then over the pairs of a set, then over the sets"
 POOLED = "over all known pixels of all pairs together (Fl: the official figure of KITTI 2015)"
+ALL_PIXELS = "all pixels"
 
 LABELS = {
     "epe": "EPE, px",
@@ -73,6 +87,11 @@ class PairResult(NamedTuple):
     histogram: Tensor  # error_histogram of the known pixels
     speeds: Tensor  # speed_profile
     curves: Tensor | None  # sparsification, for networks that say how sure they are
+    boundaries: str  # boundary_rule
+
+    def is_sorted(self) -> bool:
+        """Returns True where there are curves, and they say something: where no error is infinite."""
+        return self.curves is not None and bool(self.curves.isfinite().all())
 
 
 class Evaluation(NamedTuple):
@@ -104,9 +123,14 @@ class Evaluation(NamedTuple):
         return torch.stack([pair.speeds for pair in self.pairs]).sum(0)
 
     def curves(self) -> Tensor | None:
-        """Returns the mean sparsification of the pairs, [2, 20], where the network says how sure it is."""
-        known = [pair.curves for pair in self.pairs if pair.curves is not None]
+        """Returns the mean sparsification of the pairs but those of `unsorted`, [2, 20], where the network has any."""
+        known = [pair.curves for pair in self.pairs if pair.is_sorted()]
         return torch.stack(known).mean(0) if known else None
+
+    def unsorted(self) -> list[str]:
+        """Returns the pairs that `curves` leaves out, as their flow is not finite everywhere."""
+        lost = [pair for pair in self.pairs if pair.curves is not None and not pair.is_sorted()]
+        return [f"{pair.group}/{pair.name}" for pair in lost]
 
 
 class Estimate(NamedTuple):
@@ -133,17 +157,18 @@ def open_files(dataset: str, root: Path, *, options: tuple[str, ...] = (), witho
     return reader(root, **given).without(without)
 
 
-def evaluate(predict, files: Files, *, progress=lambda done, total: None) -> dict[str, dict[str, float]]:
+def evaluate(
+    predict, files: Files, *, steps: int | None = None, progress=lambda done, total: None
+) -> dict[str, dict[str, float]]:
     """Returns per set, and for the "mean of sets", the mean over its pairs of epe, out1, out3, out5 and fl.
 
-    predict: a function of two uint8 [H, W, 3] RGB images that returns the flow, float32 [H, W, 2] pixels.
+    predict, steps: as in `measure`.
     Protocol: errors are averaged over the known pixels of each pair, then over the pairs of a set, then over the sets.
     """
     rows = []
     for k, pair in enumerate(files.pairs):
-        sample = files[k]
-        flow = torch.from_numpy(np.ascontiguousarray(predict(*_images(sample)))).permute(2, 0, 1)
-        rows.append((pair.group, pair_errors(flow, sample)))
+        found = estimate(predict, files, k, steps)
+        rows.append((pair.group, pair_errors(found.flow, found.sample)))
         progress(k + 1, len(files))
     return mean_over_sets(rows)
 
@@ -162,26 +187,43 @@ def measure(
         sample, flow, uncertainty, foreground = estimate(predict, files, k, steps)
         valid = sample.valid
         if valid.any():
-            error = end_point_error(flow, sample.flow)
-            curves = None
-            if uncertainty is not None and error[valid].isfinite().all():
-                curves = sparsification(error[valid], uncertainty[valid])
-            sums, histogram = pixel_sums(flow, sample, foreground=foreground), error_histogram(error[valid])
-            speeds = speed_profile(error, sample.flow, valid)
+            judged = judge(flow, sample)
+            error = judged.error[valid]
             results.append(
-                PairResult(pair.group, pair.name, pair_errors(flow, sample), sums, histogram, speeds, curves)
+                PairResult(
+                    pair.group,
+                    pair.name,
+                    pair_errors(flow, sample),
+                    pixel_sums(flow, sample, foreground=foreground),
+                    error_histogram(error),
+                    speed_profile(judged.error, judged.speed, valid),
+                    None if uncertainty is None else _curves(error, uncertainty[valid]),
+                    boundary_rule(sample),
+                )
             )
         else:
             skipped.append(f"{pair.group}/{pair.name}")
         progress(k + 1, len(files))
     if not results:
         raise FleetflowError(f"no pair of {dataset} has a known pixel; check the truth of the data set")
-    return Evaluation(model, dataset, _protocol(predict, steps), machine(), results, skipped)
+    rules = Counter(pair.boundaries for pair in results)
+    how = {
+        **protocol(predict, files, steps),
+        "d-bands": ", ".join(f"{rule} in {count} pairs" for rule, count in rules.items() if rule) or "none",
+    }
+    return Evaluation(model, dataset, how, machine(), results, skipped)
+
+
+def _curves(error: Tensor, uncertainty: Tensor) -> Tensor:
+    """The sparsification; NaN where an error is infinite, which no curve can show."""
+    if error.isfinite().all():
+        return sparsification(error, uncertainty)
+    return torch.full((2, SPARSE_STEPS), math.nan, dtype=torch.float64)
 
 
 def estimate(predict, files: Files, k: int, steps: int | None = None) -> Estimate:
     """Returns pair k with its predicted flow; `predict` and `steps` as in `measure`."""
-    sample, masks = files[k], {name: torch.from_numpy(mask) for name, mask in files.masks(k).items()}
+    sample, masks = files.judged(k), {name: torch.from_numpy(mask) for name, mask in files.masks(k).items()}
     for name, mask in masks.items():
         if mask.shape != sample.valid.shape:
             sizes = f"{list(mask.shape)} for frames {list(sample.valid.shape)}"
@@ -195,8 +237,8 @@ def estimate(predict, files: Files, k: int, steps: int | None = None) -> Estimat
             sample, prediction.flow[0].float().cpu(), None if sure is None else sure[0].float().cpu(), foreground
         )
     if steps is not None:
-        raise FleetflowError("classical methods have no refinement steps; leave --steps out")
-    flow = torch.from_numpy(np.ascontiguousarray(predict(*images))).permute(2, 0, 1)
+        raise FleetflowError("this method has no refinement steps; leave --steps out")
+    flow = torch.from_numpy(np.ascontiguousarray(predict(*images), np.float32)).permute(2, 0, 1)
     return Estimate(sample, flow, None, foreground)
 
 
@@ -211,13 +253,22 @@ def _images(sample: Sample) -> list[np.ndarray]:
     return [(frame * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for frame in sample[:2]]
 
 
-def _protocol(predict, steps: int | None) -> dict[str, str]:
-    whole = {"per image": PER_IMAGE, "pooled": POOLED, "frames": "whole, at their own size"}
+def protocol(predict, files: Files, steps: int | None = None) -> dict[str, str]:
+    """Returns how the errors of `predict` on the pairs are measured; arguments as in `measure`."""
+    whole = {
+        "per image": PER_IMAGE,
+        "pooled": POOLED,
+        "frames": "whole, at their own size",
+        "left out": ", ".join(files.left_out) or "none",
+    }
+    if any(pair.truths for pair in files.pairs):
+        whole["truth"] = "the nearest of the true vectors of a pixel, Fl by the longest, speed by their mean (Spring)"
     if not isinstance(predict, Predictor):
-        return {**whole, "device": "cpu", "precision": "as OpenCV computes"}
+        return {**whole, "method": predict.name if isinstance(predict, Method) else "a function"}
     own = predict.model.steps
     return {
         **whole,
+        "weights": f"sha256 {predict.label()['sha256'][:16]}",
         "fit": f"{predict.model.fit} to multiples of {predict.model.stride}",
         "steps": str(steps or own) if own else "none",
         "device": torch.cuda.get_device_name(predict.device) if predict.device.type == "cuda" else predict.device.type,
@@ -226,7 +277,8 @@ def _protocol(predict, steps: int | None) -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Returns the processor, the threads and the versions that the numbers belong to."""
+    """Returns the processor, the threads and the versions that the numbers belong to; OpenCV's where it took part."""
+    cv2 = sys.modules.get("cv2")
     processor, listed = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if listed.exists():
         names = [line for line in listed.read_text().splitlines() if line.startswith("model name")]
@@ -237,13 +289,58 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        **({"opencv": f"{cv2.__version__}, {cv2.getNumThreads()} threads"} if cv2 else {}),
         "fleetflow": version("fleetflow"),
     }
 
 
-def classical(name: str):
-    """Returns a peer from OpenCV as a function of two images: "dis" (its medium preset), "farneback" or "deepflow".
+class Method(NamedTuple):
+    """What is no network of ours; called with two images, uint8 [H, W, 3] RGB, it returns the flow [H, W, 2] pixels."""
 
+    name: str
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        return self.predict(image1, image2)
+
+
+def method(name: str) -> Method | None:
+    """Returns the classical method of that name, or that of a Python file NAME.py; None for any other name."""
+    if name.endswith(".py"):
+        return adapter(Path(name))
+    return classical(name) if name in CLASSICAL else None
+
+
+def adapter(path: Path) -> Method:
+    """Returns the function predict(image1, image2) of a Python file, which is run, after one call to try it.
+
+    While the file is run and tried, what lies beside it can be imported.
+    Raises FleetflowError where there is no such function, or the trial fails.
+    """
+    if not path.is_file():
+        raise FleetflowError(f"{path} does not exist; name {', '.join(CLASSICAL)} or a Python file with predict(a, b)")
+    images = np.random.default_rng(0).integers(0, 256, (2, *TRIAL, 3), dtype=np.uint8)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        predict = runpy.run_path(str(path)).get("predict")
+        found = np.asarray(predict(*images)) if callable(predict) else None
+    except Exception as error:  # whatever the code of the user raises
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise FleetflowError(f"{path} failed on two pictures of 128x192 ({words}); mend its predict(a, b)") from None
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    if found is None:
+        raise FleetflowError(f"{path} has no function predict(image1, image2); add one that returns the flow")
+    if found.shape != (*TRIAL, 2) or not np.issubdtype(found.dtype, np.floating):
+        got = f"{found.dtype} {list(found.shape)}"
+        raise FleetflowError(f"predict of {path} returned {got} for pictures of 128x192; expected float [128, 192, 2]")
+    return Method(path.stem, predict)
+
+
+def classical(name: str) -> Method:
+    """Returns a method of OpenCV: "dis" (its medium preset), "farneback" or "deepflow".
+
+    OpenCV takes as many threads as torch does now.
     Raises FleetflowError for another name, or where OpenCV or the part with DeepFlow is not installed.
     """
     if name not in CLASSICAL:
@@ -254,30 +351,46 @@ def classical(name: str):
         raise FleetflowError(f'{name} needs OpenCV; install it with pip install "fleetflow[bench]"') from None
     if name == DEEPFLOW and not hasattr(cv2, "optflow"):
         raise FleetflowError('deepflow is in opencv-contrib, not in this OpenCV; run pip install "fleetflow[bench]"')
-    method = {
+    cv2.setNumThreads(torch.get_num_threads())
+    compute = {
         DIS: lambda: cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc,
-        FARNEBACK: lambda: lambda a, b, _: cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0),
+        FARNEBACK: lambda: lambda a, b, _: cv2.calcOpticalFlowFarneback(a, b, None, *FARNEBACK_SETTINGS, 0),
         DEEPFLOW: lambda: cv2.optflow.createOptFlow_DeepFlow().calc,
     }[name]()
 
     def predict(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         gray = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image1, image2)]
-        return method(*gray, None)
+        return compute(*gray, None)
 
-    return predict
+    return Method(CLASSICAL[name], predict)
 
 
 # ---- what is written ----
 
 
+def make_room(*files: Path | None) -> None:
+    """Makes the folders of files that are to be written; raises FleetflowError now where a job would at its end."""
+    for file in files:
+        if file is not None and file.is_dir():
+            raise FleetflowError(f"{file} is a folder; name a file in it")
+        if file is not None:
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+
+
 def rows_by_set(evaluation: Evaluation) -> list[list[str]]:
-    """Returns the score by set as text: set, EPE per image and pooled, over 1, 3, 5 px, Fl per image and pooled."""
-    pooled = evaluation.pooled()
+    """Returns the score by set as text: set, EPE per image and pooled, over 1, 3, 5 px, Fl per image and pooled.
+
+    The last rows are the mean of the sets, of what is a mean over images, and all pixels, of what is pooled.
+    """
+    score, pooled = evaluation.score(), evaluation.pooled()
+    pooled[ALL_PIXELS] = pooled.pop("all")
     rows = []
-    for name, row in evaluation.score().items():
-        sums = pooled.get(name) or pooled["all"]
-        cells = [row["epe"], sums["epe"].value, row["out1"], row["out3"], row["out5"], row["fl"], sums["fl"].value]
-        rows.append([name, *(text(cell) for cell in cells)])
+    for name in dict.fromkeys((*score, *pooled)):
+        row, sums = score.get(name, {}), pooled.get(name, {})
+        per_image = [text(row.get(key, math.nan)) for key in ("epe", "out1", "out3", "out5", "fl")]
+        whole = [text(sums[key].value if sums else math.nan) for key in ("epe", "fl")]
+        rows.append([name, per_image[0], whole[0], *per_image[1:], whole[1]])
     return rows
 
 
@@ -294,7 +407,8 @@ def rows_pooled(evaluation: Evaluation) -> list[list[str]]:
              for share in QUANTILES]  # fmt: skip
     curves = evaluation.curves()
     if curves is not None:
-        rows.append(["AUSE, mean over pairs (0 is best)", f"{ause(curves):.3f}", pixels])
+        counts = [pair.sums["epe"].count for pair in evaluation.pairs if pair.is_sorted()]
+        rows.append([f"AUSE, mean over {len(counts)} pairs (0 is best)", f"{ause(curves):.3f}", f"{sum(counts):,}"])
     return rows
 
 
@@ -305,8 +419,21 @@ def text(value: float) -> str:
 
 def protocol_line(evaluation: Evaluation) -> str:
     """Returns in one line how the numbers were measured."""
-    parts = {**evaluation.protocol, **evaluation.machine}
+    return in_line({**evaluation.protocol, **evaluation.machine})
+
+
+def in_line(parts: dict[str, str]) -> str:
+    """Returns the parts of a protocol, or of a machine, as one line."""
     return "; ".join(f"{key}: {value}" for key, value in parts.items())
+
+
+def left_out(evaluation: Evaluation) -> list[str]:
+    """Returns a line for each reason why pairs are left out of some figures, with their names."""
+    reasons = {
+        "left out, as their truth has no known pixel": evaluation.skipped,
+        "left out of AUSE, as their flow is not finite everywhere": evaluation.unsorted(),
+    }
+    return [f"{reason}: {', '.join(names)}" for reason, names in reasons.items() if names]
 
 
 def as_json(evaluation: Evaluation, path: Path) -> None:
@@ -326,27 +453,33 @@ def as_json(evaluation: Evaluation, path: Path) -> None:
             for low, high, mean in zip(SPEED_EDGES, SPEED_EDGES[1:], speeds)
         ],
         "ause": None if curves is None else ause(curves),
+        "ause_left_out": evaluation.unsorted(),
         "sparsification": None if curves is None else curves.tolist(),
         "pairs": [{"set": pair.group, "pair": pair.name, **_numbers(pair.sums)} for pair in evaluation.pairs],
     }
-    whole = json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
+    whole = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(whole))
 
 
 def as_csv(evaluation: Evaluation, path: Path) -> None:
-    """Writes one line per pair: set, pair, known pixels, every error of `pixel_sums`, and quantiles of the error."""
+    """Writes one line per pair: set, pair, known pixels, every error of `pixel_sums`, and quantiles of the error.
+
+    Each line ends with the model, the data set and the protocol, so that files can be joined.
+    """
+    whole = [evaluation.model, evaluation.dataset, protocol_line(evaluation)]
     names = list(dict.fromkeys(key for pair in evaluation.pairs for key in pair.sums))
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["set", "pair", "pixels", *names, *(f"q{100 * share:g}" for share in QUANTILES), "ause"])
+            shares = [f"q{100 * share:g}" for share in QUANTILES]
+            table.writerow(["set", "pair", "pixels", *names, *shares, "ause", "model", "dataset", "protocol"])
             for pair in evaluation.pairs:
                 values = [pair.sums[name].value if name in pair.sums else math.nan for name in names]
                 values += [quantile(pair.histogram, share) for share in QUANTILES]
                 values.append(math.nan if pair.curves is None else ause(pair.curves))
                 cells = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
-                table.writerow([pair.group, pair.name, pair.sums["epe"].count, *cells])
+                table.writerow([pair.group, pair.name, pair.sums["epe"].count, *cells, *whole])
 
     write_atomically(path, write)
 
@@ -355,12 +488,12 @@ def _numbers(sums: dict[str, Mean]) -> dict[str, dict[str, float]]:
     return {name: {"value": mean.value, "pixels": mean.count} for name, mean in sums.items()}
 
 
-def _plain(value):
-    """The value with numbers that JSON does not know replaced."""
+def plain(value):
+    """Returns the value for JSON: not-a-number becomes null, an infinite number "infinite"."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "infinite"
     return value

@@ -41,7 +41,8 @@ class Feed(Dataset):
         count = size.batch // self.parts
         if not self.sources:
             place = step * self.parts + part
-            made = generate(count, size.height, size.width, seed=self.seed, index=place, textures=self.textures)
+            how = {"seed": self.seed, "index": place, "textures": self.textures, "mixture": self.stage.mixture}
+            made = generate(count, size.height, size.width, **how)
             return tuple(made[:4])
         first = self.stage.samples(step) + part * count
         rows = [self._sample(place, (size.height, size.width)) for place in range(first, first + count)]
@@ -70,8 +71,11 @@ def batches(
     """Yields (step, part, tensors) for the steps from `first` to before `last`, of each the parts in `own`."""
     keys = [(step, part) for step in range(first, last) for part in own]
     queue = {"num_workers": workers, "prefetch_factor": 4} if workers else {}
-    for key, tensors in zip(keys, DataLoader(feed, batch_size=None, sampler=keys, **queue)):
-        yield *key, tensors
+    try:
+        for key, tensors in zip(keys, DataLoader(feed, batch_size=None, sampler=keys, **queue)):
+            yield *key, tensors
+    except FleetflowError as error:  # torch puts the traceback of a worker before its one line
+        raise FleetflowError(str(error).strip().splitlines()[-1].rpartition("FleetflowError: ")[2]) from None
 
 
 @lru_cache(maxsize=2)

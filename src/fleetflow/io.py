@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from fleetflow.types import FleetflowError
 
+PILLOW_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "GIF", "WEBP", "TIFF", "TGA")  # none of them runs a program, as EPS does
 PIXEL_LIMIT = 2**28  # pixels in one picture or flow field; a flow field of this size takes 2 GiB
 DEFLATE_LIMIT = 1032  # DEFLATE packs at most 1032 bytes into one (zlib.net/zlib_tech.html)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".tga")
@@ -85,7 +86,10 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode
             write(temporary)
+            os.chmod(temporary, mode)  # safetensors makes files that nobody else may read
             os.replace(temporary, path)
     finally:
         with suppress(OSError):
@@ -98,13 +102,14 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Returns the picture uint8 [H, W, 3] RGB in [0, 255], turned as its EXIF orientation says.
 
-    Reads what Pillow reads: gray (repeated three times), palette, alpha (dropped), 16 bits (divided by 257 and
-    rounded), floating-point TIFF in [0, 1]. Of an animation the first picture. Raises FleetflowError where the file is
-    missing, damaged, no picture, over Pillow's limit of pixels (about 2^27), or out of range.
+    Reads PNG, JPEG, WebP, BMP, TIFF, PNM, TGA and GIF: gray (repeated three times), palette, alpha (dropped), 16 bits
+    (divided by 257 and rounded), floating-point TIFF in [0, 1]. Of an animation the first picture. Raises
+    FleetflowError where the file is missing, damaged, no picture, over Pillow's limit of pixels (about 2^27), or out
+    of range.
     """
     path = existing(path)
     with reading(path, "a picture"):
-        with Image.open(path) as image:
+        with Image.open(path, formats=PILLOW_FORMATS) as image:
             check_size(path, image.height, image.width)
             return np.array(_upright_rgb(path, image))
 
@@ -159,7 +164,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     """Returns bool [H, W], True where the picture is not black. Raises FleetflowError as `read_image` does."""
     path = existing(path)
     with reading(path, "a mask"):
-        with Image.open(path) as image:
+        with Image.open(path, formats=PILLOW_FORMATS) as image:
             check_size(path, image.height, image.width)
             gray = image.mode in ("1", "L") or image.mode.startswith("I")
             pixels = np.asarray(image if gray else image.convert("RGB"))
@@ -170,7 +175,7 @@ def read_deep_image(path: str | os.PathLike) -> np.ndarray:
     """Returns uint16 [H, W, C] of a PNG file of 16 bits a channel, every bit kept; raises FleetflowError for others."""
     path = existing(path)
     with reading(path, "a PNG file of 16 bits a channel"):
-        with Image.open(path) as image:
+        with Image.open(path, formats=PILLOW_FORMATS) as image:
             check_size(path, image.height, image.width)
         return _decode(path.read_bytes(), "png")
 

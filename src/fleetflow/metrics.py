@@ -44,8 +44,34 @@ def end_point_error(flow: Tensor, truth: Tensor) -> Tensor:
     return torch.where(error.isnan(), math.inf, error)
 
 
+class Judged(NamedTuple):
+    """A flow beside the truth of its pair."""
+
+    error: Tensor  # [H, W] pixels, the end-point error; infinite where the flow is not finite
+    nearest: Tensor  # [2, H, W] pixels, the true vector that it is measured against
+    speed: Tensor  # [H, W] pixels, length of the true motion
+    longest: Tensor  # [H, W] pixels, the length that the 5 % of Fl are taken of
+
+
+def judge(flow: Tensor, sample: Sample) -> Judged:
+    """Returns the flow [2, H, W] pixels beside its truth, in the precision of the flow.
+
+    Where a pixel has several true vectors (`sample.truths`) it is measured against the nearest, Fl takes 5 % of the
+    longest, and the speed is the mean of their lengths: the rule of Spring's server.
+    """
+    if sample.truths is None:
+        truth = sample.flow.to(flow.dtype)
+        length = truth.square().sum(0).sqrt()
+        return Judged(end_point_error(flow, truth), truth, length, length)
+    truths = sample.truths.to(flow.dtype)
+    error, place = end_point_error(flow, truths).min(0)
+    nearest = truths.gather(0, place.expand(1, 2, *place.shape))[0]
+    lengths = truths.square().sum(1).sqrt()
+    return Judged(error, nearest, lengths.mean(0), lengths.amax(0))
+
+
 def pair_errors(flow: Tensor, sample: Sample) -> dict[str, float]:
-    """Returns the errors of one pair: flow [2, H, W] pixels against sample.flow, over sample.valid.
+    """Returns the errors of one pair: flow [2, H, W] pixels against its truth (see `judge`), over sample.valid.
 
     epe: mean end-point error, pixels. out1, out3, out5: percentage of pixels with an error over 1, 3, 5 pixels.
     fl: percentage with an error over 3 pixels and over 5 % of the true length (KITTI 2015). Over one image.
@@ -53,8 +79,8 @@ def pair_errors(flow: Tensor, sample: Sample) -> dict[str, float]:
     """
     if not bool(sample.valid.any()):
         raise FleetflowError("the truth of this pair has no known pixel; leave the pair out")
-    error = end_point_error(flow, sample.flow)[sample.valid]
-    length = sample.flow.square().sum(0).sqrt()[sample.valid]
+    judged = judge(flow, sample)
+    error, length = judged.error[sample.valid], judged.longest[sample.valid]
     numbers = {"epe": error.mean().item()}
     for limit in LIMITS:
         numbers[f"out{limit}"] = 100 * (error > limit).float().mean().item()
@@ -79,7 +105,9 @@ def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def pixel_sums(flow: Tensor, sample: Sample, *, foreground: Tensor | None = None) -> dict[str, Mean]:
-    """Returns sums over the known pixels of a pair: flow [2, H, W] pixels against sample.flow, in double precision.
+    """Returns sums over the known pixels of a pair: flow [2, H, W] pixels against its truth, in double precision.
+
+    Where a pixel has several true vectors, `judge` says which of them counts.
 
     epe             end-point error, pixels; also over occluded and visible pixels where sample.occluded is known
     out1 out3 out5  percentage of pixels with an error over 1, 3, 5 pixels
@@ -93,9 +121,9 @@ def pixel_sums(flow: Tensor, sample: Sample, *, foreground: Tensor | None = None
     not_finite      percentage of vectors that are infinite or not a number
     """
     valid = sample.valid
-    flow, truth = flow.double(), sample.flow.double()
-    error, length = end_point_error(flow, truth), truth.square().sum(0).sqrt()
-    wrong = 100.0 * ((error > FL_PIXELS) & (error > FL_SHARE * length))
+    flow = flow.double()
+    error, truth, speed, longest = judge(flow, sample)
+    wrong = 100.0 * ((error > FL_PIXELS) & (error > FL_SHARE * longest))
     sums = {"epe": over(error, valid)}
     for limit in LIMITS:
         sums[f"out{limit}"] = over(100.0 * (error > limit), valid)
@@ -107,8 +135,8 @@ def pixel_sums(flow: Tensor, sample: Sample, *, foreground: Tensor | None = None
         sums["epe_visible"], sums["epe_occluded"] = over(error, visible), over(error, hidden)
         sums["fl_visible"], sums["out3_visible"] = over(wrong, visible), over(100.0 * (error > 3), visible)
     for name, (low, high) in SPEED_BANDS.items():
-        sums[name] = over(error, valid & (length >= low) & (length < high))
-    if valid.float().mean() >= DENSE:
+        sums[name] = over(error, valid & (speed >= low) & (speed < high))
+    if boundary_rule(sample):
         distance = boundary_distance(sample)
         for name, (low, high) in DISTANCE_BANDS.items():
             sums[name] = over(error, valid & (distance >= low) & (distance < high))
@@ -154,6 +182,13 @@ def wauc_score(error: Tensor) -> Tensor:
 
 
 # ---- boundaries ----
+
+
+def boundary_rule(sample: Sample) -> str:
+    """Returns what counts as a boundary in this pair (see `boundaries`); "" where too few pixels are known for any."""
+    if sample.valid.float().mean() < DENSE:
+        return ""
+    return f"motion that differs by over {MOTION_EDGE:g} px" if sample.occluded is None else "edges of occlusion"
 
 
 def boundaries(sample: Sample) -> Tensor:
@@ -223,12 +258,12 @@ def quantile(histogram: Tensor, share: float) -> float:
     return 10 ** (DECADES[0] + (place - 0.5) / BINS_PER_DECADE)
 
 
-def speed_profile(error: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+def speed_profile(error: Tensor, speed: Tensor, valid: Tensor) -> Tensor:
     """Returns float64 [2, 10], the sum of errors [H, W] and the number of pixels in each interval of SPEED_EDGES.
 
-    truth: [2, H, W] pixels, whose length is the speed; valid: [H, W] bool. Add them to pool.
+    speed: [H, W] pixels, the length of the true motion; valid: [H, W] bool. Add them to pool.
     """
-    speed = truth.square().sum(0).sqrt()[valid].double()
+    speed = speed[valid].double()
     inner = torch.tensor(SPEED_EDGES[1:-1], dtype=torch.float64, device=speed.device)
     place = torch.bucketize(speed, inner, right=True)
     sums = [torch.bincount(place, weights, len(inner) + 1) for weights in (error[valid].double(), None)]

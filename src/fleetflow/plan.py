@@ -1,13 +1,15 @@
 """What a training run depends on besides the code: a recipe of stages. The rows are in `recipes`."""
 
 import dataclasses
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from fleetflow.data.dataset import Files
+from fleetflow.data.generate.worlds import MIXTURE, World
 from fleetflow.losses import multi_scale
 from fleetflow.models.base import FlowModel
 from fleetflow.optimise import optimisers
@@ -42,7 +44,7 @@ class Batches:
 class Stage:
     """One run of the optimiser, from a fresh state. A later stage starts from the weights of the one before.
 
-    sources: data sets, mixed by their repeats; none means generated pairs.
+    sources: data sets, mixed by their repeats; none means generated pairs, of the worlds in `mixture`.
     schedule: (step, steps) -> factor on the learning rate.
     ema: decay of the averaged weights, which are then the ones saved; 0 saves the weights themselves.
     clip: largest norm of the gradient.
@@ -52,7 +54,7 @@ class Stage:
     build: makes the network, where training needs arguments of it.
     begin: what is done to fresh weights, where nothing comes before.
     grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to like.
-    validation, validate_every: pairs measured every so many steps.
+    validation, validate_every: pairs measured every so many steps and at the end; 0 never measures.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Stage:
     clip: float = 20.0
     ema: float = 0.999
     sources: tuple[Source, ...] = ()
+    mixture: dict[World, float] = field(default_factory=MIXTURE.copy)
     freeze_norm: bool = False
     refinements: int | None = None
     network: str | None = None
@@ -112,24 +115,44 @@ class Recipe:
         return sum(stage.samples(stage.steps) for stage in self.stages)
 
 
+_KINDS = {int: "a whole number", float: "a number"}
+_RANGES = {  # of settings, both ends allowed; all others go from 1 on
+    "learning_rate": (1e-12, 1e3),
+    "weight_decay": (0.0, 1.0),
+    "clip": (1e-12, math.inf),
+    "ema": (0.0, 1 - 1e-9),
+    "validate_every": (0, math.inf),
+}
+
+
 def changed(plan: Recipe, settings: dict[str, str]) -> Recipe:
     """Returns the recipe with settings of all its stages replaced: steps, batch, height, width, learning_rate, ...
 
-    steps is the number of steps of the whole recipe, which its parts share as before.
-    Raises FleetflowError for a name that no stage has and for a value of another type.
+    steps is the number of steps of the whole recipe, which its parts share as before, at least one each.
+    Raises FleetflowError for a name that no stage has and for a value of another type or out of range.
     """
     stages = plan.stages
+    inside = {field.name: field.type for field in dataclasses.fields(Batches)}
+    kinds = {field.name: field.type for field in dataclasses.fields(Stage)} | inside
+    kinds = {name: kind for name, kind in kinds.items() if kind in (int, float, bool, int | None)}
     for name, text in settings.items():
-        inner = name in {field.name for field in dataclasses.fields(Batches)}
-        simple = [field.name for field in dataclasses.fields(Stage) if field.type in (int, float, bool, int | None)]
-        if not inner and name not in simple:
-            raise unknown("setting", name, [*simple, *(field.name for field in dataclasses.fields(Batches))])
-        old = getattr(stages[0].batches[0] if inner else stages[0], name)
+        inner = name in inside
+        if name not in kinds:
+            raise unknown("setting", name, list(kinds))
+        old = plan.steps if name == "steps" else getattr(stages[0].batches[0] if inner else stages[0], name)
+        kind = int if kinds[name] == int | None else kinds[name]
+        low, high = _RANGES.get(name, (1, math.inf))
+        if name == "steps":
+            low = sum(len(stage.batches) for stage in stages)
         try:
-            kind = int if old is None else type(old)
             value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+            if kind is not bool and not (low <= value <= high):
+                raise ValueError
         except (ValueError, KeyError):
-            raise FleetflowError(f'{name} is "{text}"; expected a {type(old).__name__} such as {old}') from None
+            limits = f"from {low:g} " + ("on" if high == math.inf else f"to {high:g}")
+            expected = "true or false" if kind is bool else f"{_KINDS[kind]} {limits}"
+            example = low if old is None else old
+            raise FleetflowError(f'{name} is "{text}"; expected {expected}, such as {example}') from None
         if not inner:
             stages = tuple(dataclasses.replace(stage, **{name: value}) for stage in stages)
             continue

@@ -1,11 +1,12 @@
 """Predict: from pictures, folders and videos to flow."""
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from itertools import chain, count, islice, pairwise
+from contextlib import ExitStack, nullcontext, suppress
+from itertools import chain, count, islice, pairwise, takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,13 +15,21 @@ import torch
 from torch import nn
 
 from fleetflow.graphs import Graphed
-from fleetflow.io import list_frames, read_image, write_atomically, write_flow, write_image
+from fleetflow.io import (
+    IMAGE_SUFFIXES,
+    list_frames,
+    read_image,
+    write_atomically,
+    write_flow,
+    write_image,
+    writing,
+)
 from fleetflow.layers.fused import available, fuse
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction
 from fleetflow.video import VideoReader, VideoWriter, join_videos
-from fleetflow.visualise import flow_to_color, robust_scale, side_by_side, with_legend
+from fleetflow.visualise import checked_scale, flow_to_color, robust_scale, side_by_side, with_legend
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -33,9 +42,9 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:100]
+        torch.zeros(1, device=device).item()  # "meta" has tensors, but no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
         raise FleetflowError(f'device "{name}" cannot be used ({reason}); use "auto" or "cpu"') from None
     return device
 
@@ -70,6 +79,7 @@ class Predictor:
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
         model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self._sha256 = _hash(model)  # before its convolutions are fused, after which it has no state
         self.model = _ready(model, self.device, self.dtype)
         self._run = Graphed(self.model) if self.device.type == "cuda" else self.model
 
@@ -91,6 +101,20 @@ class Predictor:
         with torch.inference_mode(), autocast(self.device, self.dtype):
             return self._run(frame1, frame2, previous, steps)
 
+    def label(self) -> dict[str, str]:
+        """Returns what its results depend on, for a note beside them: the network, its weights, device and precision.
+
+        The weights are those it had when the Predictor was made.
+        """
+        return {
+            "network": type(self.model).__name__,
+            "sha256": self._sha256,
+            "fit": self.model.fit,
+            "steps": str(self.model.steps),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+        }
+
     def _frame(self, image: np.ndarray, name: str) -> torch.Tensor:
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
@@ -99,6 +123,15 @@ class Predictor:
             image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
         frame = torch.from_numpy(np.ascontiguousarray(image[..., :3])).to(self.device)[None]
         return frame.permute(0, 3, 1, 2).float().div_(255)  # channels-last in memory, as the picture was
+
+
+def _hash(model: nn.Module) -> str:
+    """The SHA-256 of the names and values of the model's state, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _ready(model: FlowModel, device: torch.device, dtype: torch.dtype) -> FlowModel:
@@ -128,6 +161,7 @@ FORMATS = {
     "color": "{}_color.png",
     "side": "{}_side.png",
 }
+DEFAULT = ("flo", "color")
 PICTURES = ("color", "side")  # of a video these become one mp4 each
 PART_FRAMES = 200  # frames in a part of an unfinished video: what an interrupted run loses at most
 SCOUTS = 12  # pairs of a video or folder that are looked at first, to choose its colour scale
@@ -140,30 +174,69 @@ class Progress(NamedTuple):
     total: int | None
 
 
-def predict_pair(predictor: Predictor, first: Path, second: Path, output: Path, formats: Sequence[str]) -> list[Path]:
+class Note:
+    """What a job was asked for and what it has done so far: a hidden file beside its results, a line for each addition.
+
+    facts: all of that; only the request where there is no note yet, it is damaged, or tells of another request.
+    """
+
+    def __init__(self, path: Path, request: dict, *, again: bool):
+        self.path, self.facts = path, {}
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() and not again else []
+        for line in lines:
+            with suppress(ValueError, TypeError):  # the last line of a killed run may be cut off
+                self.facts.update(json.loads(line))
+        self.begun = self.facts.get("request") == request
+        if not self.begun:
+            self.facts = {"request": request}
+
+    def add(self, facts: dict) -> None:
+        """Adds the facts, which JSON must be able to hold, to the file; the first ones replace another request."""
+        self.facts.update(facts)
+        if not self.begun:
+            write_atomically(self.path, lambda path: path.write_text(json.dumps(self.facts) + "\n"))
+            self.begun = True
+            return
+        with writing(self.path), self.path.open("a") as file:
+            file.write("\n" + json.dumps(facts))  # the new line first: what stands there may be cut off
+
+
+def predict_pair(
+    predictor: Predictor,
+    first: Path,
+    second: Path,
+    output: Path,
+    formats: Sequence[str] | None = None,
+    *,
+    scale: float | None = None,
+) -> list[Path]:
     """Predicts the flow between two pictures and writes it; returns the files written.
 
-    output: a file, whose suffix is then one of `io.read_flow`'s or .png for a colour picture (and `formats` is not
-    used); or a folder, into which each format is written under the name of the first picture.
+    output: a folder, into which each format is written under the name of the first picture; or a file, whose suffix
+    is that of the one format (None takes what the suffix says, of a .png a colour picture).
+    formats: None takes DEFAULT. scale: pixels at full colour; None chooses one.
     """
-    image1, image2 = read_image(first), read_image(second)
-    name, formats = first.stem, _known(formats)
+    kinds = _known(formats, scale)
     if output.suffix and not output.is_dir():
-        flow = predictor(image1, image2)
-        if output.suffix == ".png":
-            write_image(output, _picture("color", image1, flow, robust_scale(flow)))
-        else:
-            write_flow(output, flow)
-        return [output]
-    flow = predictor(image1, image2)
-    return _write(output, name, image1, flow, formats, robust_scale(flow))
+        targets = {_kind(output, formats and kinds): output}
+    else:
+        targets = {kind: output / FORMATS[kind].format(first.stem) for kind in kinds}
+    frames = {path.resolve() for path in (first, second)}
+    for path in targets.values():
+        if path.resolve() in frames:
+            raise FleetflowError(f"{path} is one of the pictures and would be overwritten; choose another output")
+    image1, image2 = read_image(first), read_image(second)
+    flow = _flow(predictor, image1, image2, first.name)
+    for kind, path in targets.items():
+        _write(path, kind, image1, flow, scale or robust_scale(flow))
+    return list(targets.values())
 
 
 def predict_folder(
     predictor: Predictor,
     folder: Path,
     output: Path,
-    formats: Sequence[str],
+    formats: Sequence[str] | None = None,
     *,
     scale: float | None = None,
     again: bool = False,
@@ -171,23 +244,42 @@ def predict_folder(
 ) -> list[Path]:
     """Predicts the flow from each picture of a folder to the next; returns the files there now.
 
-    Files that a former run has written are kept and not computed again, unless `again`.
-    scale: pixels at full colour; None chooses one for the whole folder from a few of its pairs.
+    Files of a former run are kept if they are still as it left them and it was the same request for the same frames
+    (it says so in a hidden note in `output`), unless `again`.
+    formats: None takes DEFAULT. scale: pixels at full colour; None chooses one for the whole folder from a few of its
+    pairs, once.
     """
-    frames, formats = list_frames(folder), _known(formats)
+    frames, formats = list_frames(folder), _known(formats, scale)
+    _check_folder(output)
     if len(frames) < 2:
         raise FleetflowError(f"{folder} holds {len(frames)} picture; a flow needs two: add frames")
-    pairs = list(zip(frames, frames[1:]))
-    written: list[Path] = []
+    stems: dict[str, Path] = {}
+    for frame in frames:
+        if stems.setdefault(frame.stem, frame) is not frame:
+            names = f"{stems[frame.stem].name} and {frame.name}"
+            raise FleetflowError(f"{folder} holds {names}, whose results would have one name; rename one of them")
+    if output.resolve() == folder.resolve() and any(FORMATS[kind].endswith(IMAGE_SUFFIXES) for kind in formats):
+        raise FleetflowError(f"pictures written into {folder} would be taken for its frames; choose another output")
+    pairs = list(pairwise(frames))
+    origin = [str(folder.resolve()), _stamp(frames[0])]  # with a new first frame it is another clip, with another scale
+    request = {**predictor.label(), "folder": origin, "scale": scale}
+    note = Note(output / f".{folder.resolve().name}.jsonl", request, again=again)
+    scale = scale or note.facts.get("scale")
     if scale is None and set(formats) & set(PICTURES):
-        chosen = pairs[:: max(1, len(pairs) // SCOUTS)]
-        scale = max(robust_scale(predictor(read_image(first), read_image(second))) for first, second in chosen)
+        scouts = [map(read_image, pair) for pair in pairs[:: max(1, len(pairs) // SCOUTS)]]
+        scale = max(robust_scale(predictor(*images)) for images in scouts)
+    written: list[Path] = []
     for k, (first, second) in enumerate(pairs):
-        missing = [kind for kind in formats if again or not (output / FORMATS[kind].format(first.stem)).exists()]
+        paths = {kind: output / FORMATS[kind].format(first.stem) for kind in formats}
+        origin = [_stamp(first), second.name, _stamp(second)]
+        missing = [kind for kind, path in paths.items() if note.facts.get(path.name) != [_stamp(path), *origin]]
         if missing:
             image = read_image(first)
-            _write(output, first.stem, image, predictor(image, read_image(second)), missing, scale or 1.0)
-        written += [output / FORMATS[kind].format(first.stem) for kind in formats]
+            flow = _flow(predictor, image, read_image(second), first.name)
+            for kind in missing:
+                _write(paths[kind], kind, image, flow, scale)
+            note.add({"scale": scale, **{paths[kind].name: [_stamp(paths[kind]), *origin] for kind in missing}})
+        written += paths.values()
         progress(Progress(k + 1, len(pairs)))
     return written
 
@@ -196,7 +288,7 @@ def predict_video(
     predictor: Predictor,
     video: Path,
     output: Path,
-    formats: Sequence[str],
+    formats: Sequence[str] | None = None,
     *,
     scale: float | None = None,
     again: bool = False,
@@ -206,28 +298,34 @@ def predict_video(
 
     Pictures become one mp4 for each kind, OUTPUT/NAME_color.mp4, with one colour scale for the whole clip; other
     formats one numbered file a pair. The work is done in parts of 200 pairs, kept in OUTPUT/NAME.parts until the end:
-    an interrupted run continues behind the last whole part, unless `again` or it was asked for something else.
+    an interrupted run continues behind the last whole part, and a finished one is kept, unless `again`, it was another
+    request (a hidden note in `output` says which), or its files have changed.
     Returns the files, and what is wrong with the video if it ends too early.
     """
-    with VideoReader(video):  # raises before anything is written
-        pass
-    formats = _known(formats)
+    formats = _known(formats, scale)
+    _check_folder(output)
+    try:
+        with VideoReader(video):  # raises before anything is written
+            pass
+    except FleetflowError:
+        if video.suffix.lower() in IMAGE_SUFFIXES:
+            raise FleetflowError(f"{video} is one picture; a flow needs two: give the second one, too") from None
+        raise
+    origin = [str(video.resolve()), _stamp(video)]
+    request = {**predictor.label(), "video": origin, "scale": scale, "formats": sorted(formats)}
+    note = Note(output / f".{video.name}.jsonl", request, again=again)
+    done = note.facts.get("files", {})
+    if done and _unchanged(output, done):
+        return [output / name for name in done], note.facts["problem"]
     films = [kind for kind in formats if kind in PICTURES]
-    parts = output / f"{video.stem}.parts"
-    request = {"formats": list(formats), "scale": scale, "bytes": video.stat().st_size}
-    note = parts / "request.json"
-    if again or (parts.exists() and (not note.exists() or json.loads(note.read_text())["request"] != request)):
-        shutil.rmtree(parts, ignore_errors=True)
-    if note.exists():
-        scale = json.loads(note.read_text())["scale"]
-    else:
-        if scale is None:
-            scale = _clip_scale(predictor, video) if films else 1.0
-        text = json.dumps({"request": request, "scale": scale})
-        write_atomically(note, lambda path: path.write_text(text))
+    others = [kind for kind in formats if kind not in PICTURES]
+    scale = scale or note.facts.get("scale")
+    if films and scale is None:
+        scale = _clip_scale(predictor, video)
 
-    whole = len(list(parts.glob("*.done")))
-    written: list[Path] = []
+    parts = output / f"{video.stem}.parts"
+    whole = len(list(takewhile(lambda part: _unchanged(output, note.facts.get(f"part {part}")), count())))
+    last = whole
     with VideoReader(video, start=whole * PART_FRAMES) as reader:
         total = reader.frames and max(reader.frames - 1, 1)
         pairs = enumerate(pairwise(reader), whole * PART_FRAMES)
@@ -236,31 +334,30 @@ def predict_video(
             first = next(batch, None)
             if first is None:
                 break
+            paths = [parts / f"{part:05d}_{kind}.mp4" for kind in films]
             with ExitStack() as stack:
-                writers = {
-                    kind: stack.enter_context(VideoWriter(parts / f"{part:05d}_{kind}.mp4", reader.fps))
-                    for kind in films
-                }
+                writers = [stack.enter_context(VideoWriter(path, reader.fps)) for path in paths]
                 for k, (image1, image2) in chain((first,), batch):
-                    flow = predictor(image1, image2)
-                    for kind, writer in writers.items():
+                    flow = _flow(predictor, image1, image2, f"frame {k} of {video.name}")
+                    for kind, writer in zip(films, writers):
                         writer.write(_picture(kind, image1, flow, scale))
-                    others = [kind for kind in formats if kind not in PICTURES]
-                    _write(output, f"{video.stem}_{k:06d}", image1, flow, others, scale)
+                    for kind in others:
+                        paths.append(output / FORMATS[kind].format(f"{video.stem}_{k:06d}"))
+                        _write(paths[-1], kind, image1, flow, scale)
                     progress(Progress(k + 1, total))
-            write_atomically(parts / f"{part:05d}.done", lambda path: path.write_text(""))
+            note.add({"scale": scale, f"part {part}": _stamps(output, paths)})
+            last = part + 1
         problem = reader.problem
-    if not list(parts.glob("*.done")):
-        shutil.rmtree(parts)
+    if not last:
         raise FleetflowError(f"{video} has one frame only; a flow needs two: give a longer video")
-    for kind in films:
-        film = output / f"{video.stem}_{kind}.mp4"
-        join_videos(sorted(parts.glob(f"*_{kind}.mp4")), film)
-        written.append(film)
-    for kind in formats:
-        if kind not in PICTURES:
-            written += sorted(output.glob(FORMATS[kind].format(f"{video.stem}_[0-9][0-9][0-9][0-9][0-9][0-9]")))
-    shutil.rmtree(parts)
+    written = [output / f"{video.stem}_{kind}.mp4" for kind in films]
+    for kind, film in zip(films, written):
+        join_videos([parts / f"{part:05d}_{kind}.mp4" for part in range(last)], film)
+    names = [name for part in range(last) for name in note.facts[f"part {part}"]]
+    for kind in others:
+        written += [output / name for name in names if name.endswith(FORMATS[kind].format(""))]
+    note.add({"files": _stamps(output, written), "problem": problem})
+    shutil.rmtree(parts, ignore_errors=True)
     return written, problem
 
 
@@ -273,29 +370,70 @@ def _clip_scale(predictor: Predictor, video: Path) -> float:
         )
 
 
-def _known(formats: Sequence[str]) -> Sequence[str]:
-    """The formats, each once; raises FleetflowError for an unknown one."""
-    for kind in formats:
+def _known(formats: Sequence[str] | None, scale: float | None) -> list[str]:
+    """The formats, each once; raises FleetflowError for an unknown one, none at all, or an impossible scale."""
+    if scale is not None:
+        checked_scale(scale)
+    for kind in formats or ():
         if kind not in FORMATS:
             raise unknown("format", kind, sorted(FORMATS))
-    return list(dict.fromkeys(formats))
+    if formats is not None and not formats:
+        raise FleetflowError(f"no format was asked for; give one or more of {', '.join(FORMATS)}")
+    return list(dict.fromkeys(formats or DEFAULT))
 
 
-def _write(
-    folder: Path, name: str, image: np.ndarray, flow: np.ndarray, formats: Sequence[str], scale: float
-) -> list[Path]:
-    """Writes one flow in each format; returns the files."""
-    written = []
-    for kind in formats:
-        path = folder / FORMATS[kind].format(name)
-        if kind in PICTURES:
-            write_image(path, _picture(kind, image, flow, scale))
-        else:
-            write_flow(path, flow)
-        written.append(path)
-    return written
+def _kind(path: Path, formats: Sequence[str] | None) -> str:
+    """The one format in which this file is written; raises FleetflowError unless formats and suffix agree."""
+    fitting = [kind for kind, name in FORMATS.items() if name.endswith(path.suffix.lower())]
+    if not fitting:
+        suffixes = ", ".join(dict.fromkeys(Path(name).suffix for name in FORMATS.values()))
+        raise FleetflowError(f'{path} has the suffix "{path.suffix}"; expected {suffixes}, or a folder that exists')
+    asked = formats or ["color" if "color" in fitting else fitting[0]]
+    if len(asked) > 1 or asked[0] not in fitting:
+        raise FleetflowError(
+            f"{path} is one {path.suffix} file, but {' and '.join(asked)} was asked for; give a folder as output"
+        )
+    return asked[0]
+
+
+def _check_folder(output: Path) -> None:
+    """Raises FleetflowError for the name of a file."""
+    suffixes = (".mp4", *IMAGE_SUFFIXES, *(Path(name).suffix for name in FORMATS.values()))
+    if output.suffix.lower() in suffixes and not output.is_dir():
+        raise FleetflowError(f"{output} is the name of a file; a folder or a video has many results: give a folder")
+
+
+def _flow(predictor: Predictor, image1: np.ndarray, image2: np.ndarray, name: str) -> np.ndarray:
+    """The flow, if it is a number everywhere; else raises FleetflowError. name: of the first image."""
+    flow = predictor(image1, image2)
+    if not np.isfinite(flow).all():
+        raise FleetflowError(f"the flow of {name} is not finite everywhere; try --precision fp32 or other weights")
+    return flow
+
+
+def _write(path: Path, kind: str, image: np.ndarray, flow: np.ndarray, scale: float | None) -> None:
+    if kind in PICTURES:
+        write_image(path, _picture(kind, image, flow, scale))
+    else:
+        write_flow(path, flow)
 
 
 def _picture(kind: str, image: np.ndarray, flow: np.ndarray, scale: float) -> np.ndarray:
     picture = with_legend(flow_to_color(flow, scale), scale)
     return side_by_side(image, picture) if kind == "side" else picture
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Length and time of the last change of a file, which tell whether it is still the same; None if it is gone."""
+    with suppress(OSError):
+        state = path.stat()
+        return [state.st_size, state.st_mtime_ns]
+    return None
+
+
+def _stamps(folder: Path, paths: Sequence[Path]) -> dict[str, list[int] | None]:
+    return {path.relative_to(folder).as_posix(): _stamp(path) for path in paths}
+
+
+def _unchanged(folder: Path, stamps: dict[str, list[int]] | None) -> bool:
+    return stamps is not None and all(_stamp(folder / name) == stamp for name, stamp in stamps.items())

@@ -16,20 +16,22 @@ from fleetflow.evaluate import (
     Evaluation,
     PairResult,
     estimate,
+    left_out,
     protocol_line,
     rows_by_set,
     rows_pooled,
     text,
 )
 from fleetflow.io import write_atomically
-from fleetflow.metrics import BINS_PER_DECADE, DECADES, SPARSE_STEPS, SPEED_EDGES, ause
-from fleetflow.visualise import error_map, flow_to_color, robust_scale, with_legend
+from fleetflow.metrics import BINS_PER_DECADE, DECADES, SPARSE_STEPS, SPEED_EDGES, ause, judge
+from fleetflow.visualise import ERROR_BOUNDS, ERROR_COLORS, error_map, flow_to_color, robust_scale, with_legend
 
 SHOWN = 3  # worst pairs, and as many best ones
 PICTURE_WIDTH = 480  # pixels; wider pictures are reduced
 QUALITY = 80  # of the WebP pictures
 PLOT_WIDTH, PLOT_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 260, 56, 16, 16, 44  # pixels of a plot and of its margins
 COLORS = ("#1f6fb4", "#8a8f98")
+LIGHT = 384  # sum of red, green and blue from which a colour takes black letters
 DOTS = 20  # a line of so few points shows them
 TITLES = ("frame 1", "frame 2", "predicted flow", "true flow", "error")
 
@@ -38,6 +40,7 @@ h1{font-size:24px}h2{font-size:19px;margin-top:32px}h3{font-size:15px;margin:20p
 table{border-collapse:collapse}td,th{padding:3px 12px;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}.protocol{color:#555;font-size:13px}
 .row{display:flex;flex-wrap:wrap;gap:10px}figure{margin:0;flex:1 1 220px;max-width:480px}
+.key{font-size:12px}.key span{padding:2px 8px;display:inline-block}
 figure img{width:100%;display:block}figcaption{font-size:12px;color:#555}svg{max-width:100%}"""
 
 
@@ -49,7 +52,7 @@ def write_report(evaluation: Evaluation, predict, files: Files, path: Path, *, s
     parts = [
         f"<h1>{_escape(evaluation.model)} on {_escape(evaluation.dataset)}</h1>",
         f"<p class=protocol>Protocol: {_escape(protocol_line(evaluation))}.</p>",
-        _skipped(evaluation),
+        *(f"<p>{_escape(line)}.</p>" for line in left_out(evaluation)),
         f"<h2>By set ({len(evaluation.pairs)} pairs)</h2>",
         _table(SET_COLUMNS, rows_by_set(evaluation)),
         "<h2>All pixels together</h2>",
@@ -66,6 +69,7 @@ def write_report(evaluation: Evaluation, predict, files: Files, path: Path, *, s
     places = {(pair.group, pair.name): k for k, pair in enumerate(files.pairs)}
     worst = order[:SHOWN]
     best = [k for k in order[: -SHOWN - 1 : -1] if k not in worst]
+    parts.append(f"<p class=key>Error, px (or 3 px for every 5 % of the true length, if less): {_key()}</p>")
     for title, chosen in (("Worst pairs", worst), ("Best pairs", best)):
         parts.append(f"<h2>{title}</h2>" if chosen else "")
         for k in chosen:
@@ -82,13 +86,14 @@ def _pair(pair: PairResult, predict, files: Files, k: int, steps: int | None) ->
     found = estimate(predict, files, k, steps)
     frames = [(frame * 255).round().byte().permute(1, 2, 0).numpy() for frame in found.sample[:2]]
     valid = found.sample.valid.numpy()
-    flow, truth = (field.permute(1, 2, 0).contiguous().numpy() for field in (found.flow, found.sample.flow))
+    fields = (found.flow, found.sample.flow, judge(found.flow, found.sample).nearest)
+    flow, truth, nearest = (field.permute(1, 2, 0).contiguous().numpy() for field in fields)
     scale = robust_scale(truth, valid)
     pictures = [
         *frames,
         with_legend(flow_to_color(flow, scale), scale),
         with_legend(flow_to_color(truth, scale, valid=valid), scale),
-        error_map(flow, truth, valid=valid),
+        error_map(flow, nearest, valid=valid),
     ]
     figures = "".join(
         f'<figure><img alt="{title}" src="{embedded(picture)}"><figcaption>{title}</figcaption></figure>'
@@ -110,10 +115,16 @@ def embedded(picture: np.ndarray) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _skipped(evaluation: Evaluation) -> str:
-    if not evaluation.skipped:
-        return ""
-    return f"<p>Left out, as their truth has no known pixel: {_escape(', '.join(evaluation.skipped))}.</p>"
+def _key() -> str:
+    """The colours of the error map, each with the errors that it stands for, and black for what is not known."""
+    edges = [f"{bound:g}" for bound in ERROR_BOUNDS]
+    names = [f"under {edges[0]}", *(f"{low}-{high}" for low, high in zip(edges, edges[1:])), f"{edges[-1]}+", "unknown"]
+    colors = [*ERROR_COLORS, (0, 0, 0)]
+    light = [sum(color) > LIGHT for color in colors]
+    return "".join(
+        f'<span style="background:rgb{color};color:{"#000" if bright else "#fff"}">{name}</span>'
+        for name, color, bright in zip(names, colors, light, strict=True)
+    )
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:

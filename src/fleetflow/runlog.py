@@ -1,12 +1,14 @@
 """The log of a training run: a line on the terminal with speed and time left, a JSON line per step, TensorBoard."""
 
 import json
+import math
 import time
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from fleetflow.io import write_atomically
 from fleetflow.types import Sample
 from fleetflow.visualise import error_map, flow_to_color, robust_scale, side_by_side
 
@@ -19,8 +21,8 @@ class Log:
         path = folder / "log.jsonl"
         kept = []
         if first and path.exists():
-            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < first]
-        path.write_text("".join(line + "\n" for line in kept))
+            kept = [line for line in path.read_text(errors="replace").splitlines() if _step(line) < first]
+        write_atomically(path, lambda part: part.write_text("".join(line + "\n" for line in kept)))
         self.file = path.open("a", buffering=1)
         self.first, self.last, self.report = first, last, report
         self.rows: list[dict[str, float]] = []
@@ -80,3 +82,11 @@ class Log:
         self.file.close()
         if self.board:
             self.board.close()
+
+
+def _step(line: str) -> float:
+    """The step that a line of the log is of; infinite for half a line, with which a killed run may end."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

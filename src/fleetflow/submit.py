@@ -13,6 +13,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -105,7 +106,7 @@ def submit(
     benchmark: str,
     root: Path,
     output: Path,
-    label: dict,
+    label: dict[str, str],
     *,
     progress=lambda done, total: None,
 ) -> Path:
@@ -113,16 +114,16 @@ def submit(
 
     predict: a function of two uint8 [H, W, 3] RGB images that returns the flow, float32 [H, W, 2] pixels.
     output: NAME.zip, whose files lie in the folder NAME and stay there, or the folder only. Files of an interrupted run
-    are kept if they were made with the same `label` (what `predict` is, for JSON).
+    are kept if they were made with the same `label` (all that the flows depend on: weights, precision, steps) and root.
     Raises FleetflowError where test frames are missing, the folder holds other flows, or a server would refuse it.
     """
     tasks = _tasks(benchmark, root)
     output = Path(output)
     folder = output.with_suffix("") if output.suffix == ".zip" else output
-    request = {"benchmark": benchmark, **label}
+    request = {"benchmark": benchmark, "root": str(Path(root).resolve()), **label}
     note = folder / NOTE
-    if note.is_file() and json.loads(note.read_text()) != request:
-        raise FleetflowError(f"{folder} holds flows made with {note.read_text().strip()}; choose another output")
+    if note.is_file():
+        _same_request(folder, json.loads(note.read_text()), request)
     if not note.is_file() and folder.is_dir() and any(folder.iterdir()):
         raise FleetflowError(f"{folder} is not empty and not of an earlier run; choose another output")
     write_atomically(note, lambda temporary: temporary.write_text(json.dumps(request) + "\n"))
@@ -141,6 +142,14 @@ def submit(
         return folder
     write_atomically(output, lambda temporary: _zip(temporary, folder, tasks))
     return output
+
+
+def _same_request(folder: Path, before: dict, now: dict) -> None:
+    """Raises FleetflowError, with the first difference, unless the flows in a folder were made as they would be now."""
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            difference = f"{key} {before.get(key)}, not {now.get(key)}"
+            raise FleetflowError(f"{folder} holds flows made with {difference}; choose another output or delete it")
 
 
 def predict_flow(
@@ -165,6 +174,7 @@ def problems(place: Path, benchmark: str, root: Path, *, progress=lambda done, t
     found = []
     with _Place(place) as files:
         names = {task.name for task in tasks}
+        found += [f"{name} is in it twice" for name in files.repeated]
         found += [f"{name} is missing" for name in sorted(names - files.sizes.keys())]
         found += [f"{name} does not belong there" for name in sorted(files.sizes.keys() - names)]
         total = sum(files.sizes.values())
@@ -222,10 +232,10 @@ def _size(picture: Path) -> tuple[int, int]:
 
 
 class _Place:
-    """The files of a folder or of a zip, by name: sizes in bytes, and `read`."""
+    """The files of a folder or of a zip, by name: sizes in bytes, `read`, and what a zip holds several times."""
 
     def __init__(self, place: Path):
-        self.place, self.archive = place, None
+        self.place, self.archive, self.repeated = place, None, []
         if place.is_dir():
             files = [path for path in place.rglob("*") if path.is_file() and path.name != NOTE]
             self.sizes = {path.relative_to(place).as_posix(): path.stat().st_size for path in files}
@@ -234,7 +244,10 @@ class _Place:
             self.archive = zipfile.ZipFile(existing(place))
         except zipfile.BadZipFile:
             raise FleetflowError(f"{place} is no zip; give a folder or a complete zip") from None
-        self.sizes = {member.filename: member.file_size for member in self.archive.infolist() if not member.is_dir()}
+        members = [member for member in self.archive.infolist() if not member.is_dir()]
+        self.sizes = {member.filename: member.file_size for member in members}
+        counts = Counter(member.filename for member in members)
+        self.repeated = [name for name, count in counts.items() if count > 1]
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns flow and valid of a member, as `io.read_flow` does."""

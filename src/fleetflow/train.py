@@ -25,11 +25,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from fleetflow.data.dataset import Files
 from fleetflow.data.generate import default_textures
 from fleetflow.data.generate.textures import photographs
 from fleetflow.evaluate import evaluate
 from fleetflow.feed import Feed, batches, open_sources
-from fleetflow.io import write_atomically
+from fleetflow.io import reason, write_atomically
 from fleetflow.metrics import end_point_error
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
@@ -43,6 +44,8 @@ from fleetflow.types import FleetflowError, Sample
 BAD_STEPS = 20  # so many steps with a loss that is no number or explodes end the run
 EXPLODED = 50.0  # a loss so many times the median of the last 200 is not learned from
 PICTURE_EVERY = 1_000
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+CHECKPOINT = ("recipe", "seed", "parts", "step", "bad", "model", "average", "scaler", "optimisers")  # always in one
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def train(
     *,
     folder: Path | None = None,
     resume: bool = False,
+    like: Path | None = None,
     start: tuple[str, ...] = (),
     stage: str | None = None,
     settings: dict[str, str] | None = None,
@@ -68,7 +72,7 @@ def train(
     textures: Path | None = None,
     minutes: float | None = None,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     threads: int = 0,
@@ -83,20 +87,37 @@ def train(
 
     name: a recipe, such as "fastflownet_synthetic". stage: only this stage of it.
     folder: where the run lives; default runs/NAME. A run that is there is only continued, with `resume`.
-    resume: continue exactly where the last checkpoint left off.
+    resume: continue exactly where the last checkpoint left off. What decides the numbers (stage, settings, start, root,
+        textures, precision, seed, parts) need not be given again, and must not differ but for `settings["steps"]`.
+    like: the checkpoint of another run, from which a new one takes the same things, but not the seed.
     start: a network or NETWORK:CHECKPOINT, as `fleetflow.load` takes it, whose weights the run starts from; several
         for a network that is put together of others (FlowNet2).
     settings: values that replace those of the recipe, such as {"batch": "4"} (`plan.changed`).
     root: the folder that holds the data sets. textures: a folder of photographs for generated pairs.
-    minutes, steps: stop after so long, or at that step; the run can be resumed.
+    minutes, steps: stop after so long, or at that step; the run can be resumed. seed: of weights and data (0).
     threads: threads of the training process (0: as many as torch takes); workers: processes that make pairs.
     parts: parts of a batch, over which gradients are accumulated; a multiple of the number of processes (default).
     compile: use torch.compile. save_memory: compute the activations of blocks again instead of keeping them.
     checkpoint_every: steps between checkpoints; a killed run loses at most so many.
     """
-    plan = changed(recipe(name), settings or {})
-    if stage:
-        plan = _only(plan, stage)
+    for option, value, least in (
+        ("minutes", minutes, 0), ("steps", steps, 1), ("seed", seed, 0), ("threads", threads, 0),
+        ("workers", workers, 0), ("parts", parts, 1), ("checkpoint-every", checkpoint_every, 1),
+    ):  # fmt: skip
+        if value is not None and not least <= value < 2**32:
+            raise FleetflowError(f"--{option} is {value}; expected a number from {least} to 2^32")
+    asked = {
+        "recipe": name,
+        "stage": stage,
+        "settings": settings or {},
+        "start": list(start),
+        "root": str(Path(root).resolve()) if root else None,
+        "textures": str(Path(textures).resolve()) if textures else None,
+        "precision": None if precision == "auto" else precision,
+        "seed": seed,
+        "parts": parts,
+    }
+    recipe(name)  # an unknown name is said before all else
     folder = Path(folder or Path("runs") / name)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists() and not resume:
@@ -104,32 +125,46 @@ def train(
     if resume and not checkpoint.exists():
         raise FleetflowError(f"{checkpoint} is not there; nothing to resume")
     rank, world, where = _processes(device)
-    dtype = choose_dtype(precision, where)
+    state = _load(checkpoint) if resume else {}
+    known = {key: value for key, value in _load(like).items() if key != "seed"} if like else state
+    run = _continued(known, asked, folder)
+    plan = _plan(run)
+    if state and state["step"] > plan.steps:
+        raise FleetflowError(f"the run in {folder} is at step {state['step']} of {plan.steps}; give --set steps=MORE")
+    dtype = choose_dtype(run["precision"] or "auto", where)
+    run["precision"] = PRECISIONS[dtype]
+    run["seed"] = seed = run["seed"] or 0
+    run["parts"] = parts = run["parts"] or world
+    run["start_samples"] = state.get("start_samples", sum(_seen(one) for one in run["start"]))
+    root, textures = (Path(run[key]) if run[key] else None for key in ("root", "textures"))
+    if parts % world:
+        hint = f"resume with as many as divide {parts}" if state else f"give --parts {world} or a multiple"
+        raise FleetflowError(f"{parts} parts do not divide among {world} processes; {hint}")
     if threads:
         torch.set_num_threads(threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = torch.load(checkpoint, map_location=where, weights_only=True) if resume else None
-    if state:
-        seed, parts = state["seed"], state["parts"]
-    parts = parts or world
-    if parts % world:
-        raise FleetflowError(f"{parts} parts do not divide among {world} processes; give --parts {world} or a multiple")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FleetflowError(f"{folder} cannot be a folder ({reason(error)}); choose another --folder") from None
     surfaces = photographs(textures) if textures else default_textures()
     if where.type != "cpu":  # a GPU makes the pairs itself, faster than processes could send them
         surfaces = surfaces.to(where)
 
     total = min(plan.steps, steps or plan.steps)
-    log = Log(folder, state["step"] if state else 0, total, report) if rank == 0 else None
+    log = Log(folder, state.get("step", 0), total, report) if rank == 0 else None
     began = time.monotonic()
-    done, bad, recent, model, stop = 0, 0, deque(maxlen=200), None, False
+    done, bad, recent, model, stop = 0, 0, deque(state.get("recent", ()), maxlen=200), None, False
     for number, part in enumerate(plan.stages):
+        given = run["start"] if number == 0 and (part.grow or not state) else ()
+        model = _fresh(part, plan, seed, earlier=model, start=given).to(where)
         if state and state["step"] > done + part.steps:  # finished in a former session
             done += part.steps
             continue
-        model = _fresh(part, plan, seed, earlier=model, start=() if done else start).to(where)
+        if state and weights.differences(model, state["model"]):
+            raise FleetflowError(f"{checkpoint} is not of stage {part.name}; give the --stage and --set of its run")
         if state and state["step"] == done + part.steps:  # the next stage begins from what this one left
             model.load_state_dict(_averaged(state["average"]))
-            done, bad, state = done + part.steps, state["bad"], None
+            done, bad, state = done + part.steps, state["bad"], {}
             continue
         trained, average, updates, scaler = _begin(part, model, where, dtype, world, compile, save_memory)
         rates = [[group["lr"] for group in update.param_groups] for update in updates]
@@ -140,10 +175,11 @@ def train(
             scaler.load_state_dict(state["scaler"])
             for update, saved in zip(updates, state["optimisers"], strict=True):
                 update.load_state_dict(saved)
-            first, bad, state = state["step"] - done, state["bad"], None
+            first, bad, state = state["step"] - done, state["bad"], {}
 
         last = min(part.steps, total - done)
         feed = Feed(part, 1_009 * seed + number, parts, surfaces, root)
+        judges = _judges(part, root)
         own = range(rank, parts, world)
         here = workers if feed.sources or where.type == "cpu" else 0
         stream = batches(feed, first, last, own, workers=here)
@@ -191,22 +227,21 @@ def train(
                 log.step(done + step, size.batch, row, skipped=bad)
                 if step % PICTURE_EVERY == 0:
                     log.picture(done + step, sample, prediction.flow)
-                if part.validation and ((step + 1) % part.validate_every == 0 or step + 1 == part.steps):
-                    log.validation(done + step, _validate(average.module, part, root, where))
+                if judges and ((step + 1) % part.validate_every == 0 or step + 1 == part.steps):
+                    log.validation(done + step, _validate(average.module, judges, where))
                 if (step + 1) % checkpoint_every == 0 or step + 1 == last or stop:
                     state_now = {
+                        **run,
                         "step": done + step + 1,
                         "bad": bad,
-                        "seed": seed,
-                        "parts": parts,
-                        "recipe": name,
+                        "recent": list(recent),
                         "model": model.state_dict(),
                         "average": average.state_dict(),
                         "scaler": scaler.state_dict(),
                         "optimisers": [update.state_dict() for update in updates],
                     }
                     write_atomically(checkpoint, partial(torch.save, state_now))
-                    header = _header(name, plan, part, done + step + 1, step + 1, textures, start)
+                    header = _header(run, plan, part, done + step + 1, step + 1)
                     weights.save(average.module, folder / "weights.safetensors", header)
                     if step + 1 == part.steps and len(plan.stages) > 1:
                         weights.save(average.module, folder / f"{part.name}.safetensors", header)
@@ -214,7 +249,7 @@ def train(
                 break
         done += step + 1
         model = average.module
-        if stop or done == total:
+        if stop or done >= total:
             break
     if log:
         log.close()
@@ -223,6 +258,56 @@ def train(
         dist.destroy_process_group()
     epe = fmean(row[1] for row in recent) if recent else math.nan
     return Outcome(done, plan.steps, epe, folder / "weights.safetensors", checkpoint)
+
+
+def _plan(run: dict) -> Recipe:
+    """The recipe of a run, or the one stage of it that is trained, with the run's settings."""
+    plan = recipe(run["recipe"])
+    return changed(_only(plan, run["stage"]) if run["stage"] else plan, run["settings"])
+
+
+def _load(checkpoint: Path) -> dict:
+    """What a checkpoint of a run holds; raises FleetflowError where it is damaged or something else."""
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        lacks = [f"it has no {key}" for key in CHECKPOINT if key not in state]
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, OSError, ...
+        lacks = [reason(error)[:80]]
+    if lacks:
+        raise FleetflowError(
+            f"{checkpoint} is no whole checkpoint of a run ({lacks[0]}); put a copy there, or begin another --folder "
+            f"with --start NETWORK:{checkpoint.with_name('weights.safetensors')}"
+        )
+    return state
+
+
+def _continued(state: dict, asked: dict, folder: Path) -> dict:
+    """What a run goes on with: what its checkpoint says, and what is asked for where that says nothing.
+
+    A data folder may be named anew where the old one is gone, and a single stage may be given another length; raises
+    FleetflowError where anything else that is asked for differs.
+    """
+    run = asked | {key: state[key] for key in asked if key in state}
+    plan, kept = _plan(run), run["settings"]
+    run["settings"] = kept | asked["settings"]
+    for key in ("root", "textures"):
+        if asked[key] and run[key] and not Path(run[key]).exists():
+            run[key] = asked[key]
+    free = ("steps", "validate_every") if len(plan.stages) == 1 else ("validate_every",)
+    differences = [
+        (key, run[key], new) for key, new in asked.items() if key != "settings" and new not in (None, [], run[key])
+    ] + [
+        (name, kept.get(name, "as in the recipe"), value)
+        for name, value in asked["settings"].items()
+        if name not in free and _plan({**run, "settings": {**kept, name: value}}) != plan
+    ]
+    if differences:
+        what, before, new = differences[0]
+        raise FleetflowError(
+            f"the run in {folder} has {what} {'none' if before in (None, []) else before}, not {new}; resume it as it "
+            "is, or begin another --folder (--start takes its weights)"
+        )
+    return run
 
 
 def _only(plan: Recipe, name: str) -> Recipe:
@@ -237,9 +322,14 @@ def _processes(device: str) -> tuple[int, int, torch.device]:
     """Returns the rank of this process, the number of processes and its device; joins the others under torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1, choose_device(device)
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise FleetflowError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {missing[0]} is not set; start with torchrun, or unset it"
+        )
     where = choose_device(device)
     if where.type == "cuda":
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        where = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(where)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), where
@@ -266,6 +356,8 @@ def _fresh(stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, 
         stage.grow(model, *given)
     elif given:
         raise FleetflowError(f"the weights of {' and '.join(start)} are not those of {name}, which this stage trains")
+    elif stage.grow:
+        raise FleetflowError(f"stage {stage.name} takes up trained networks; give them with --start ({plan.source})")
     elif stage.begin:
         stage.begin(model)
     return model
@@ -320,10 +412,18 @@ def _ema(decay: float):
     return update
 
 
-def _validate(model: FlowModel, stage: Stage, root: Path | None, where: torch.device) -> dict[str, float]:
-    """The errors of the averaged weights on the stage's validation pairs, means by set, then of the sets."""
+def _judges(stage: Stage, root: Path | None) -> list[Files]:
+    """The stage's validation pairs, opened before it trains; none where validate_every is 0."""
+    try:
+        return [files for _, files in open_sources(stage.validation, root)] if stage.validate_every else []
+    except FleetflowError as error:
+        raise FleetflowError(f"{error} (for validation; --set validate_every=0 trains without)") from None
+
+
+def _validate(model: FlowModel, judges: list[Files], where: torch.device) -> dict[str, float]:
+    """The errors of the averaged weights on validation pairs, means by set, then of the sets."""
     predictor = Predictor(copy.deepcopy(model), device=str(where))
-    tables = [evaluate(predictor, files)["mean of sets"] for _, files in open_sources(stage.validation, root)]
+    tables = [evaluate(predictor, files)["mean of sets"] for files in judges]
     return {key: fmean(table[key] for table in tables) for key in ("epe", "out3", "fl")}
 
 
@@ -339,27 +439,33 @@ def _keep_bad(folder: Path, sample: Sample, bad: int, step: int, rank: int) -> N
         )
 
 
-def _header(
-    name: str, plan: Recipe, stage: Stage, step: int, own: int, textures: Path | None, start: tuple[str, ...]
-) -> dict[str, object]:
-    """What shipped weights say of themselves; the commit is that of the working directory, where there is one."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+def _header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, object]:
+    """What shipped weights say of themselves, after `step` steps of the run, `own` of them in this stage."""
     before = plan.stages[: plan.stages.index(stage)]
     seen = sum(other.samples(other.steps) for other in before) + stage.samples(own)
     header = {
         "network": stage.network or plan.network,
         "arguments": {},
-        "recipe": name,
+        "recipe": run["recipe"],
         "stage": stage.name,
         "step": step,
-        "samples": seen + sum(_seen(one) for one in start),
-        "commit": git.stdout.strip() or "unknown",
+        "samples": seen + run["start_samples"],
+        "commit": _commit(),
     }
-    if start:
-        header["start"] = ", ".join(one.partition(":")[0] for one in start)
+    if run["start"]:
+        header["start"] = ", ".join(one.partition(":")[0] for one in run["start"])
     if stage.sources:
         return {**header, "data": ", ".join(source.folder for source in stage.sources), "licence": "that of the data"}
-    return {**header, "textures": "photographs" if textures else "procedural", "licence": "Apache-2.0"}
+    return {**header, "textures": "photographs" if run["textures"] else "procedural", "licence": "Apache-2.0"}
+
+
+def _commit() -> str:
+    """The commit of the working directory, "unknown" where it is none or git is not installed."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
 
 
 def _seen(start: str) -> int:

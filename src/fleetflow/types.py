@@ -28,6 +28,7 @@ class Sample(NamedTuple):
     valid: Tensor  # [H, W] bool
     backward: Tensor | None = None  # [2, H, W] pixels, frame2 -> frame1, where it is known
     occluded: Tensor | None = None  # [H, W] bool: pixels of frame1 that frame2 does not show
+    truths: Tensor | None = None  # [K, 2, H, W] pixels, for scores: all true vectors of a pixel (Spring has 4)
 
 
 class Prediction(NamedTuple):

@@ -179,7 +179,7 @@ class VideoWriter:
 
     def _begin(self, shape: tuple[int, ...]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(self._temporary), "w", format="mp4")
+        self._container = av.open(f"file:{self._temporary}", "w", format="mp4")  # "a:b" is no address
         # crf 18: hardly a visible loss (FFmpeg's H.264 guide); bf 0: frames in order, so that films can be joined
         options = {"preset": "veryfast", "crf": "18", "bf": "0"}
         stream = self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
@@ -215,10 +215,10 @@ def join_videos(parts: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
     """
 
     def join(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="mp4") as joined:
+        with av.open(f"file:{temporary}", "w", format="mp4") as joined:
             stream, start = None, 0
             for part in parts:
-                with reading(Path(part), "a video"), av.open(str(part)) as container:
+                with reading(Path(part), "a video"), av.open(f"file:{part}") as container:
                     source = container.streams.video[0]
                     stream = stream or joined.add_stream_from_template(source)
                     for packet in container.demux(source):

@@ -21,6 +21,7 @@ from fleetflow.types import FleetflowError
 Background = Literal["light", "dark"]
 
 SMALLEST_SCALE = 1.0  # pixels: no automatic scale goes below, so that two identical frames do not look like noise
+SCALES = (1e-6, 1e12)  # pixels: what a scale may be; squares of flow over scale stay within float32
 UNKNOWN_FLOW = 1e9  # pixels: the value in .flo files from which a component means "unknown"
 READABLE_STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)  # times a power of ten: what `robust_scale` returns
 SMALLEST_LEGEND_PICTURE = 96  # pixels: a picture with a shorter side gets no legend
@@ -96,7 +97,7 @@ def flow_to_color(
     flow, known = _known(flow, valid)
     if background not in UNKNOWN_COLOR:
         raise FleetflowError(f'background is {background!r}; expected "light" or "dark"; pass one of the two')
-    scale = full_scale(flow, known) if scale is None else _checked_scale(scale)
+    scale = full_scale(flow, known) if scale is None else checked_scale(scale)
     wheel = color_wheel() / 255.0
     picture = np.empty(flow.shape[:2] + (3,), np.uint8)
     pixels, vectors = picture.reshape(-1, 3), flow.reshape(-1, 2)
@@ -130,7 +131,7 @@ def with_legend(picture: np.ndarray, scale: float, *, background: Background = "
     `flow_to_color`; background: the one given there. A picture with a side under 96 pixels is returned as it is.
     """
     picture = _checked_picture(picture).copy()
-    scale = _checked_scale(scale)
+    scale = checked_scale(scale)
     side = min(picture.shape[:2])
     if side < SMALLEST_LEGEND_PICTURE:
         return picture
@@ -188,7 +189,7 @@ def arrows(image: np.ndarray, flow: np.ndarray, *, every: int | None = None, sca
     every = max(round(max(height, width) / 24), 8) if every is None else every
     if every < 1:
         raise FleetflowError(f"every is {every}; expected at least 1 pixel between arrows; use None for a good one")
-    scale = _checked_scale(scale)
+    scale = checked_scale(scale)
     ys = np.arange((height - 1) % every // 2, height, every)
     xs = np.arange((width - 1) % every // 2, width, every)
     stroke = max(min(every / 12, max(height, width) / 500), 1.0)  # pixels
@@ -335,9 +336,12 @@ def _checked_picture(picture: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _checked_scale(scale: float) -> float:
-    if not (0 < scale < np.inf):
-        raise FleetflowError(f"scale is {scale}; expected pixels over 0; use robust_scale(flow) for a good one")
+def checked_scale(scale: float) -> float:
+    """Returns the scale in pixels; raises FleetflowError for one that no colour can show."""
+    low, high = SCALES
+    if not (low <= scale <= high):
+        wanted = f"pixels over 0 ({low:g} to {high:g})"
+        raise FleetflowError(f"scale is {scale}; expected {wanted}; use robust_scale(flow) for a good one")
     return float(scale)
 
 

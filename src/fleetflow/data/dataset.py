@@ -36,13 +36,14 @@ class Pair(NamedTuple):
     truth: Truth | None
     backward: Truth | None = None  # flow from frame2 to frame1
     masks: Callable[[], dict[str, np.ndarray]] | None = None
+    truths: Truth | None = None  # all true vectors, [K, H, W, 2], where a pixel has several; valid where all are known
 
 
 class Files(Dataset):
-    """A list of pairs; item k is the Sample of pair k, read when it is asked for."""
+    """A list of pairs; item k is the Sample of pair k, read when it is asked for. left_out: names of pairs it lacks."""
 
-    def __init__(self, pairs: list[Pair]):
-        self.pairs = pairs
+    def __init__(self, pairs: list[Pair], left_out: tuple[str, ...] = ()):
+        self.pairs, self.left_out = pairs, left_out
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -69,6 +70,16 @@ class Files(Dataset):
         occluded = self.masks(k).get("occluded")
         return sample if occluded is None else sample._replace(occluded=torch.from_numpy(occluded))
 
+    def judged(self, k: int) -> Sample:
+        """Returns the sample as scores want it: with all true vectors of a pixel where the set has several (Spring)."""
+        pair, sample = self.pairs[k], self[k]
+        if pair.truths is None:
+            return sample
+        truths, valid = (torch.from_numpy(array) for array in pair.truths())
+        _same_size(pair, {tuple(sample.valid.shape), tuple(valid.shape)})
+        flow = torch.where(valid, sample.flow, 0)
+        return sample._replace(flow=flow, valid=valid, truths=truths.permute(0, 3, 1, 2))
+
     def masks(self, k: int) -> dict[str, np.ndarray]:
         """Returns the masks of pair k, bool [H, W]; `Pair` says which there are. Empty where the set has none."""
         reader = self.pairs[k].masks
@@ -80,8 +91,9 @@ class Files(Dataset):
         for name in names:
             if name not in known:
                 raise unknown("pair", name, sorted(pair.name for pair in self.pairs)[:9])
-        left = set(names)
-        return Files([pair for pair in self.pairs if not left & {pair.name, f"{pair.group}/{pair.name}"}])
+        left = dict.fromkeys(names)
+        kept = [pair for pair in self.pairs if not left.keys() & {pair.name, f"{pair.group}/{pair.name}"}]
+        return Files(kept, (*self.left_out, *left))
 
 
 def to_frame(image: np.ndarray) -> Tensor:

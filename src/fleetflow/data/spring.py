@@ -29,9 +29,9 @@ def spring(root: Path, *, split: Split = "train", side: Side = "left", direction
         root/test/0003/frame_left/frame_left_0001.png
         root/test/0003/frame_left/frame_left_0002.png
 
-    The truth holds four vectors a pixel of the frames, in pixels of the frames; the reader takes the upper left one of
-    the four, as training codes do. (The benchmark scores a pixel by the best of its four: read all of them with
-    `read_flow`.) Needs h5py: pip install "fleetflow[data]". Raises FleetflowError for what is missing.
+    The truth holds four vectors a pixel of the frames, in pixels of the frames. A sample has the upper left one of the
+    four, as training codes do; scores take all four, as the benchmark does (`Files.judged`). Needs h5py:
+    pip install "fleetflow[data]". Raises FleetflowError for what is missing.
     """
     for name, value, options in (("split", split, Split), ("side", side, Side), ("direction", direction, Direction)):
         chosen(name, value, options)
@@ -53,6 +53,7 @@ def spring(root: Path, *, split: Split = "train", side: Side = "left", direction
                     "spring", f"{scene}/{side}/{number:04d}-{number + step:04d}", *(listing.root / f for f in frames),
                     partial(_every_second, listing.root / here) if split == "train" else None,
                     backward=partial(_every_second, listing.root / back) if back in listing else None,
+                    truths=partial(_all_four, listing.root / here) if split == "train" else None,
                 )
             )  # fmt: skip
     return listing.files(found, f"the archives frame_{side} and flow of Spring", f"pairs of {split}, {direction}")
@@ -61,3 +62,10 @@ def spring(root: Path, *, split: Split = "train", side: Side = "left", direction
 def _every_second(path: Path) -> tuple[np.ndarray, np.ndarray]:
     flow, valid = read_flow(path)
     return np.ascontiguousarray(flow[::2, ::2]), np.ascontiguousarray(valid[::2, ::2])
+
+
+def _all_four(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The four vectors of each pixel, [4, H, W, 2], the upper left one first, and where all of them are known."""
+    flow, valid = read_flow(path)
+    corners = [(slice(y, None, 2), slice(x, None, 2)) for y in (0, 1) for x in (0, 1)]
+    return np.stack([flow[corner] for corner in corners]), np.all([valid[corner] for corner in corners], axis=0)

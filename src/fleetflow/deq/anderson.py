@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fleetflow.deq.checks import flag, number, whole
 from fleetflow.deq.vectors import combine, dots, write
 
 
@@ -39,14 +40,11 @@ class Anderson:
     restart: float = 3.0
 
     def __post_init__(self):
-        if self.history < 1:
-            raise ValueError(f"history is {self.history}; Anderson needs 1 or more")
-        if not self.damping > 0:
-            raise ValueError(f"damping is {self.damping}; it must be above 0")
-        if not self.ridge >= 0:
-            raise ValueError(f"ridge is {self.ridge}; it must be 0 or more")
-        if not self.restart > 1:
-            raise ValueError(f"restart is {self.restart}; it must be above 1")
+        whole("history", self.history)
+        number("damping", self.damping, lambda damping: damping > 0, "above 0")
+        number("ridge", self.ridge, lambda ridge: ridge >= 0, "of 0 or more")
+        flag("scaled", self.scaled)
+        number("restart", self.restart, lambda restart: restart > 1, "above 1")
 
     def start(self, z: Tensor) -> Memory:
         """Returns the empty memory for a state [N, D]."""

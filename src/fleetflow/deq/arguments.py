@@ -1,4 +1,4 @@
-"""The published command-line options (deq-flow v2, torchdeq) and the `DEQ` module that they make."""
+"""The published command-line options (deq-flow, torchdeq) and the `DEQ` module that they make."""
 
 import difflib
 from argparse import ArgumentParser, Namespace
@@ -9,6 +9,7 @@ from torch import nn
 
 from fleetflow.deq.anderson import Anderson
 from fleetflow.deq.broyden import Broyden
+from fleetflow.deq.checks import flag, number, rising, whole
 from fleetflow.deq.gradients import Implicit, Phantom
 from fleetflow.deq.newton_krylov import NewtonKrylov
 from fleetflow.deq.picard import Picard
@@ -24,6 +25,36 @@ SOLVERS = {
     "naive_solver": Picard(),
 }
 STOP_MODES = ("abs", "rel")
+RENAMED = {  # deq-flow -> here
+    "f_thres": "f_max_iter",
+    "b_thres": "b_max_iter",
+    "f_eps": "f_tol",
+    "b_eps": "b_tol",
+    "eval_f_thres": "eval_f_max_iter",
+    "phantom_grad": "grad",
+    "n_losses": "n_states",
+}
+ELSEWHERE = {  # published option -> the values that ask for nothing more, and what to use for the others
+    "wnorm": ((False,), "call weight_norm(module)"),
+    "norm_type": (("none", "weight_norm"), "call spectral_norm(module)"),
+    "norm_no_scale": ((False,), "call spectral_norm(module), whose scale is not learnt"),
+    "norm_clip": ((False,), "call spectral_norm(module, clip=True)"),
+    "norm_clip_value": ((1.0,), "call spectral_norm(module, clip=True), which clips at 1"),
+    "norm_target_norm": ((1.0,), "call spectral_norm(module, limit=...)"),
+    "sn_n_power_iters": ((1,), "call spectral_norm(module), which takes as many as it needs"),
+    "safe_ift": ((False, True), ""),  # the implicit gradient is safe here
+    "core": (("indexing", "sliced"), "call fixed_point in your own loop"),
+    "sup_all": ((False,), "apply f to the state and train each image"),
+    "sup_gap": ((-1,), "apply f to the state and train some images"),
+    "sup_loc": (((), [], None), "apply f to the state and train some images"),
+    "gamma": ((0.8,), "weigh the states where you add their losses"),
+    "jac_loss_weight": ((0,), "add jacobian_penalty(f, z) to the loss"),
+    "jac_loss_freq": ((0,), "add jacobian_penalty(f, z) to the loss at some steps"),
+    "jac_incremental": ((0,), "raise the weight of jacobian_penalty(f, z) in the loss"),
+    "sradius_mode": ((False,), "call spectral_radius(f, z)"),
+}
+COMMON = ("core", "gamma")  # which in a Namespace may belong to the rest of the program
+SLICED = {"core": "sliced", "sliced_core": True, "indexing_core": False}  # what chose the sliced core
 
 
 def _option(default, help: str, choices=None):
@@ -44,7 +75,7 @@ class Options:
     b_solver: str = _option("fixed_point_iter", "solver of the implicit gradient", tuple(SOLVERS))
     b_max_iter: int = _option(40, "Jacobian products of the implicit gradient at most")
     b_tol: float = _option(1e-6, "residual at which the implicit gradient has converged")
-    b_stop_mode: str = _option("abs", "residual as it is, or relative", STOP_MODES)
+    b_stop_mode: str = _option("abs", "residual as it is, or relative to the incoming gradient", STOP_MODES)
     ift: bool = _option(False, "implicit gradient instead of the phantom gradient")
     hook_ift: bool = _option(False, "the same as --ift, which needs no more memory here")
     grad: tuple = _option((1,), "steps of the phantom gradient")
@@ -57,9 +88,23 @@ class Options:
             value, choices = getattr(self, item.name), item.metadata["choices"]
             if choices and value not in choices:
                 raise ValueError(f"{item.name} is {value!r}; it must be one of {', '.join(choices)}")
-        if not self.grad or len(set(self.grad)) != 1:
+        for name, least in (("f_max_iter", 1), ("eval_f_max_iter", 0), ("b_max_iter", 1), ("n_states", 1)):
+            whole(name, getattr(self, name), least)
+        for name in ("f_tol", "b_tol"):
+            number(name, getattr(self, name), lambda tolerance: tolerance >= 0, "of 0 or more")
+        few = f"that leaves 1 or more of f_max_iter ({self.f_max_iter})"
+        number("eval_factor", self.eval_factor, lambda factor: 1 <= factor * self.f_max_iter < float("inf"), few)
+        number("tau", self.tau, lambda tau: 0 < tau <= 1, "above 0 and at most 1")
+        for name in ("ift", "hook_ift"):
+            flag(name, getattr(self, name))
+        for name in ("grad", "indexing"):
+            if not isinstance(getattr(self, name), tuple):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; it must be a tuple of whole numbers")
+        if len(set(self.grad)) != 1:
             raise ValueError(f"grad is {list(self.grad)}; it must be one number of steps, the same for all states")
-        if not 1 <= self.n_states <= self.f_max_iter:
+        whole("grad", self.grad[0])
+        rising("indexing", self.indexing, self.f_max_iter)
+        if self.n_states > self.f_max_iter:
             raise ValueError(f"n_states is {self.n_states}; it must be in 1 to f_max_iter ({self.f_max_iter})")
         if self.n_states > 1 and self.indexing:
             raise ValueError("n_states and indexing are both given; choose one of them")
@@ -82,19 +127,46 @@ def get_deq(args: Namespace | Mapping | None = None) -> "DEQ":
     """Returns the module that the options describe.
 
     args: what `parser.parse_args()` returned (options of the rest of the program are left alone), or a mapping of
-        option names to values. Raises ValueError for a name that is none, or that is nearly one in a Namespace.
+        option names to values. The names of `Options`, and those of deq-flow for the same. Raises ValueError for a
+        published option that asks for what is done elsewhere here, and says where; for a name that is none; in a
+        Namespace only for one that begins with f_, b_ or eval_f and is nearly one.
     """
-    given = vars(args) if isinstance(args, Namespace) else dict(args or {})
+    foreign = isinstance(args, Namespace)
+    if not (args is None or foreign or isinstance(args, Mapping)):
+        raise TypeError(f"args is {args!r}; it must be a Namespace, or a mapping of option names to values")
+    given = dict(vars(args) if foreign else args or {})
     known = [item.name for item in fields(Options)]
-    for name in set(given) - set(known):
+    _check_names(given, known, foreign)
+    for theirs, ours in RENAMED.items():
+        if theirs in given and ours in given:
+            raise ValueError(f"{theirs} and {ours} are both given; they are one option, choose one name")
+        if theirs in given:
+            given[ours] = given.pop(theirs)
+    chosen = {name: given[name] for name in known if name in given}
+    for name in {"grad", "indexing"} & set(chosen):
+        value = chosen[name]
+        chosen[name] = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
+    options = replace(Options(), **chosen)
+    for name, value in SLICED.items():
+        if name in given and given[name] == value and (options.n_states > 1 or options.indexing):
+            raise ValueError(f"{name} is {value!r} with several states: call fixed_point again from each value instead")
+    return DEQ(options)
+
+
+def _check_names(given: dict, known: list[str], foreign: bool) -> None:
+    """Raises ValueError for an option that `get_deq` would have to ignore."""
+    for name, value in given.items():
+        if name in ELSEWHERE and not (foreign and name in COMMON):
+            nothing, instead = ELSEWHERE[name]
+            if value not in nothing:
+                raise ValueError(f"{name} is {value!r}, which get_deq does not do; leave it out and {instead}")
+        if name in (*known, *RENAMED, *ELSEWHERE, *SLICED) or (foreign and not name.startswith(("f_", "b_", "eval_f"))):
+            continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if near:
             raise ValueError(f'there is no option "{name}"; did you mean "{near[0]}"?')
-        if not isinstance(args, Namespace):
+        if not foreign:
             raise ValueError(f'there is no option "{name}"; known: {", ".join(known)}')
-    chosen = {name: given[name] for name in known if name in given}
-    lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
-    return DEQ(replace(Options(), **chosen | lists))
 
 
 class DEQ(nn.Module):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fleetflow.deq.checks import whole
 from fleetflow.deq.vectors import combine, dots, write
 
 
@@ -32,8 +33,7 @@ class Broyden:
     history: int = 30
 
     def __post_init__(self):
-        if self.history < 1:
-            raise ValueError(f"history is {self.history}; Broyden needs 1 or more")
+        whole("history", self.history)
 
     def start(self, z: Tensor) -> Memory:
         """Returns the empty memory for a state [N, D]."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from fleetflow.deq.checks import whole
 from fleetflow.deq.solve import Solution
 from fleetflow.deq.vectors import Layout, State
 
@@ -18,8 +19,7 @@ def jacobian_penalty(
     Hutchinson's estimator with random signs (Bai et al. 2021, "Stabilizing equilibrium models"). Differentiable in the
     parameters of f: add a small multiple of its mean to the loss, and f stays contractive. z: [N, ...] or a tuple.
     """
-    if probes < 1:
-        raise ValueError(f"probes is {probes}; it must be 1 or more")
+    whole("probes", probes)
     image, point = _recorded(f, z)
     total = torch.zeros_like(point[:, 0])
     for _ in range(probes):
@@ -37,8 +37,7 @@ def spectral_radius(
     It is the mean growth over the second half of the steps, so a complex pair of eigenvalues gives its modulus. Below
     1 the plain iteration converges near z. The Jacobian is that of autograd: what f detaches does not count.
     """
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; it must be 2 or more")
+    whole("steps", steps, 2)
     image, point = _recorded(f, z)
     image_of = torch.randn(point.shape, generator=generator, device=point.device, dtype=point.dtype)
     growth, late = torch.zeros_like(point[:, 0]), steps - steps // 2
@@ -56,15 +55,22 @@ def plot_convergence(solutions: Mapping[str, Solution | Tensor], *, axes: Any = 
     """Returns matplotlib axes with the residual over the evaluations: the median sample, and the range of all.
 
     solutions: a label -> a `Solution`, or its trace [evaluations, N]. axes: where to draw; None makes new ones.
-    Raises ImportError if matplotlib is not installed.
+    Raises ImportError if matplotlib is not installed, TypeError that names what is wrong.
     """
     try:
         import matplotlib.pyplot as pyplot
     except ImportError as error:
         raise ImportError("plot_convergence needs matplotlib; pip install matplotlib") from error
+    if not isinstance(solutions, Mapping) or not solutions:
+        raise TypeError(f"solutions is {type(solutions).__name__}; it must map labels to solutions, one or more")
+    traces = {label: item.trace if isinstance(item, Solution) else item for label, item in solutions.items()}
+    for label, trace in traces.items():
+        if not isinstance(trace, Tensor) or trace.ndim != 2 or trace.numel() == 0:
+            was = list(trace.shape) if isinstance(trace, Tensor) else type(trace).__name__
+            raise TypeError(f"solutions[{label!r}] is {was}; it must be a Solution, or its trace [evaluations, N]")
     axes = pyplot.subplots(figsize=(6, 4), layout="constrained")[1] if axes is None else axes
-    for label, solution in solutions.items():
-        trace = (solution.trace if isinstance(solution, Solution) else solution).detach().double().cpu()
+    for label, trace in traces.items():
+        trace = trace.detach().double().cpu()
         evaluations = range(1, len(trace) + 1)
         (line,) = axes.semilogy(evaluations, trace.median(1).values.tolist(), label=label)
         low, high = trace.amin(1).tolist(), trace.amax(1).tolist()
@@ -76,6 +82,8 @@ def plot_convergence(solutions: Mapping[str, Solution | Tensor], *, axes: Any = 
 
 def _recorded(f: Callable[[State], State], z: State) -> tuple[Tensor, Tensor]:
     """Returns f(z) and the detached z, both [N, D], the first with its graph."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("f has no derivative in torch.inference_mode(); use torch.no_grad() around it instead")
     layout = Layout(z)
     with torch.enable_grad():
         point = layout.pack(z).detach().requires_grad_()

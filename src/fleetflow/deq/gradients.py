@@ -4,17 +4,24 @@ Unrolled: through every step. Phantom: through a few steps from the point (Geng 
 Implicit: through the equation z = f(z) itself, whatever led to z (Bai et al. 2019).
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
+from fleetflow.deq.checks import able, number, whole
 from fleetflow.deq.solve import Solver, Stop, iterate
 
 Map = Callable[[Tensor], Tensor]
+UNSOLVED = (
+    "Implicit found no solution of y = J^T y + g for some samples: their gradient is a guess; "
+    "take another solver, more steps, or a calmer f"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Phantom:
     """Differentiates `steps` damped applications of f from the detached point; the value is the last of them.
 
     steps: 1 or more; 1 is the one-step gradient. damping: in (0, 1], the published tau. Without grad mode the value is
-    the point itself.
+    the point itself. A sample whose f is not finite stays where it was, and gives no gradient there.
     """
 
     steps: int = 1
@@ -41,16 +48,18 @@ class Phantom:
     unrolled: ClassVar[bool] = False
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; Phantom needs 1 or more")
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"damping is {self.damping}; it must be above 0 and at most 1")
+        whole("steps", self.steps)
+        number("damping", self.damping, lambda damping: 0 < damping <= 1, "above 0 and at most 1")
 
     def attach(self, f: Map, point: Tensor, image: Tensor) -> Tensor:
         """Returns the point after the steps, recorded."""
         z = point.detach()
         for _ in range(self.steps if torch.is_grad_enabled() else 0):
-            z = torch.lerp(z, f(z), self.damping)
+            image = f(z)
+            lost = ~image.detach().isfinite().all(1, keepdim=True)
+            if bool(lost.any()):  # what is not finite must not enter the graph, where zero times infinity is no zero
+                image = torch.where(lost, z, f(torch.where(lost, point.detach(), z)))
+            z = torch.lerp(z, image, self.damping)
         return z
 
 
@@ -58,10 +67,11 @@ class Phantom:
 class Implicit:
     """Differentiates the equation z = f(z): the incoming gradient g becomes the solution y of y = J^T y + g.
 
-    solver, tolerance, max_steps, relative: for that equation, as in `fixed_point`. Memory and graph are those of one
-        evaluation of f, however many steps were taken. The value is the solver's point.
+    solver, tolerance, max_steps, relative: for that equation, as in `fixed_point`, but relative to ||g||. Memory and
+        graph are those of one evaluation of f, however many steps were taken. The value is the solver's point. Warns
+        (RuntimeWarning) if some sample's y leaves more than ||g||: then it is no better than a guess.
     order: derivatives up to this order are exact. Each order above the first costs one more evaluation forwards and
-        one backwards; with order 1 a second derivative raises RuntimeError.
+        one backwards; with order 1 a second derivative raises RuntimeError. Inside `held` it must be 1.
     """
 
     solver: Solver
@@ -72,10 +82,8 @@ class Implicit:
     unrolled: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not hasattr(self.solver, "propose"):
-            raise TypeError(f"solver is {self.solver!r}; Implicit needs a solver such as Anderson()")
-        if self.order < 1:
-            raise ValueError(f"order is {self.order}; it must be 1 or more")
+        able("solver", self.solver, "propose", "a solver such as Anderson()")
+        whole("order", self.order)
         Stop(self.tolerance, self.max_steps, self.relative)
 
     def attach(self, f: Map, point: Tensor, image: Tensor) -> Tensor:
@@ -87,6 +95,8 @@ class Implicit:
         point, before = point.detach(), None
         if not torch.is_grad_enabled():
             return point
+        if self.order > 1 and parametrize._cache:
+            raise ValueError(f"Implicit(order={self.order}) inside held(): use order=1, or solve outside")
         for _ in range(self.order - 1):
             before = NewtonStep(lambda z: checkpoint(f, z, use_reentrant=False), point, self, again=f, before=before)
             point = before.end
@@ -102,10 +112,19 @@ class NewtonStep:
 
     def __init__(self, f: Map, z: Tensor, rule: Implicit, *, again: Map | None = None, before=None):
         self.rule, self.again, self.before = rule, again, before
-        self.z = z if z.requires_grad else z.detach().requires_grad_()
+        self.start = z
+        self.z = z
+        if not z.requires_grad:
+            self.z = z.detach().requires_grad_()
+            # backward() leaves a gradient at z, which nobody reads, and whose graph may hold this step
+            self.z.register_post_accumulate_grad_hook(lambda leaf: setattr(leaf, "grad", None))
         self.image = f(self.z)
         self.asleep = again is not None
-        self.end = z + _Correction.apply(self.image - self.z, self)
+
+    @property
+    def end(self) -> Tensor:
+        """Where the step leads; not stored, because its graph holds the step, in a circle that Python cannot see."""
+        return self.start + _Correction.apply(self.image - self.z, self)
 
     def solve(self, g: Tensor) -> Tensor | None:
         """Returns y = J^T y + g, [N, D], itself differentiable if the backward pass is recorded."""
@@ -124,8 +143,12 @@ class NewtonStep:
             return g if pulled[0] is None else g + pulled[0]
 
         with torch.no_grad():
-            stop = Stop(rule.tolerance, rule.max_steps, rule.relative)
-            y = iterate(adjoint, g.detach(), rule.solver, stop).last.point
+            size = torch.linalg.vector_norm(g, dim=1)
+            stop = Stop(rule.tolerance, rule.max_steps, rule.relative, size)
+            last = iterate(adjoint, g.detach(), rule.solver, stop).last
+            y = last.point
+            if bool(((last.lowest > (1 if rule.relative else size)) & size.isfinite()).any()):
+                warnings.warn(UNSOLVED, RuntimeWarning, stacklevel=2)
         if not recorded:
             return y
         return _Refusal.apply(y, image) if rule.order == 1 else NewtonStep(adjoint, y, rule).end

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fleetflow.deq.checks import number, whole
 from fleetflow.deq.vectors import combine, dots, write
 
 
@@ -37,10 +38,9 @@ class NewtonKrylov:
     precision: float | None = None
 
     def __post_init__(self):
-        if self.inner < 1:
-            raise ValueError(f"inner is {self.inner}; NewtonKrylov needs 1 or more")
-        if self.precision is not None and not self.precision > 0:
-            raise ValueError(f"precision is {self.precision}; it must be above 0, or None")
+        whole("inner", self.inner)
+        if self.precision is not None:
+            number("precision", self.precision, lambda precision: precision > 0, "above 0, or None")
 
     def start(self, z: Tensor) -> Memory:
         """Returns the empty memory for a state [N, D]."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fleetflow.deq.checks import number
+
 
 @dataclass(frozen=True)
 class Picard:
@@ -17,8 +19,7 @@ class Picard:
     damping: float = 1.0
 
     def __post_init__(self):
-        if not self.damping > 0:
-            raise ValueError(f"damping is {self.damping}; it must be above 0")
+        number("damping", self.damping, lambda damping: damping > 0, "above 0")
 
     def start(self, z: Tensor) -> tuple:
         """Returns the empty memory: there is nothing to remember."""

@@ -7,6 +7,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from fleetflow.deq.checks import flag, number
+
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -14,8 +16,13 @@ def weight_norm(module: nn.Module) -> nn.Module:
     """Returns the module with every linear and convolution weight as length times direction, per output channel.
 
     No value changes (Salimans & Kingma 2016). State dicts with the older names `weight_g`, `weight_v` can be loaded.
+    Raises ValueError for a channel whose weights are all zero, because they have no direction.
     """
-    for layer in _plain_layers(module):
+    layers = _plain_layers(module)
+    for name, layer in layers.items():
+        if not layer.weight.is_meta and not bool(layer.weight.flatten(1).any(1).all()):
+            raise ValueError(f"layer {name} has a channel of zeros, which has no direction; give it small weights")
+    for layer in layers.values():
         parametrizations.weight_norm(layer)
     return module
 
@@ -25,19 +32,24 @@ def spectral_norm(module: nn.Module, *, limit: float = 1.0, clip: bool = False) 
 
     clip: scales only the weights whose norm is above the limit. The norm follows the weight when an optimiser changes
     it, and never changes between, so f remains one map during a solve (unlike with torch's own `spectral_norm`).
+    A change through `weight.data` goes unseen, as torch does not count it: use `weight.copy_` under torch.no_grad().
     """
-    if not limit > 0:
-        raise ValueError(f"limit is {limit}; it must be above 0")
-    for layer in _plain_layers(module):
+    number("limit", limit, lambda limit: limit > 0, "above 0")
+    flag("clip", clip)
+    for layer in _plain_layers(module).values():
         parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight, limit, clip))
     return module
 
 
 def remove_norm(module: nn.Module) -> nn.Module:
-    """Returns the module with plain weights again, at their normalised values."""
+    """Returns the module with plain weights again, at their normalised values and in their old order."""
     for layer in module.modules():
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight")
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                if name != "weight":  # which comes first in every one of LAYERS
+                    delattr(layer, name)
+                    layer.register_parameter(name, parameter)
     return module
 
 
@@ -68,29 +80,31 @@ class SpectralNorm(nn.Module):
         if weight._version != self.version:
             self._follow(weight, 10)
         matrix = weight.flatten(1)
-        right = nn.functional.normalize(matrix.detach().mT @ self.left, dim=0)
-        scale = self.limit / (self.left @ matrix @ right).clamp_min(torch.finfo(weight.dtype).tiny)
+        right = nn.functional.normalize(_pulled(matrix.detach(), self.left), dim=0)
+        norm = (self.left * _pushed(matrix, right)).sum()
+        scale = self.limit / norm.clamp_min(torch.finfo(weight.dtype).tiny)
         return weight * (scale.clamp(max=1) if self.clip else scale)
 
+    @torch.inference_mode(False)  # the buffer is used in training, too
     @torch.no_grad()
     def _follow(self, weight: Tensor, steps: int) -> None:
         matrix, left, self.version = weight.flatten(1), self.left, weight._version
         for _ in range(steps):
-            left = nn.functional.normalize(matrix @ (matrix.mT @ left), dim=0)
-        self.left = left
+            left = nn.functional.normalize(_pushed(matrix, _pulled(matrix, left)), dim=0)
+        self.left.copy_(left)
 
 
 class VariationalDropout(nn.Module):
     """Dropout of whole channels with one mask for each sample from `reset_dropout` to the next (Gal 2016).
 
-    The input is [N, C, ...]; a fixed mask keeps f one map during a solve. Call `reset_dropout` before every solve.
+    The input is [N, C, ...]; a fixed mask keeps f one map during a solve. Call `reset_dropout` before every solve;
+    before the first call there is no mask, and training raises ValueError.
     """
 
     def __init__(self, rate: float = 0.1):
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"rate is {rate}; it must be in [0, 1)")
-        self.rate, self.seed, self.mask = rate, 0, None
+        number("rate", rate, lambda rate: 0 <= rate < 1, "from 0 to below 1")
+        self.rate, self.seed, self.mask = rate, None, None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x with the dropped channels 0 and the others scaled up; x itself in evaluation."""
@@ -98,8 +112,11 @@ class VariationalDropout(nn.Module):
             return x
         shape = (*x.shape[:2], *[1] * (x.ndim - 2))
         if self.mask is None:
-            chance = torch.rand(shape, generator=torch.Generator().manual_seed(self.seed))
-            self.mask = (chance >= self.rate).to(x) / (1 - self.rate)
+            if self.seed is None:
+                raise ValueError("VariationalDropout has no mask yet; call reset_dropout before a solve")
+            with torch.inference_mode(False):  # the mask is used in training, too
+                chance = torch.rand(shape, generator=torch.Generator().manual_seed(self.seed))
+                self.mask = (chance >= self.rate).to(x) / (1 - self.rate)
         if self.mask.shape != shape:
             raise ValueError(
                 f"the dropout mask is {list(self.mask.shape)}, x needs {list(shape)}; "
@@ -115,10 +132,24 @@ def reset_dropout(module: nn.Module, generator: Generator | None = None) -> None
             layer.seed, layer.mask = int(torch.randint(2**62, (), generator=generator)), None
 
 
-def _plain_layers(module: nn.Module) -> list[nn.Module]:
-    layers = [layer for layer in module.modules() if isinstance(layer, LAYERS)]
+def _pulled(matrix: Tensor, left: Tensor) -> Tensor:
+    return (matrix * left[:, None]).sum(0)  # no matrix product: autocast would round that
+
+
+def _pushed(matrix: Tensor, right: Tensor) -> Tensor:
+    return (matrix * right).sum(1)
+
+
+def _plain_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Returns name -> layer to normalise; raises ValueError if there is none, or if that would change the module."""
+    layers = {name or "module": layer for name, layer in module.named_modules() if isinstance(layer, LAYERS)}
     if not layers:
         raise ValueError(f"module is {type(module).__name__} without linear or convolution layers to normalise")
-    if any(parametrize.is_parametrized(layer, "weight") for layer in layers):
+    if any(parametrize.is_parametrized(layer, "weight") for layer in layers.values()):
         raise ValueError("module is normalised already; call remove_norm first")
+    owners = [(name, weight) for name, part in module.named_modules() for weight in part.parameters(recurse=False)]
+    for layer in layers.values():
+        users = [name for name, weight in owners if weight is layer.weight]
+        if len(users) > 1:
+            raise ValueError(f"layers {', '.join(users)} share a weight, which a norm would part; use one layer twice")
     return layers

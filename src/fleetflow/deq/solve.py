@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fleetflow.deq.checks import able, flag, number, rising, whole
 from fleetflow.deq.vectors import Layout, State
 
 
@@ -43,24 +44,28 @@ class Gradient(Protocol):
 
 @dataclass(frozen=True)
 class Stop:
-    """When a solve ends: at a residual of `tolerance` (relative to ||f(z)|| or not), or after `max_steps` steps."""
+    """When a solve ends: at a residual of `tolerance`, or after `max_steps` steps.
+
+    relative: whether the residual is divided by `size` [N], or by ||f(z)|| where that is None.
+    """
 
     tolerance: float
     max_steps: int
     relative: bool
+    size: Tensor | None = None
 
     def __post_init__(self):
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance is {self.tolerance}; it must be 0 or more")
-        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps!r}; it must be a whole number, 1 or more")
+        number("tolerance", self.tolerance, lambda tolerance: tolerance >= 0, "of 0 or more")
+        whole("max_steps", self.max_steps)
+        flag("relative", self.relative)
 
+    @torch.no_grad()
     def measure(self, z: Tensor, fz: Tensor) -> Tensor:
         """Returns [N], the residual of each sample."""
         residual = torch.linalg.vector_norm(fz - z, dim=1)
         if not self.relative:
             return residual
-        size = torch.linalg.vector_norm(fz, dim=1)  # infinite before fz itself is
+        size = torch.linalg.vector_norm(fz, dim=1) if self.size is None else self.size  # infinite before fz itself is
         return torch.where(size.isfinite(), residual / size.clamp_min(torch.finfo(z.dtype).tiny), torch.inf)
 
 
@@ -74,10 +79,10 @@ class Track(NamedTuple):
     steps: Tensor  # [n]
     done: Tensor  # [n] bool: converged, or no longer finite
 
-    def after(self, z: Tensor, fz: Tensor, step: int, stop: Stop) -> "Track":
-        """Returns what is known after evaluation number `step`, f(z) = fz."""
+    def after(self, z: Tensor, fz: Tensor, residual: Tensor, step: int, stop: Stop) -> "Track":
+        """Returns what is known after evaluation number `step`, f(z) = fz with that residual [n]."""
         with torch.no_grad():
-            residual = torch.where(self.done, self.residual, stop.measure(z, fz))
+            residual = torch.where(self.done, self.residual, residual)
             better = residual < self.lowest
             lowest = torch.where(better, residual, self.lowest)
             steps = torch.where(self.done, self.steps, step)
@@ -124,7 +129,12 @@ def iterate(
     trace, kept = [], []
     for step in range(1, stop.max_steps + 1):
         fz = f(z)
-        part = part.after(z, fz, step, stop)
+        residual = stop.measure(z, fz)
+        if torch.is_grad_enabled():  # what is not finite must not enter the graph, where zero times infinity is no zero
+            lost = ~(residual.isfinite() | part.done)
+            if bool(lost.any()):
+                fz = f(torch.where(lost[:, None], part.point, z))
+        part = part.after(z, fz, residual, step, stop)
         if strict and step == 1 and not bool(part.residual.isfinite().all()):
             bad = int((~part.residual.isfinite()).sum())
             raise ValueError(f"f(z0) is not finite for {bad} of {z.shape[0]} samples; look at f and z0")
@@ -172,20 +182,23 @@ def fixed_point(
     f: z -> z, the same shapes; called as f(z) with z like z0: a tensor [N, ...] or a tuple of such tensors.
     gradient: Unrolled(), Phantom(...) or Implicit(...); None leaves the value without a gradient.
     tolerance, relative: a sample has converged when ||f(z) - z|| <= tolerance, times ||f(z)|| if relative; the norm
-        goes over all parts of z and is taken in float32 at least, under autocast too.
+        goes over all parts of z and is taken in float32 at least, under autocast too. On a map that blows up ||f(z)||
+        grows as well, so that among points that have not converged a far one may count as best.
     max_steps: evaluations of f at most (the last one only measures). The best point counts, not the last.
     compact: converged samples stop costing evaluations. True if f takes any number of samples and treats them alike;
         if f holds more data of each sample, a function of the sample numbers [n] that returns f for those.
     keep: (8, 16) also returns the best points after 8 and 16 evaluations, with their gradients (correction losses).
-    Raises ValueError or TypeError that names the argument: another shape from f, a first evaluation that is not finite.
+    Raises ValueError or TypeError that names the argument: another shape or kind of number from f, an f that changes z
+    in place, a first evaluation that is not finite.
     """
-    layout, stop, keep = Layout(z0), Stop(tolerance, max_steps, relative), tuple(keep)
-    if any(k < 1 or k > max_steps for k in keep) or sorted(set(keep)) != list(keep):
-        raise ValueError(f"keep is {keep}; it must rise within 1 to max_steps ({max_steps})")
-    if not hasattr(solver, "propose"):
-        raise TypeError(f"solver is {solver!r}; it must be a solver such as Anderson()")
-    if gradient is not None and not hasattr(gradient, "attach"):
-        raise TypeError(f"gradient is {gradient!r}; it must be None, Unrolled(), Phantom() or Implicit(solver)")
+    able("f", f, "__call__", "a function")
+    able("solver", solver, "propose", "a solver such as Anderson()")
+    if gradient is not None:
+        able("gradient", gradient, "attach", "None, Unrolled(), Phantom() or Implicit(solver)")
+    layout, stop = Layout(z0), Stop(tolerance, max_steps, relative)
+    rising("keep", keep, max_steps)
+    if not isinstance(compact, bool):
+        able("compact", compact, "__call__", "True, False, or a function of sample numbers")
     lifted = layout.lift(f)
     restrict = None if compact is False else (lambda rows: layout.lift(f if compact is True else compact(rows)))
     recorded = torch.is_grad_enabled() and gradient is not None and gradient.unrolled

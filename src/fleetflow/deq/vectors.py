@@ -44,14 +44,24 @@ class Layout:
         return parts[0] if self.single else parts
 
     def lift(self, f: Callable[[State], State]) -> Callable[[Tensor], Tensor]:
-        """Returns f as a map of vectors; it raises ValueError if f does not keep the shapes."""
+        """Returns f as a map of vectors; it raises ValueError if f changes z, or returns what is not like z."""
 
         def lifted(vector: Tensor) -> Tensor:
+            counted = not vector.is_inference()
+            version = vector._version if counted else 0
             image = f(self.unpack(vector))
+            if counted and vector._version != version:
+                raise ValueError("f changed its argument in place; it must return new tensors: relu(z), not relu_(z)")
             parts = image if isinstance(image, tuple | list) else [image]
             expected = [(vector.shape[0], *shape) for shape in self.shapes]
-            if isinstance(image, Tensor) != self.single or [getattr(part, "shape", None) for part in parts] != expected:
+            if [getattr(part, "shape", None) for part in parts] != expected:
                 raise ValueError(f"f returned {_shapes(parts)} for z of {expected}; it must keep the shape of z")
+            if isinstance(image, Tensor) != self.single:
+                kinds = ("a tuple", "a tensor") if self.single else ("a tensor", "a tuple")
+                raise ValueError(f"f returned {kinds[0]} of {_shapes(parts)} where z is {kinds[1]}; it must be like z")
+            for part in parts:
+                if not part.is_floating_point():
+                    raise ValueError(f"f returned {part.dtype}; it must be floating point")
             return self.pack(image)
 
         return lifted

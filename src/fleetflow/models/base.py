@@ -59,6 +59,7 @@ class FlowModel(nn.Module, ABC):
         _check(frame1, frame2)
         if steps is not None and self.steps is None:
             raise FleetflowError(f"{type(self).__name__} has no refinement steps; call it without steps=")
+        steps = self.steps if steps is None else steps
         if steps is not None and steps < 1:
             raise FleetflowError(f"steps is {steps}; it must be at least 1")
         if self.fit not in FITS:
@@ -72,7 +73,6 @@ class FlowModel(nn.Module, ABC):
                 f"crop to {max(height // self.stride, 1) * self.stride}x{max(width // self.stride, 1) * self.stride}"
             )
         frame1, frame2 = self.prepare(frame1, frame2)
-        steps = steps or self.steps
         if self.fit == "scale":
             if not exact:
                 frame1, frame2 = (resize(frame, (new_height, new_width)) for frame in (frame1, frame2))

@@ -5,9 +5,11 @@ stride 4, whose plain mean is the result. Inside, flow is in units of 20 px of t
 2,540,390 parameters at width 1; names and details are those of McDo/LightFlowPytorch, and kept with its checkpoints:
 * the predictors of flow are blocks like all others and so end in batch normalisation and a leaky ReLU (slope 0.1);
 * features and flows are enlarged by repeating pixels; only the result is enlarged bilinearly, 4x;
-* a checkpoint may store a `div_flow` of its own; it is 20 unless somebody changed the training, and is not read.
+* a checkpoint may store a `div_flow` of its own in place of those 20 px; it goes into the weights.
 That repository takes multiples of 64 only; here other frames are resized and the flow is scaled back.
 """
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,23 @@ def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
+def own_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a checkpoint with flow in units of 20 px, where it says "div_flow", its own unit in pixels.
+
+    The leaky ReLU behind the last normalisation of a predictor passes a positive factor on.
+    """
+    scale = state.get("div_flow")
+    if scale is None or not scale > 0:
+        return state
+    own = {key: value for key, value in state.items() if key != "div_flow"}
+    for name, (_, outputs, _) in LAYERS.items():
+        if outputs == 2:
+            for key in (f"{name}.4.weight", f"{name}.4.bias"):
+                if key in own:
+                    own[key] = own[key] * (scale / FLOW_SCALE)
+    return own
+
+
 def _repeat(picture: Tensor, factor: int) -> Tensor:
     return F.interpolate(picture, scale_factor=factor, mode="nearest") if factor > 1 else picture
 
@@ -70,6 +89,7 @@ class LightFlow(FlowModel):
     grid = 4
     paper = "Zhu et al., arXiv 1804.05830"
     licence = "MIT"
+    translate: ClassVar = staticmethod(own_scale)
 
     def __init__(self, width: float = 1.0):
         super().__init__()

@@ -20,29 +20,32 @@ from fleetflow.models.base import FlowModel
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".caffemodel")  # of a name that is a bare path
+FLOW_SCALE = 20  # pixels per unit of flow in which published networks are trained, unless a checkpoint says otherwise
 
-def load(name: str, *, weights: bool = True) -> FlowModel:
+
+def load(name: str | Path, *, weights: bool = True) -> FlowModel:
     """Returns a network in evaluation mode.
 
     name: "fastflownet" takes our own weights from the package; "fastflownet:PATH" reads a checkpoint (.safetensors,
-    .pth, .pt, .tar, .caffemodel); a bare path to one of our .safetensors files works too: its header names the network.
+    .caffemodel, or whatever torch.save wrote); a bare path to one of our .safetensors files works too: its header
+    names the network.
     weights: False returns the network with fresh random weights.
     Raises FleetflowError for an unknown name, a missing or damaged file, and a checkpoint that does not fit.
     """
+    name = str(name)
     variant, _, path = name.partition(":")
-    if not path and variant.endswith(".safetensors"):
-        path = variant
-        variant = header(path).get("network", "")
+    if name.endswith(SUFFIXES) and (not path or Path(name).is_file()):
+        path = name
+        variant = header(path).get("network", "") if path.endswith(".safetensors") else ""
         if not variant:
             raise FleetflowError(f"{path} does not name its network; call it as NETWORK:{path}")
     model = models[variant]()
     if weights:
         file = path or shipped(variant)
         state = _without_prefix(read_state(file))
-        if model.translate is not None:
-            state = type(model).translate(state)
         _check_fits(model, variant, state, str(file))
-        model.load_state_dict(state)
+        model.load_state_dict(_translated(model, state))
     elif path:
         raise FleetflowError(f"weights=False and a checkpoint ({path}) were both asked for; drop one")
     return model.eval()
@@ -114,7 +117,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FleetflowError(f"there is no file {path}; give the path of a checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Dropped, name) for name in DROPPED]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise FleetflowError(
             f"{path} is no plain checkpoint, it is damaged or carries code, which fleetflow never runs; "
@@ -125,12 +129,42 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise FleetflowError(
             f"{path} cannot be read as a checkpoint ({reason}); expected what torch.save wrote"
         ) from None
+    flow_scale = content.get("div_flow") if isinstance(content, dict) else None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise FleetflowError(f"{path} holds no state dictionary; expected names with tensors")
+    if not isinstance(content, dict) or not content or not all(map(_is_named_tensor, content.items())):
+        raise FleetflowError(f"{path} holds no state dictionary; expected names with dense tensors of real numbers")
+    if isinstance(flow_scale, int | float) and flow_scale != FLOW_SCALE:
+        content = {**content, "div_flow": torch.tensor(float(flow_scale))}
     return content
+
+
+class _Dropped:
+    """Stands for an object that a checkpoint carries beside its tensors: its contents are thrown away."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+# Scores of numpy's types and the arguments of a command line; in place of these classes `_Dropped` is made.
+DROPPED = (
+    "argparse.Namespace",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+)
+
+
+def _is_named_tensor(item: tuple) -> bool:
+    key, value = item
+    if not (isinstance(key, str) and isinstance(value, Tensor)):
+        return False
+    odd = value.is_meta or value.is_quantized or value.is_nested or value.is_complex()
+    return value.layout == torch.strided and not odd
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -153,13 +187,21 @@ def differences(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
     return found
 
 
-def _check_fits(model: nn.Module, variant: str, state: dict[str, Tensor], path: str) -> None:
+def _translated(model: FlowModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a checkpoint with the names of the network."""
+    return state if model.translate is None else type(model).translate(state)
+
+
+def _check_fits(model: FlowModel, variant: str, state: dict[str, Tensor], path: str) -> None:
     """Raises FleetflowError with the likely network and the first three differences unless the checkpoint fits."""
-    found = differences(model, state)
+    found = differences(model, _translated(model, state))
     if not found:
         return
-    with torch.device("meta"):
-        near = {name: len(differences(models[name](), state)) for name in models}
+    near = {}
+    for name in models:
+        with torch.device("meta"):
+            other = models[name]()
+        near[name] = len(differences(other, _translated(other, state)))
     best = min(near, key=near.get)
     guess = "no network here"
     if near[best] < len(state) / 2 and best != variant:

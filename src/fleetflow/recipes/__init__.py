@@ -10,6 +10,7 @@ from fleetflow import losses, schedules
 from fleetflow.data.augment.flownet import flownet
 from fleetflow.data.augment.irr import irr, irr_kitti
 from fleetflow.data.augment.lightflow import lightflow as lightflow_augment
+from fleetflow.data.generate import worlds
 from fleetflow.models import deq_flow
 from fleetflow.models.fastflownet import start_as_matcher
 from fleetflow.optimise import adam, adamw
@@ -39,7 +40,7 @@ RECIPES: dict[str, Recipe] = {
         (
             Stage(
                 "generated",
-                (Batches(2_800, 4, 320, 640), Batches(4_000, 3, 384, 768)),
+                (Batches(2_800, 4, 320, 640), Batches(3_300, 3, 384, 768)),
                 learning_rate=0.004,
                 schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.35),
                 weight_decay=0.01,
@@ -98,7 +99,7 @@ RECIPES: dict[str, Recipe] = {
         (
             Stage(
                 "generated",
-                (Batches(600, 4, 192, 256),),
+                (Batches(1_500, 4, 128, 192),),
                 learning_rate=6e-4,
                 schedule=partial(schedules.warm_flat_cool, warmup=50, cooldown=0.3),
                 loss=losses.correction,
@@ -106,10 +107,11 @@ RECIPES: dict[str, Recipe] = {
                 weight_decay=1e-4,
                 clip=1.0,
                 ema=0.99,
+                mixture={worlds.small_world: 0.5, worlds.shapes_world: 0.4, worlds.still_world: 0.1},
                 build=partial(deq_flow.deq_flow_tiny, equilibrium=equilibrium_of(deq_flow.PLAIN, 12, 3, 1)),
             ),
         ),
-        "ours: some hundred steps on a CPU",
+        "ours: some hundred steps on a CPU, motions that so few can teach",
     ),
     "lightflow": Recipe(
         "lightflow",
