@@ -303,6 +303,27 @@ def test_what_cannot_be_adapted_to(folder, tmp_path):
         job.adapt(job.read_pairs(folder), tmp_path / "own.pth")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"batch": 0}, {"measure_every": 0}, {"learning_rate": float("nan")}, {"threads": -1}, {"steps": -1}],
+    ids=str,
+)
+def test_numbers_out_of_range_are_refused(folder, tmp_path, option):
+    with pytest.raises(FleetflowError, match="expected a number from"):
+        job.adapt(job.read_pairs(folder), tmp_path / "own.safetensors", **option)
+
+
+def test_files_that_are_in_the_way(folder, tmp_path):
+    pairs, output = job.read_pairs(folder), tmp_path / "own.safetensors"
+    (tmp_path / "own-other.safetensors").write_text("mine")
+    with pytest.raises(FleetflowError, match="own-other.safetensors is there already"):
+        job.adapt(pairs, output, other="fastflownet")
+    output.write_text("half")
+    (tmp_path / "own-unfinished.pt").write_text("half")
+    with pytest.raises(FleetflowError, match="own-unfinished.pt is damaged"):
+        job.adapt(pairs, output, steps=1, report=quiet)
+
+
 def test_long_clips_are_thinned_evenly(folder, layers, monkeypatch):
     monkeypatch.setattr(job, "MEMORY", 6 * layers.frames[0].nbytes)
     pairs = job.read_pairs(folder)

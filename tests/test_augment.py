@@ -25,12 +25,13 @@ FAMILIES = {
     "liteflownet2": liteflownet2.liteflownet2,
     "liteflownet2_sintel": liteflownet2.liteflownet2_sintel,
     "liteflownet2_kitti": liteflownet2.liteflownet2_kitti,
+    "liteflownet2_kitti_mixed": partial(liteflownet2.liteflownet2_kitti, jitter=liteflownet2.JITTER),
     "lightflow": lightflow.lightflow,
     "raft": raft.raft,
     "raft_sparse": partial(raft.raft_sparse, mirror=True),
     "effects": partial(effects.effects, first=partial(raft.raft, scale=(-0.4, 0.8))),
 }
-SPARSE = ("irr_kitti", "liteflownet2_kitti", "raft_sparse")
+SPARSE = ("irr_kitti", "liteflownet2_kitti", "liteflownet2_kitti_mixed", "raft_sparse")
 
 
 def dice(count: int = 4, seed: int = 0) -> Dice:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fleetflow
+from fleetflow.data.generate import generate
 from fleetflow.models.fastflownet import KEPT, FastFlowNet, start_as_matcher
 from fleetflow.ops.correlation import local_correlation
 
@@ -106,3 +107,18 @@ def test_correlation_channels_are_the_kept_ones():
     a, b = torch.rand(2, 1, 4, 9, 11)
     full = local_correlation(a, b, 4)
     torch.testing.assert_close(local_correlation(a, b, 4, KEPT), full[:, list(KEPT)])
+
+
+@pytest.mark.parametrize("shade", [0, 90, 255])
+def test_nothing_to_see_is_no_motion(shade):
+    """With our weights: a picture of one colour, twice. Before blank scenes were trained this was up to 44 pixels."""
+    blank = np.full((200, 300, 3), shade, np.uint8)
+    flow = fleetflow.Predictor(fleetflow.load("fastflownet"), device="cpu")(blank, blank)
+    assert np.linalg.norm(flow, axis=2).max() < 2
+
+
+def test_the_same_picture_twice_is_no_motion():
+    frame = generate(1, 192, 256, seed=0).frame1[0]
+    image = (255 * frame).round().byte().permute(1, 2, 0).numpy()
+    flow = fleetflow.Predictor(fleetflow.load("fastflownet"), device="cpu")(image, image)
+    assert np.linalg.norm(flow, axis=2).mean() < 0.25

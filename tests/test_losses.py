@@ -242,3 +242,15 @@ def test_groups_change_nothing_without_a_bias_decay(make, plain):
             update.step()
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-7)
+
+
+def test_a_truth_that_is_no_number_has_no_part_where_it_is_marked_valid():
+    flow = torch.zeros(1, 2, 64, 64)
+    flow[..., 3, 3], flow[..., 40, 9] = float("nan"), float("inf")
+    frame = torch.zeros(1, 3, 64, 64)
+    sample = Sample(frame, frame, flow, torch.ones(1, 64, 64, dtype=torch.bool))
+    steps = tuple(torch.ones(1, 2, 64 // s, 64 // s) for s in (64, 32, 16, 8, 4))
+    found = torch.ones(1, 2, 64, 64, requires_grad=True)
+    loss = losses.multi_scale(Prediction(found, steps), sample)
+    loss.backward()
+    assert loss.isfinite() and found.grad.isfinite().all()

@@ -1,5 +1,6 @@
 """The recipes: each can begin, its loss fits its network, and its schedule ends lower than it began."""
 
+import inspect
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from fleetflow.data.generate import generate
 from fleetflow.models.flownet import start_stack
 from fleetflow.recipes import RECIPES, recipe
 from fleetflow.registry import models
-from fleetflow.types import FleetflowError
+from fleetflow.types import FleetflowError, Sample
 
 STAGES = {f"{name}/{stage.name}": (plan, stage) for name, plan in RECIPES.items() for stage in plan.stages}
 
@@ -51,6 +52,79 @@ def test_a_stage_is_whole(key):
     assert all(source.folder and source.repeat > 0 for source in stage.sources)
 
 
+FRAMES = {  # the smallest official frames, height and width
+    "FlyingChairs_release": (384, 512),
+    "ChairsSDHom": (384, 512),
+    "FlyingThings3D": (540, 960),
+    "FlyingThings3D_subset": (540, 960),
+    "Sintel": (436, 1024),
+    "KITTI2012": (370, 1224),
+    "KITTI2015": (370, 1224),
+    "HD1K": (1080, 2560),
+}
+
+
+@pytest.mark.parametrize("key", [key for key, (_, stage) in STAGES.items() if stage.sources])
+def test_the_crop_fits_the_frames(key):
+    stage = STAGES[key][1]
+    for source in stage.sources:
+        height, width = FRAMES[source.folder]
+        for part in stage.batches:
+            assert part.height <= height and part.width <= width, f"{part} is larger than {source.folder}"
+
+
+SCALES = {  # RAFT's core/datasets.py: by stage and folder, the range of scales and whether frames are mirrored
+    "chairs": {"FlyingChairs_release": (-0.1, 1.0, True)},
+    "things": {"FlyingThings3D": (-0.4, 0.8, True)},
+    "sintel": {
+        "Sintel": (-0.2, 0.6, True),
+        "KITTI2015": (-0.3, 0.5, True),
+        "HD1K": (-0.5, 0.2, True),
+        "FlyingThings3D": (-0.2, 0.6, True),
+    },
+    "kitti": {"KITTI2015": (-0.2, 0.4, False)},
+}
+
+
+@pytest.mark.parametrize("name", ["raft", "raft_small", "gma", "deq_flow_b", "deq_flow_h2_3x"])
+def test_each_set_is_scaled_as_raft_scales_it(name):
+    for stage in recipe(name).stages:
+        found = {}
+        for source in stage.sources:
+            keys = inspect.signature(source.augment).parameters
+            found[source.folder] = (*keys["scale"].default, keys["mirror"].default)
+        assert found == SCALES[stage.name]
+
+
+def test_fine_tuning_needs_weights():
+    tuned = {key.split("/")[0] for key, (_, stage) in STAGES.items() if stage.tunes}
+    expected = {name for name in RECIPES if name.endswith(("_sintel", "_kitti", "_mixed"))}
+    assert tuned >= expected and not any(stage.tunes for stage in recipe("raft").stages)
+
+
+def test_sparse_truth_is_never_interpolated():
+    """Every fourth pixel of a frame of KITTI's size is known: of these, most must be left."""
+    known = torch.zeros(1, 376, 1242, dtype=torch.bool)
+    known[:, ::2, ::2] = True
+    flow = torch.where(known[:, None], torch.ones(1, 2, 376, 1242), 0)
+    sample = Sample(torch.rand(1, 3, 376, 1242), torch.rand(1, 3, 376, 1242), flow, known)
+    ways = {
+        (source.augment, stage.batches[0].height, stage.batches[0].width)
+        for _, stage in STAGES.values()
+        for source in stage.sources
+        if source.folder.startswith("KITTI")
+    }
+    for augment, *size in ways:
+        new = augment(sample, torch.Generator().manual_seed(0), tuple(size))
+        assert new.valid.float().mean() > 0.1, augment
+
+
+def terms(name: str) -> list[tuple[int, int, int]]:
+    """Of each stage, the evaluations of the search, the terms of the loss and the steps that are differentiated."""
+    found = [stage.build.keywords["equilibrium"] for stage in recipe(name).stages]
+    return [(each.steps, len(each.keep) + 1, each.gradient.steps) for each in found]
+
+
 def test_published_figures():
     assert recipe("lightflow").stages[0].steps == 70_122
     rates = [recipe("lightflow").stages[0].schedule(174 * epoch, 70_122) for epoch in (0, 58, 174, 232, 289, 347)]
@@ -62,7 +136,16 @@ def test_published_figures():
         "m4s4r4",
         "m3s3r3",
     ]
+    lite = recipe("liteflownet2").stages
+    assert [stage.steps for stage in lite] == [300_000, 300_000, 240_000, 240_000, 240_000, 500_000]
+    assert [stage.learning_rate for stage in lite] == [1e-4, 1e-4, 1e-4, 1e-4, 6e-5, 3e-6]
+    assert [lite[3].schedule(step, 240_000) for step in (119_999, 120_000, 239_999)] == [1, 1 / 2, 1 / 8]
     assert [stage.steps for stage in recipe("raft").stages] == [100_000, 100_000, 100_000, 50_000]
+    assert terms("deq_flow_h") == [(42, 6, 1), (42, 6, 3), (42, 6, 3), (42, 6, 1)]
+    assert terms("deq_flow_h2") == [(36, 6, 1), (40, 2, 3), (40, 2, 3), (40, 2, 3)]
+    assert terms("deq_flow_b_one") == [(36, 6, 1), (40, 1, 1)]
+    assert terms("deq_flow_h_one") == [(42, 6, 1), (37, 1, 1)]
+    assert terms("deq_flow_h2_one") == [(36, 1, 1), (40, 1, 1)]
     assert [stage.steps for stage in recipe("deq_flow_h2_3x").stages][:2] == [120_000, 360_000]
     with pytest.raises(FleetflowError, match="did you mean"):
         recipe("raft_smal")

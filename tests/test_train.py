@@ -347,10 +347,51 @@ def test_a_loss_that_is_no_number_is_skipped_then_ends_the_run(tiny, tmp_path, m
     monkeypatch.setitem(recipes.RECIPES, "tiny", plan_of(Batches(8, 1, 64, 64), loss=broken))
     with pytest.raises(FleetflowError, match="3 steps had a loss that is not a number"):
         job.train("tiny", folder=tmp_path, workers=0, report=quiet, checkpoint_every=1)
-    kept = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
-    assert set(kept) == {"frame1", "frame2", "flow", "valid"}
+    kept = torch.load(tmp_path / "bad_batch-0.pt", weights_only=True)
+    assert set(kept) == {"step", "loss", "frame1", "frame2", "flow", "valid"}
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
     assert all(value.isfinite().all() for value in state.values())
+
+
+def test_what_diverges_leaves_its_last_good_weights(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "BAD_STEPS", 3)
+    calls = []
+
+    def broken(prediction, sample):
+        calls.append(1)
+        return losses.multi_scale(prediction, sample) * (float("nan") if len(calls) > 4 else 1)
+
+    monkeypatch.setitem(recipes.RECIPES, "tiny", plan_of(Batches(8, 2, 64, 64), loss=broken))
+    with pytest.raises(FleetflowError, match="begin another --folder with --start NETWORK:.*lower learning rate"):
+        job.train("tiny", folder=tmp_path, workers=0, report=quiet, checkpoint_every=1, parts=2)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert torch.load(tmp_path / "bad_batch-0.pt", weights_only=True)["step"] == 4
+    assert losses_of(tmp_path)[2:] == [None, None]  # JSON knows no NaN
+
+
+def test_data_of_a_later_stage_is_missed_at_once(tmp_path, monkeypatch):
+    later = dataclasses.replace(TWO.stages[1], sources=(Source(pairs, "nowhere"),))
+    monkeypatch.setitem(recipes.RECIPES, "later", dataclasses.replace(TWO, stages=(TWO.stages[0], later)))
+    with pytest.raises(FleetflowError, match="nowhere"):
+        job.train("later", folder=tmp_path / "run", root=tmp_path, workers=0, report=quiet)
+    assert not (tmp_path / "run").exists()
+    job.train("later", folder=tmp_path / "run", root=tmp_path, workers=0, report=quiet, steps=1)
+
+
+def test_saving_memory_leaves_out_what_cannot_be_computed_again():
+    for name, wrapped in (("deq_flow_tiny_synthetic", {"fnet", "mask"}), ("lightflow", None)):
+        plan = recipes.RECIPES[name]
+        stage = plan.stages[0]
+        model = job._fresh(stage, plan, 0, earlier=None, start=(), resumed=False)
+        options = (stage, model, torch.device("cpu"), torch.float32, 1, False, True)
+        if wrapped is None:
+            with pytest.raises(FleetflowError, match="without --save-memory"):
+                job._begin(*options)
+            continue
+        trained, *_ = job._begin(*options)
+        assert {name for name, child in model.named_children() if "Wrapper" in type(child).__name__} == wrapped
+        sample = Sample(*generate(1, 96, 128, seed=1)[:4])
+        stage.loss(trained(sample.frame1, sample.frame2), sample).backward()
 
 
 def test_learning_rate():

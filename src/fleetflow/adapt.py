@@ -19,13 +19,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fleetflow.data.dataset import to_frame
 from fleetflow.data.generate.photometric import photometric as camera
-from fleetflow.io import list_frames, read_image, write_atomically
+from fleetflow.io import list_frames, read_image, reason, write_atomically
 from fleetflow.models import weights
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.optimise import optimisers
 from fleetflow.predict import Precision, Predictor, autocast, choose_device, choose_dtype
 from fleetflow.schedules import warm_flat_cool
-from fleetflow.train import BAD_STEPS
+from fleetflow.train import BAD_STEPS, expect
 from fleetflow.types import FleetflowError
 from fleetflow.unsupervised import (
     Occlusion,
@@ -150,9 +150,15 @@ def adapt(
     """
     if output.suffix != ".safetensors":
         raise FleetflowError(f"{output} does not end in .safetensors; name the output so")
+    expect(
+        ("steps", steps, 0), ("batch", batch, 1), ("size", min(size), 1), ("learning-rate", learning_rate, 1e-12),
+        ("measure-every", measure_every, 1), ("seed", seed, 0), ("threads", threads, 0),
+    )  # fmt: skip
     checkpoint = output.with_name(f"{output.stem}-unfinished.pt")
-    if output.exists() and not checkpoint.exists():
-        raise FleetflowError(f"{output} is there already; choose another output or delete it")
+    places = [output, output.with_name(f"{output.stem}-other.safetensors")][: 2 if other else 1]
+    taken = [place for place in places if place.exists()]
+    if taken and not checkpoint.exists():
+        raise FleetflowError(f"{taken[0]} is there already; choose another output or delete it")
     where = choose_device(device)
     dtype = choose_dtype(precision, where)
     if dtype == torch.float16:
@@ -162,15 +168,14 @@ def adapt(
     learned, held = split(pairs)
     held = held[:: math.ceil(len(held) / MEASURED)]
     names = [start] + ([other] if other else [])
-    places = [output, output.with_name(f"{output.stem}-other.safetensors")]
     about = {"recipe": "adapt", "frames": name, "pairs": len(learned), "steps": steps}
-    students = [_Student(*both, about, learning_rate, where) for both in zip(names, places)]
+    students = [_Student(*both, about, learning_rate, where) for both in zip(names, places, strict=True)]
     request = [names, name, len(pairs), steps, batch, list(size), learning_rate, occlusion, order, seed]
     for student in students:
         student.begin(held)
     first = bad = 0
     if output.exists():
-        state = torch.load(checkpoint, map_location=where, weights_only=True)
+        state = _left(checkpoint, where)
         if state["request"] != request:
             raise FleetflowError(f"{checkpoint} is of a run that was asked for something else; delete it to begin anew")
         first, bad = state["step"], state["bad"]
@@ -302,6 +307,18 @@ class _Student:
 def _interruptible(checkpoint: Path, request: list, step: int, bad: int, students: list[_Student]) -> None:
     state = {"request": request, "step": step, "bad": bad, "students": [student.state() for student in students]}
     write_atomically(checkpoint, partial(torch.save, state))
+
+
+def _left(checkpoint: Path, where: torch.device) -> dict:
+    """What an interrupted run left; raises FleetflowError where it is damaged or something else."""
+    try:
+        state = torch.load(checkpoint, map_location=where, weights_only=True)
+        lacks = [f"it has no {key}" for key in ("request", "step", "bad", "students") if key not in state]
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError, ...
+        lacks = [reason(error)[:80]]
+    if lacks:
+        raise FleetflowError(f"{checkpoint} is damaged ({lacks[0]}); delete it and the output to begin anew")
+    return state
 
 
 def _batch(pairs: Pairs, count: int, size: tuple[int, int], students: list[_Student], generator: torch.Generator):

@@ -136,6 +136,7 @@ def train(
         print(outcome.weights)
         outcomes.append(outcome.epe)
         first = first or outcome.checkpoint
+    job.leave()
     if repeat > 1:
         print(f"EPE of the last steps over {repeat} runs: {fmean(outcomes):.3f} px, spread {stdev(outcomes):.3f}")
 

@@ -62,9 +62,10 @@ def multi_scale(
         raise FleetflowError(
             f"{len(prediction.steps)} steps for {len(weights)} weights; expected one step more than weights"
         )
-    total = _robust(prediction.flow, sample.flow, sample.valid.float(), power, epsilon)
+    known, flow = _known(sample)
+    total = _robust(prediction.flow, flow, known.float(), power, epsilon)
     for step, weight in zip(prediction.steps[:-1], weights, strict=True):
-        truth, share = shrink_flow(sample.flow, sample.valid, tuple(step.shape[-2:]))
+        truth, share = shrink_flow(flow, known, tuple(step.shape[-2:]))
         stride = sample.flow.shape[-1] / step.shape[-1]
         total = total + weight * _robust(step * stride, truth * stride, share, power, epsilon)
     return total

@@ -53,13 +53,16 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
 def optimisers(model: nn.Module, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Returns Muon for the inner convolutions and AdamW for biases, enlargements and the layers that give the flow.
 
-    learning_rate is Muon's; AdamW takes a twentieth of it.
+    learning_rate is Muon's; AdamW takes a twentieth of it. Where weights are normalised, Muon moves their directions.
     """
-    inner, other = [], []
+    inner, other, seen = [], [], set()
     for module in model.modules():
         plain = isinstance(module, nn.Conv2d) and module.out_channels > 2
-        for name, weight in module.named_parameters(recurse=False):
-            (inner if plain and name == "weight" else other).append(weight)
+        for weight in module.parameters(recurse=plain):
+            if id(weight) not in seen:
+                matrix = weight.dim() == 4 and weight[0].numel() > 1  # a length for each output is none
+                (inner if plain and matrix else other).append(weight)
+                seen.add(id(weight))
     return [
         Muon(inner, learning_rate, weight_decay=weight_decay),
         torch.optim.AdamW(other, learning_rate / 20, weight_decay=0.0),

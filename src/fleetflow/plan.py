@@ -54,6 +54,7 @@ class Stage:
     build: makes the network, where training needs arguments of it.
     begin: what is done to fresh weights, where nothing comes before.
     grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to like.
+    tunes: the stage needs trained weights to start from.
     validation, validate_every: pairs measured every so many steps and at the end; 0 never measures.
     """
 
@@ -74,6 +75,7 @@ class Stage:
     build: Callable[[], FlowModel] | None = None
     begin: Callable[[FlowModel], None] | None = None
     grow: Callable[..., None] | None = None
+    tunes: bool = False
     validation: tuple[Source, ...] = ()
     validate_every: int = 5_000
 

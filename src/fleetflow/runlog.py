@@ -1,14 +1,20 @@
-"""The log of a training run: a line on the terminal with speed and time left, a JSON line per step, TensorBoard."""
+"""The log of a training run: a line on the terminal with speed and time left, a JSON line per step, TensorBoard.
+
+And what its weights say of themselves.
+"""
 
 import json
 import math
+import subprocess
 import time
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from torch import Tensor
 
 from fleetflow.io import write_atomically
+from fleetflow.plan import Recipe, Stage
 from fleetflow.types import Sample
 from fleetflow.visualise import error_map, flow_to_color, robust_scale, side_by_side
 
@@ -35,14 +41,16 @@ class Log:
         except ImportError:
             self.board = None
 
-    def step(self, step: int, samples: int, numbers: dict[str, float], *, skipped: int) -> None:
-        self.file.write(json.dumps({"step": step, **{key: round(value, 5) for key, value in numbers.items()}}) + "\n")
-        self.rows.append(numbers)
+    def step(self, step: int, samples: int, numbers: dict[str, float], *, learned: bool, skipped: int) -> None:
+        """Writes the numbers of a step; those of one that was not learned from have no part in the means."""
+        self._write({"step": step, **_plain({key: round(value, 5) for key, value in numbers.items()})})
+        if learned:
+            self.rows.append(numbers)
         self.samples += samples
         now = time.monotonic()
         if now - self.shown < 10 and step + 1 < self.last:
             return
-        mean = {key: float(np.mean([row[key] for row in self.rows])) for key in numbers}
+        mean = {key: fmean([row[key] for row in self.rows] or [math.nan]) for key in numbers}
         if self.board:
             for key, value in mean.items():
                 self.board.add_scalar(f"train/{key}", value, step)
@@ -56,11 +64,14 @@ class Log:
 
     def validation(self, step: int, score: dict[str, float]) -> None:
         """Writes the errors of a validation, which follow the line of their step."""
-        self.file.write(json.dumps({"step": step, "validation": score}) + "\n")
+        self._write({"step": step, "validation": _plain(score)})
         if self.board:
             for key, value in score.items():
                 self.board.add_scalar(f"validation/{key}", value, step)
         self.report(f"step {step + 1}  validation EPE {score['epe']:.3f} px, over 3 px {score['out3']:.2f} %")
+
+    def _write(self, row: dict[str, object]) -> None:
+        self.file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def picture(self, step: int, sample: Sample, flow: Tensor) -> None:
         """Shows the first pair of a batch: frame1, true flow, predicted flow [N, 2, H, W], error."""
@@ -82,6 +93,40 @@ class Log:
         self.file.close()
         if self.board:
             self.board.close()
+
+
+def header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, object]:
+    """Returns what shipped weights say of themselves, after `step` steps of the run, `own` of them in this stage."""
+    before = plan.stages[: plan.stages.index(stage)]
+    seen = sum(other.samples(other.steps) for other in before) + stage.samples(own)
+    about = {
+        "network": stage.network or plan.network,
+        "arguments": {},
+        "recipe": run["recipe"],
+        "stage": stage.name,
+        "step": step,
+        "samples": seen + run["start_samples"],
+        "commit": _commit(),
+    }
+    if run["start"]:
+        about["start"] = ", ".join(one.partition(":")[0] for one in run["start"])
+    if stage.sources:
+        return {**about, "data": ", ".join(source.folder for source in stage.sources), "licence": "that of the data"}
+    return {**about, "textures": "photographs" if run["textures"] else "procedural", "licence": "Apache-2.0"}
+
+
+def _commit() -> str:
+    """The commit of the working directory, "unknown" where it is none or git is not installed."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
+def _plain(numbers: dict[str, float]) -> dict[str, float | None]:
+    """The numbers as JSON can hold them: null for what is none."""
+    return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
 
 
 def _step(line: str) -> float:

@@ -8,7 +8,6 @@ On several GPUs or machines the same loop runs in every process, started by torc
 import copy
 import math
 import os
-import subprocess
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
 
 from fleetflow.data.dataset import Files
 from fleetflow.data.generate import default_textures
@@ -38,7 +38,7 @@ from fleetflow.plan import Recipe, Stage, changed
 from fleetflow.predict import Precision, Predictor, autocast, choose_device, choose_dtype
 from fleetflow.recipes import recipe
 from fleetflow.registry import models, unknown
-from fleetflow.runlog import Log
+from fleetflow.runlog import Log, header
 from fleetflow.types import FleetflowError, Sample
 
 BAD_STEPS = 20  # so many steps with a loss that is no number or explodes end the run
@@ -97,15 +97,14 @@ def train(
     minutes, steps: stop after so long, or at that step; the run can be resumed. seed: of weights and data (0).
     threads: threads of the training process (0: as many as torch takes); workers: processes that make pairs.
     parts: parts of a batch, over which gradients are accumulated; a multiple of the number of processes (default).
-    compile: use torch.compile. save_memory: compute the activations of blocks again instead of keeping them.
+    compile: use torch.compile. save_memory: compute the activations of blocks again instead of keeping them; not those
+        of blocks with training batch statistics or normalised weights.
     checkpoint_every: steps between checkpoints; a killed run loses at most so many.
     """
-    for option, value, least in (
+    expect(
         ("minutes", minutes, 0), ("steps", steps, 1), ("seed", seed, 0), ("threads", threads, 0),
         ("workers", workers, 0), ("parts", parts, 1), ("checkpoint-every", checkpoint_every, 1),
-    ):  # fmt: skip
-        if value is not None and not least <= value < 2**32:
-            raise FleetflowError(f"--{option} is {value}; expected a number from {least} to 2^32")
+    )  # fmt: skip
     asked = {
         "recipe": name,
         "stage": stage,
@@ -142,6 +141,12 @@ def train(
         raise FleetflowError(f"{parts} parts do not divide among {world} processes; {hint}")
     if threads:
         torch.set_num_threads(threads)
+    total, begin = min(plan.steps, steps or plan.steps), 0
+    for part in plan.stages:  # data that a later stage lacks is said now
+        if begin < total and begin + part.steps > state.get("step", 0):
+            open_sources(part.sources, root)
+            _judges(part, root)
+        begin += part.steps
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -150,13 +155,12 @@ def train(
     if where.type != "cpu":  # a GPU makes the pairs itself, faster than processes could send them
         surfaces = surfaces.to(where)
 
-    total = min(plan.steps, steps or plan.steps)
     log = Log(folder, state.get("step", 0), total, report) if rank == 0 else None
     began = time.monotonic()
-    done, bad, recent, model, stop = 0, 0, deque(state.get("recent", ()), maxlen=200), None, False
+    done, bad, spell, recent, model, stop = 0, 0, 0, deque(state.get("recent", ()), maxlen=200), None, False
     for number, part in enumerate(plan.stages):
         given = run["start"] if number == 0 and (part.grow or not state) else ()
-        model = _fresh(part, plan, seed, earlier=model, start=given).to(where)
+        model = _fresh(part, plan, seed, earlier=model, start=given, resumed=bool(state)).to(where)
         if state and state["step"] > done + part.steps:  # finished in a former session
             done += part.steps
             continue
@@ -189,7 +193,7 @@ def train(
             for update, bases in zip(updates, rates, strict=True):
                 for group, base in zip(update.param_groups, bases, strict=True):
                     group["lr"] = base * factor
-            numbers = torch.zeros(2, device=where)
+            numbers, tried = torch.zeros(2, device=where), []
             for k in range(len(own)):
                 _, _, tensors = next(stream)
                 sample = Sample(*(tensor.to(where, non_blocking=True) for tensor in tensors))
@@ -199,6 +203,7 @@ def train(
                 loss = part.loss(prediction, sample)
                 scaler.scale(loss / len(own)).backward()
                 error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid].mean()
+                tried.append((loss.detach(), sample))
                 numbers += torch.stack((loss.detach(), error)) / parts
             if world > 1:
                 dist.all_reduce(numbers)
@@ -207,14 +212,16 @@ def train(
             length = nn.utils.clip_grad_norm_(model.parameters(), part.clip).item()
             value, epe = numbers.tolist()
             exploded = len(recent) >= 100 and value > EXPLODED * median(row[0] for row in recent)
-            if math.isfinite(length + value) and not exploded:
+            learned = math.isfinite(length + value) and not exploded
+            if learned:
                 for update in updates:
                     scaler.step(update)
                 average.update_parameters(model)
                 recent.append((value, epe))
-            elif not (scaler.is_enabled() and math.isfinite(value)):  # float16 finds its scale by overflowing
-                bad += 1
-                _keep_bad(folder, sample, bad, done + step, rank)
+                spell = 0
+            elif exploded or not (scaler.is_enabled() and math.isfinite(value)):  # float16 overflows to find its scale
+                bad, spell = bad + 1, spell + 1
+                _keep_bad(folder, tried, bad, done + step, rank)
             scaler.update()
             for update in updates:
                 update.zero_grad(set_to_none=True)
@@ -224,12 +231,13 @@ def train(
             if log:
                 size = part.at(step)
                 row = {"loss": value, "epe": epe, "gradient": length, "rate": factor}
-                log.step(done + step, size.batch, row, skipped=bad)
+                log.step(done + step, size.batch, row, learned=learned, skipped=bad)
                 if step % PICTURE_EVERY == 0:
                     log.picture(done + step, sample, prediction.flow)
                 if judges and ((step + 1) % part.validate_every == 0 or step + 1 == part.steps):
                     log.validation(done + step, _validate(average.module, judges, where))
-                if (step + 1) % checkpoint_every == 0 or step + 1 == last or stop:
+                ends = step + 1 == last or stop
+                if spell < 2 if ends else (step + 1) % checkpoint_every == 0 and not spell:  # the last good one stays
                     state_now = {
                         **run,
                         "step": done + step + 1,
@@ -241,10 +249,10 @@ def train(
                         "optimisers": [update.state_dict() for update in updates],
                     }
                     write_atomically(checkpoint, partial(torch.save, state_now))
-                    header = _header(run, plan, part, done + step + 1, step + 1)
-                    weights.save(average.module, folder / "weights.safetensors", header)
+                    about = header(run, plan, part, done + step + 1, step + 1)
+                    weights.save(average.module, folder / "weights.safetensors", about)
                     if step + 1 == part.steps and len(plan.stages) > 1:
-                        weights.save(average.module, folder / f"{part.name}.safetensors", header)
+                        weights.save(average.module, folder / f"{part.name}.safetensors", about)
             if stop:
                 break
         done += step + 1
@@ -255,9 +263,21 @@ def train(
         log.close()
     if world > 1:
         dist.barrier()
-        dist.destroy_process_group()
     epe = fmean(row[1] for row in recent) if recent else math.nan
     return Outcome(done, plan.steps, epe, folder / "weights.safetensors", checkpoint)
+
+
+def expect(*numbers: tuple[str, float | None, float]) -> None:
+    """Returns if all numbers (option, value, least) that are given are in range; raises FleetflowError otherwise."""
+    for option, value, least in numbers:
+        if value is not None and not least <= value < 2**32:
+            raise FleetflowError(f"--{option} is {value}; expected a number from {least} to 2^32")
+
+
+def leave() -> None:
+    """Parts from the other processes of torchrun, after the last run; one group serves all runs of a process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _plan(run: dict) -> Recipe:
@@ -331,7 +351,8 @@ def _processes(device: str) -> tuple[int, int, torch.device]:
     if where.type == "cuda":
         where = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), where
 
 
@@ -344,7 +365,9 @@ def _agreed(late: bool, where: torch.device, world: int) -> bool:
     return flag.item() > 0
 
 
-def _fresh(stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, start: tuple[str, ...]) -> FlowModel:
+def _fresh(
+    stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, start: tuple[str, ...], resumed: bool
+) -> FlowModel:
     """The network of a stage as its training begins."""
     torch.manual_seed(seed)
     name = stage.network or plan.network
@@ -358,6 +381,8 @@ def _fresh(stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, 
         raise FleetflowError(f"the weights of {' and '.join(start)} are not those of {name}, which this stage trains")
     elif stage.grow:
         raise FleetflowError(f"stage {stage.name} takes up trained networks; give them with --start ({plan.source})")
+    elif stage.tunes and not resumed:
+        raise FleetflowError(f"stage {stage.name} tunes trained weights; give them with --start ({plan.source})")
     elif stage.begin:
         stage.begin(model)
     return model
@@ -386,7 +411,9 @@ def _begin(
     updates = stage.optimiser(model, stage.learning_rate, stage.weight_decay)
     scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
     if save_memory:
-        blocks = {block for block in model.children() if len(list(block.children()))}
+        blocks = {block for block in model.children() if len(list(block.children())) and _repeatable(block)}
+        if not blocks:
+            raise FleetflowError("no block of this network can be computed again; train it without --save-memory")
         apply_activation_checkpointing(
             model, checkpoint_wrapper_fn=checkpoint_wrapper, check_fn=lambda layer: layer in blocks
         )
@@ -394,6 +421,14 @@ def _begin(
     if world > 1:
         trained = DistributedDataParallel(model, device_ids=[where] if where.type == "cuda" else None)
     return torch.compile(trained) if compile else trained, average, updates, scaler
+
+
+def _repeatable(block: nn.Module) -> bool:
+    """Whether computing a block again gives the same: no statistics to count twice, no weights made once a step."""
+    return not any(
+        is_parametrized(layer) or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training)
+        for layer in block.modules()
+    )
 
 
 def _averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -427,45 +462,18 @@ def _validate(model: FlowModel, judges: list[Files], where: torch.device) -> dic
     return {key: fmean(table[key] for table in tables) for key in ("epe", "out3", "fl")}
 
 
-def _keep_bad(folder: Path, sample: Sample, bad: int, step: int, rank: int) -> None:
-    """Stores a batch whose loss was no number or exploded; ends the run at the limit."""
-    path = folder / "bad_batch.pt"
-    if rank == 0:
-        torch.save({name: tensor for name, tensor in sample._asdict().items() if tensor is not None}, path)
+def _keep_bad(folder: Path, tried: list[tuple[torch.Tensor, Sample]], bad: int, step: int, rank: int) -> None:
+    """Stores the worst part of a batch whose loss was no number or exploded; ends the run at the limit."""
+    path, saved = folder / f"bad_batch-{rank}.pt", folder / "weights.safetensors"
+    loss, sample = max(tried, key=lambda part: part[0].nan_to_num(math.inf, math.inf).item())
+    tensors = {name: tensor for name, tensor in sample._asdict().items() if tensor is not None}
+    torch.save({"step": step, "loss": loss.item(), **tensors}, path)
     if bad >= BAD_STEPS:
+        start = f" with --start NETWORK:{saved}" if saved.exists() else ""
         raise FleetflowError(
-            f"{bad} steps had a loss that is not a number or exploded, the last at step {step}; "
-            f"the batch is in {path}: lower the learning rate or resume from an earlier checkpoint"
+            f"{bad} steps had a loss that is not a number or exploded, the last at step {step} (its batch is in "
+            f"{path}); begin another --folder{start} and a lower learning rate"
         )
-
-
-def _header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, object]:
-    """What shipped weights say of themselves, after `step` steps of the run, `own` of them in this stage."""
-    before = plan.stages[: plan.stages.index(stage)]
-    seen = sum(other.samples(other.steps) for other in before) + stage.samples(own)
-    header = {
-        "network": stage.network or plan.network,
-        "arguments": {},
-        "recipe": run["recipe"],
-        "stage": stage.name,
-        "step": step,
-        "samples": seen + run["start_samples"],
-        "commit": _commit(),
-    }
-    if run["start"]:
-        header["start"] = ", ".join(one.partition(":")[0] for one in run["start"])
-    if stage.sources:
-        return {**header, "data": ", ".join(source.folder for source in stage.sources), "licence": "that of the data"}
-    return {**header, "textures": "photographs" if run["textures"] else "procedural", "licence": "Apache-2.0"}
-
-
-def _commit() -> str:
-    """The commit of the working directory, "unknown" where it is none or git is not installed."""
-    try:
-        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return git.stdout.strip() or "unknown"
 
 
 def _seen(start: str) -> int:

@@ -5,11 +5,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrizations, parametrize
 
 from fleetflow.deq.checks import flag, number
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _unknown(weight: Tensor) -> bool:
+    """Whether it has a shape but no values, as on the meta device and while operations are counted."""
+    return weight.is_meta or isinstance(weight, FakeTensor)
 
 
 def weight_norm(module: nn.Module) -> nn.Module:
@@ -20,7 +26,7 @@ def weight_norm(module: nn.Module) -> nn.Module:
     """
     layers = _plain_layers(module)
     for name, layer in layers.items():
-        if not layer.weight.is_meta and not bool(layer.weight.flatten(1).any(1).all()):
+        if not _unknown(layer.weight) and not bool(layer.weight.flatten(1).any(1).all()):
             raise ValueError(f"layer {name} has a channel of zeros, which has no direction; give it small weights")
     for layer in layers.values():
         parametrizations.weight_norm(layer)

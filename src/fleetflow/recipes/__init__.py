@@ -99,19 +99,18 @@ RECIPES: dict[str, Recipe] = {
         (
             Stage(
                 "generated",
-                (Batches(1_500, 4, 128, 192),),
-                learning_rate=6e-4,
+                (Batches(600, 4, 96, 128),),
+                learning_rate=0.006,
                 schedule=partial(schedules.warm_flat_cool, warmup=50, cooldown=0.3),
                 loss=losses.correction,
-                optimiser=adamw,
-                weight_decay=1e-4,
+                weight_decay=0.01,
                 clip=1.0,
-                ema=0.99,
-                mixture={worlds.small_world: 0.5, worlds.shapes_world: 0.4, worlds.still_world: 0.1},
+                ema=0.98,
+                mixture={worlds.shapes_world: 0.9, worlds.blank_world: 0.1},
                 build=partial(deq_flow.deq_flow_tiny, equilibrium=equilibrium_of(deq_flow.PLAIN, 12, 3, 1)),
             ),
         ),
-        "ours: some hundred steps on a CPU, motions that so few can teach",
+        "ours: some hundred steps on a CPU, on motions that so few can teach",
     ),
     "lightflow": Recipe(
         "lightflow",
@@ -146,10 +145,45 @@ RECIPES: dict[str, Recipe] = {
         rates=(2.5e-4, 1.25e-4, 1.25e-4, 1.25e-4),
     ),
     **deq_stages("deq_flow_b", deq_flow.deq_flow_b, deq_flow.ANDERSON, "arXiv 2204.08442, v1"),
-    **deq_stages("deq_flow_h", deq_flow.deq_flow_h, deq_flow.BROYDEN, "arXiv 2204.08442, v1"),
-    **deq_stages("deq_flow_h2", deq_flow.deq_flow_h2, deq_flow.PLAIN, "locuslab/deq-flow v2, 1x"),
-    **deq_stages("deq_flow_h2_3x", deq_flow.deq_flow_h2, deq_flow.PLAIN, "locuslab/deq-flow v2, 3x", things=360_000),
-    **deq_stages("deq_flow_b_one", deq_flow.deq_flow_b, deq_flow.ANDERSON, "v1, one-step gradient", one=True),
+    **deq_stages(
+        "deq_flow_h",
+        deq_flow.deq_flow_h,
+        deq_flow.BROYDEN,
+        "arXiv 2204.08442, v1, train_H_full.sh",
+        terms=((36, 6, 1), (36, 6, 3), (36, 6, 3), (36, 6, 1)),
+    ),
+    **deq_stages(
+        "deq_flow_h2", deq_flow.deq_flow_h2, deq_flow.PLAIN, "locuslab/deq-flow v2, 1x, whose scripts end with Things"
+    ),
+    **deq_stages(
+        "deq_flow_h2_3x",
+        deq_flow.deq_flow_h2,
+        deq_flow.PLAIN,
+        "locuslab/deq-flow v2, 3x, whose scripts end with Things",
+        things=360_000,
+    ),
+    **deq_stages(
+        "deq_flow_b_one",
+        deq_flow.deq_flow_b,
+        deq_flow.ANDERSON,
+        "v1, train_B_demo.sh: one-step gradient and one term on Things",
+        things=100_000,
+        terms=((36, 6, 1), (40, 1, 1)),
+    ),
+    **deq_stages(
+        "deq_flow_h_one",
+        deq_flow.deq_flow_h,
+        deq_flow.BROYDEN,
+        "v1, train_H_demo.sh: one-step gradient and one term on Things",
+        terms=((36, 6, 1), (36, 1, 1)),
+    ),
+    **deq_stages(
+        "deq_flow_h2_one",
+        deq_flow.deq_flow_h2,
+        deq_flow.PLAIN,
+        "v2, train_H_1_step_grad.sh: one-step gradient and one term",
+        terms=((36, 1, 1), (40, 1, 1)),
+    ),
 }
 
 

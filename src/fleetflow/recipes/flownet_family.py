@@ -5,7 +5,12 @@ from functools import partial
 
 from fleetflow import losses, schedules
 from fleetflow.data.augment.flownet import flownet
-from fleetflow.data.augment.liteflownet2 import liteflownet2, liteflownet2_kitti, liteflownet2_sintel
+from fleetflow.data.augment.liteflownet2 import (
+    JITTER,
+    liteflownet2,
+    liteflownet2_kitti,
+    liteflownet2_sintel,
+)
 from fleetflow.data.flyingchairs import chairs_sdhom
 from fleetflow.data.hd1k import hd1k
 from fleetflow.data.sintel import sintel
@@ -29,7 +34,7 @@ FLOWNET2 = partial(losses.pyramid, weights=losses.FLOWNET2)
 FLOWNET_SD = partial(losses.pyramid, weights=losses.FLOWNET2, unit=1 / 20)
 FUSED = partial(losses.pyramid, weights=(0.0, 0.0, 1.0), mean=True)  # the fused flow alone
 PWC_FINE = partial(losses.pyramid, weights=losses.FLOWNET2, measure=losses.robust, compare=losses.at_known)
-LITE = partial(losses.pyramid, weights=losses.LITEFLOWNET2[:4])
+LITE_LATER = partial(schedules.multi_step, milestones=(120_000, 160_000, 200_000), of=240_000)
 
 
 def pwc(network: str, first: Augment, sparse: Augment, source: str) -> dict[str, Recipe]:
@@ -51,7 +56,7 @@ def pwc(network: str, first: Augment, sparse: Augment, source: str) -> dict[str,
     second = replace(
         fine, name="things", batches=(Batches(500_000, 4, 384, 768),), sources=things(first, "clean", "final")
     )
-    tuned = replace(fine, learning_rate=3e-5, schedule=schedules.pwcnet_sintel, loss=PWC_FINE)
+    tuned = replace(fine, learning_rate=3e-5, schedule=schedules.pwcnet_sintel, loss=PWC_FINE, tunes=True)
     on_sintel = replace(tuned, name="sintel", batches=(Batches(300_000, 4, 384, 768),), sources=sintel_both(first))
     on_kitti = replace(
         tuned, name="kitti", batches=(Batches(300_000, 4, 320, 896),), sources=kitti_both(sparse), validation=KITTI_TEST
@@ -59,6 +64,7 @@ def pwc(network: str, first: Augment, sparse: Augment, source: str) -> dict[str,
     mixed = replace(
         on_sintel,
         name="mixed",
+        batches=(Batches(300_000, 4, 320, 768),),  # frames of KITTI are 370 rows high
         sources=(*sintel_both(first, 10), *kitti_both(sparse), Source(hd1k, "HD1K", augment=sparse)),
     )
     return {
@@ -70,7 +76,7 @@ def pwc(network: str, first: Augment, sparse: Augment, source: str) -> dict[str,
 
 
 def liteflownet2_stages() -> dict[str, Recipe]:
-    """mmflow's configurations: five stages on Chairs, then Things, then Sintel with KITTI, or KITTI alone."""
+    """mmflow's configurations: five stages on Chairs, then Things, then Sintel with KITTI, then KITTI alone."""
     base = Stage(
         "m6s6",
         (Batches(300_000, 8, 320, 448),),
@@ -96,11 +102,14 @@ def liteflownet2_stages() -> dict[str, Recipe]:
         )
         for name, count in levels
     ]
+    later[1:] = [replace(stage, batches=(Batches(240_000, 8, 320, 448),), schedule=LITE_LATER) for stage in later[1:]]
+    later[-1] = replace(later[-1], learning_rate=6e-5)
     last = replace(later[-1], grow=None, learning_rate=5e-5)
     on_things = replace(
         last,
         name="things",
-        batches=(Batches(500_000, 4, 384, 768),),
+        batches=(Batches(500_000, 8, 384, 768),),
+        learning_rate=3e-6,
         schedule=schedules.s_fine,
         sources=subset(liteflownet2),
         validation=SINTEL_TEST,
@@ -113,13 +122,14 @@ def liteflownet2_stages() -> dict[str, Recipe]:
             measure=losses.charbonnier,
             compare=losses.enlarged,
         ),
+        tunes=True,
     )
     on_sintel = replace(
         tuned,
         name="sintel",
         batches=(Batches(600_000, 4, 320, 768),),
         schedule=schedules.liteflownet2_sintel,
-        sources=(*sintel_both(liteflownet2_sintel), *kitti_both(liteflownet2_sintel)),
+        sources=(*sintel_both(liteflownet2_sintel), *kitti_both(partial(liteflownet2_kitti, jitter=JITTER))),
         validation=SINTEL_TEST,
     )
     on_kitti = replace(
@@ -134,7 +144,7 @@ def liteflownet2_stages() -> dict[str, Recipe]:
     return {
         "liteflownet2": Recipe("liteflownet2", (base, *later, on_things), source),
         "liteflownet2_sintel": Recipe("liteflownet2", (on_sintel,), f"{source}; after liteflownet2"),
-        "liteflownet2_kitti": Recipe("liteflownet2", (on_kitti,), f"{source}; after liteflownet2"),
+        "liteflownet2_kitti": Recipe("liteflownet2", (on_kitti,), f"{source}; after liteflownet2_sintel"),
     }
 
 
@@ -179,9 +189,10 @@ def flownet2_parts() -> dict[str, Recipe]:
         learning_rate=1e-5,
         schedule=schedules.constant,
         loss=FUSED,
-        sources=(Source(partial(sintel, render="clean"), "Sintel"),),
-        validation=SINTEL_TEST,
+        sources=(Source(partial(sintel, split="train", render="clean"), "Sintel"),),
+        validation=(Source(partial(sintel, split="val", render="clean"), "Sintel"),),
         validate_every=2_000,
+        tunes=True,
     )
     fusion = on_things(replace(base, name="fusion", network="flownet2", loss=FUSED, grow=start_stack))
     source = "arXiv 1612.01925"
@@ -191,5 +202,7 @@ def flownet2_parts() -> dict[str, Recipe]:
             "flownet_css", tuple(step for stage in (base, *stack) for step in (stage, on_things(stage))), source
         ),
         "flownet2": Recipe("flownet2", (fusion,), f"{source}; --start flownet_css:A --start flownet_sd:B"),
-        "flownet2_sintel": Recipe("flownet2", (tune,), "fine-tuning; 436 rows are cut to 384, a multiple of 64"),
+        "flownet2_sintel": Recipe(
+            "flownet2", (tune,), "ours; after flownet2; six scenes are held back; 436 rows are cut to 384"
+        ),
     }

@@ -29,8 +29,12 @@ def raft_stages(
     build: tuple = (None,) * 4,
     refinements: int | None = 12,
 ) -> dict[str, Recipe]:
-    """RAFT's four stages (arXiv 2003.12039, code): Chairs, Things, Sintel + KITTI + HD1K, KITTI."""
+    """RAFT's four stages (arXiv 2003.12039, code): Chairs, Things, Sintel + KITTI + HD1K, KITTI.
+
+    build: makes the network of each stage; fewer than four leave out the last stages.
+    """
     network = network or name
+    build, count = (*build, *(None,) * 4)[:4], len(build)
     first = Stage(
         "chairs",
         (Batches(steps[0], batches[0], 368, 496),),
@@ -41,7 +45,7 @@ def raft_stages(
         weight_decay=decay[0],
         clip=1.0,
         ema=0,
-        sources=(chairs(raft),),
+        sources=(chairs(partial(raft, scale=(-0.1, 1.0))),),
         refinements=refinements,
         build=build[0],
         validation=CHAIRS_TEST,
@@ -51,11 +55,12 @@ def raft_stages(
         name="things",
         batches=(Batches(steps[1], batches[1], 400, 720),),
         learning_rate=rates[1],
-        sources=things(raft, "clean", "final"),
+        sources=things(partial(raft, scale=(-0.4, 0.8)), "clean", "final"),
         freeze_norm=True,
         build=build[1],
         validation=(*SINTEL_TEST, *KITTI_TEST),
     )
+    mixed = partial(raft, scale=(-0.2, 0.6))
     third = replace(
         second,
         name="sintel",
@@ -64,10 +69,10 @@ def raft_stages(
         loss=partial(loss, gamma=fine),
         weight_decay=decay[1],
         sources=(
-            *sintel_both(raft, 100),
-            Source(kitti2015, "KITTI2015", 200, raft_sparse),
-            Source(hd1k, "HD1K", 5, raft_sparse),
-            *things(raft, "clean"),
+            *sintel_both(mixed, 100),
+            Source(kitti2015, "KITTI2015", 200, partial(raft_sparse, scale=(-0.3, 0.5), mirror=True)),
+            Source(hd1k, "HD1K", 5, partial(raft_sparse, scale=(-0.5, 0.2), mirror=True)),
+            *things(mixed, "clean"),
         ),
         build=build[2],
     )
@@ -76,11 +81,11 @@ def raft_stages(
         name="kitti",
         batches=(Batches(steps[3], batches[3], 288, 960),),
         learning_rate=rates[3],
-        sources=(Source(kitti2015, "KITTI2015", 1, raft_sparse),),
+        sources=(Source(kitti2015, "KITTI2015", 1, partial(raft_sparse, scale=(-0.2, 0.4), mirror=False)),),
         build=build[3],
         validation=KITTI_TEST,
     )
-    return {name: Recipe(network, (first, second, third, fourth), source)}
+    return {name: Recipe(network, (first, second, third, fourth)[:count], source)}
 
 
 def equilibrium_of(plain: deq_flow.Equilibrium, steps: int, terms: int, phantom: int) -> deq_flow.Equilibrium:
@@ -95,6 +100,9 @@ def equilibrium_of(plain: deq_flow.Equilibrium, steps: int, terms: int, phantom:
     )
 
 
+DEQ_TERMS = ((36, 6, 1), (40, 2, 3), (40, 2, 3), (40, 2, 3))
+
+
 def deq_stages(
     name: str,
     network: Callable,
@@ -102,11 +110,11 @@ def deq_stages(
     source: str,
     *,
     things: int = 120_000,
-    one: bool = False,
+    terms: tuple[tuple[int, int, int], ...] = DEQ_TERMS,
 ) -> dict[str, Recipe]:
-    """DEQ-Flow (arXiv 2204.08442, code): Chairs with six terms, then two; `one`: the one-step gradient throughout."""
-    begin = partial(network, equilibrium=equilibrium_of(plain, 36, 6, 1))
-    rest = partial(network, equilibrium=equilibrium_of(plain, 40, 2, 1 if one else 3))
+    """DEQ-Flow (arXiv 2204.08442, code): RAFT's stages, as many as `terms` has rows (steps, terms, phantom steps)."""
+    found = [equilibrium_of(plain, *row) for row in terms]
+    found[0] = replace(found[0], through_flow=False)  # v2 passes --all_grad from Things on
     return raft_stages(
         name,
         source,
@@ -116,6 +124,6 @@ def deq_stages(
         loss=losses.correction,
         fine=0.9,
         decay=(1e-4, 1e-4),
-        build=(begin, rest, rest, rest),
+        build=tuple(partial(network, equilibrium=equilibrium) for equilibrium in found),
         refinements=None,
     )

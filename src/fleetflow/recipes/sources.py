@@ -1,4 +1,8 @@
-"""The data sets that recipes train on and are measured on, in the folders below --root that they are expected in."""
+"""The data sets that recipes train on and are measured on, in the folders below --root that they are expected in.
+
+SINTEL_TEST and KITTI_TEST are all pairs with truth, the final render of Sintel. A stage on Chairs or Things sees none
+of them; fine-tuning as published trains on all of them, so that its validation there is the error on training pairs.
+"""
 
 import math
 from functools import partial

@@ -36,14 +36,21 @@ def liteflownet2_sintel(sample: Sample, generator: torch.Generator, size: tuple[
     return colour.paint(sample, dice, JITTER)
 
 
-def liteflownet2_kitti(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> Sample:
+def liteflownet2_kitti(
+    sample: Sample,
+    generator: torch.Generator,
+    size: tuple[int, int],
+    *,
+    jitter: tuple[float, float, float, float] = KITTI_JITTER,
+) -> Sample:
     """Returns the samples of KITTI, whose truth is sparse.
 
+    jitter: of brightness, contrast, saturation, hue, as in `colour.paint`: the default is that of training on KITTI
+    alone; together with Sintel it is JITTER, that of `liteflownet2`.
     Published: shift by up to 2 %, zoom 0.98 to 1.02, turn by half a degree; frame2 alone by 0.25 %, 0.99 to 1.01, half
-    a degree; brightness 0.95 to 1.05, contrast 0.8 to 1.2, saturation 0.75 to 1.25, hue by 0.1 of the circle. (That is
-    on KITTI alone; together with Sintel its colours are those of `liteflownet2`.) Ours: truth goes to the nearest
-    pixel.
+    a degree; brightness 0.95 to 1.05, contrast 0.8 to 1.2, saturation 0.75 to 1.25, hue by 0.1 of the circle. Ours:
+    truth goes to the nearest pixel.
     """
     dice = Dice(generator, sample.flow)
     sample = random_affine(sample, dice, size, both=KITTI_BOTH, second=KITTI_SECOND, mirror=MIRROR, sparse=True)
-    return colour.paint(sample, dice, KITTI_JITTER)
+    return colour.paint(sample, dice, jitter)
