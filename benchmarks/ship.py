@@ -1,8 +1,8 @@
-"""Scores a finished run on the real pairs; makes its weights those of the package if they are better; README table.
+"""Scores a finished run on the real pairs (in DIR); makes its weights those of the package if they are better.
 
     python benchmarks/ship.py runs/NAME DIR
 
-DIR: the folder of real pairs, with MANIFEST.json, which holds the errors of DIS and RAFT-small on each.
+Then the table of the README and docs/results.md are written anew.
 """
 
 import json
@@ -13,9 +13,9 @@ import torch
 
 from fleetflow.data.pairs import pairs
 from fleetflow.evaluate import evaluate
-from fleetflow.metrics import mean_over_sets
 from fleetflow.models import weights
 from fleetflow.predict import Predictor
+from fleetflow.results import our_scores, page, score_table
 from fleetflow.types import FleetflowError
 
 ROOT = Path(__file__).parents[1]
@@ -41,25 +41,12 @@ def main(run: Path, root: Path) -> None:
         return
     weights.save(model, target, {**header, "scores": scores}, dtype=torch.float16)
     print(f"{target.name}: {old} -> {new}")
-    peers = json.loads((root / "MANIFEST.json").read_text())["pairs"]
-    peers = [row for row in peers if Path(row["dir"]).name != UNVERIFIED]
-    columns = [scores]
-    for peer in ("dis", "raft_small"):
-        rows = [(Path(row["dir"]).parts[0], {"epe": row[peer]["epe"], "out3": row[peer]["out3_pct"]}) for row in peers]
-        columns.append(mean_over_sets(rows))
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition("<!-- scores -->\n")
     after = rest.partition("<!-- /scores -->")[2]
-    readme.write_text(before + "<!-- scores -->\n" + markdown(columns) + "<!-- /scores -->" + after)
-
-
-def markdown(columns: list[dict]) -> str:
-    """Returns the table of the README: sets down, methods across, "EPE / % over 3 px"."""
-    lines = ["| set | FastFlowNet, ours | OpenCV DIS | RAFT-small |", "|---|--:|--:|--:|"]
-    for name in columns[0]:
-        cells = [f"{column[name]['epe']:.2f} / {column[name]['out3']:.1f}" for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    table = score_table(our_scores(), ("OpenCV DIS", "RAFT-small, published"))
+    readme.write_text(f"{before}<!-- scores -->\n{table}\n<!-- /scores -->{after}")
+    (ROOT / "docs" / "results.md").write_text(page(our_scores()))
 
 
 if __name__ == "__main__":

@@ -83,8 +83,9 @@ def test_the_table_is_that_of_the_shipped_weights():
     table = README.split("<!-- scores -->")[1].split("<!-- /scores -->")[0]
     for name, row in scores.items():
         assert f"| {name} | {row['epe']:.2f} / {row['out3']:.1f} |" in table
-    means = table.strip().splitlines()[-1]
-    ours, dis = (tuple(map(float, cell.split("/"))) for cell in means.split("|")[2:4])
+    first, *_, means = (line.split("|") for line in table.strip().splitlines())
+    columns = {name.strip(): cell for name, cell in zip(first, means)}
+    ours, dis = (tuple(map(float, columns[name].split("/"))) for name in ("`fastflownet`, ours", "OpenCV DIS"))
     assert ours[0] < dis[0] and ours[1] < dis[1], "better than DIS in both figures"
 
 

@@ -1,6 +1,7 @@
 """The command line: each command is a typed function, and its signature is its help. torch is imported by the jobs."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -471,17 +472,28 @@ def convert(
 
 
 def recipes() -> None:
-    """List the training recipes: whose schedule each is, and a line for each of its stages."""
+    """List the training recipes: whose schedule each is, and a line for each of its stages.
+
+    A stage: name, steps, batch x size, learning rate and its schedule, optimiser and weight decay, loss, data sets and
+    how their pairs are augmented.
+    """
     from fleetflow.recipes import RECIPES
+
+    def called(function: Callable) -> str:
+        return getattr(function, "func", function).__name__
 
     for name, plan in RECIPES.items():
         print(f"{name}: {plan.network}; {plan.source}")
         for stage in plan.stages:
             sizes = ", ".join(dict.fromkeys(f"{part.batch} x {part.height}x{part.width}" for part in stage.batches))
-            loss = getattr(stage.loss, "func", stage.loss).__name__
-            data = ", ".join(dict.fromkeys(source.folder for source in stage.sources)) or "generated pairs"
-            rate = f"{stage.learning_rate:g}"
-            print(f"    {stage.name:<10} {stage.steps:>9,} steps  {sizes:<24} rate {rate:<9} {loss:<12} {data}")
+            rate = f"{stage.learning_rate:g} {called(stage.schedule)}"
+            optimiser = f"{called(stage.optimiser).replace('optimisers', 'muon')} decay {stage.weight_decay:g}"
+            data = [source.folder + (f" ({called(source.augment)})" if source.augment else "") for source in stage.sources]
+            data = ", ".join(dict.fromkeys(data)) or "generated pairs"
+            print(
+                f"    {stage.name:<10} {stage.steps:>9,} steps  {sizes:<24} rate {rate:<21} {optimiser:<18} "
+                f"{called(stage.loss):<12} {data}"
+            )
 
 
 def doctor(

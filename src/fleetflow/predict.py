@@ -26,6 +26,7 @@ from fleetflow.io import (
 )
 from fleetflow.layers.fused import available, fuse
 from fleetflow.models.base import FlowModel
+from fleetflow.ops.kernels import is_reference
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction
 from fleetflow.video import VideoReader, VideoWriter, join_videos
@@ -136,7 +137,7 @@ def _hash(model: nn.Module) -> str:
 
 def _ready(model: FlowModel, device: torch.device, dtype: torch.dtype) -> FlowModel:
     """The model, or a copy whose convolutions hold their weights in `dtype` (and on the CPU packed and fused)."""
-    fused = device.type == "cpu" and available()
+    fused = device.type == "cpu" and available() and not is_reference()
     if not fused and dtype == torch.float32:
         return model
     model = copy.deepcopy(model)

@@ -167,10 +167,6 @@ def our_scores() -> dict[str, Scores]:
 
 def page(ours: dict[str, Scores]) -> str:
     """Returns the page of results as Markdown, given our scores by network."""
-    columns = {f"`{name}`, ours": [_cell(scores.get(place)) for place in SETS] for name, scores in ours.items()}
-    for name, rows in PEERS.items():
-        columns[name] = [_cell({"epe": epe, "out3": out3}) for epe, out3 in rows]
-    best = [[place, *(cells[k] for cells in columns.values())] for k, place in enumerate(SETS)]
     names = ("Sintel clean", "Sintel final", "KITTI 2015 EPE", "KITTI 2015 Fl %")
     published = [
         [row.network, *(f"{a} / {b}" for a, b in zip(row.paper.split(), row.again.split())), row.data]
@@ -179,7 +175,7 @@ def page(ours: dict[str, Scores]) -> str:
     chairs = [list(row) for row in CHAIRS]
     servers = [[name, *values.split(), source] for name, values, source in SERVERS]
     return PAGE.format(
-        ours=_table(["set", *columns], best),
+        ours=score_table(ours, tuple(PEERS)),
         opencv=OPENCV,
         farneback=FARNEBACK_SETTINGS,
         chairs=_table(["network", "EPE", "source"], chairs),
@@ -188,6 +184,14 @@ def page(ours: dict[str, Scores]) -> str:
             ["network", "Sintel clean", "Sintel final", "KITTI 2015 Fl %", "Spring 1px %", "source"], servers
         ),
     )
+
+
+def score_table(ours: dict[str, Scores], peers: tuple[str, ...]) -> str:
+    """Returns the table of our scores by network and of some of PEERS, sets down: "EPE / % over 3 px"."""
+    columns = {f"`{name}`, ours": [_cell(scores.get(place)) for place in SETS] for name, scores in ours.items()}
+    for name in peers:
+        columns[name] = [_cell({"epe": epe, "out3": out3}) for epe, out3 in PEERS[name]]
+    return _table(["set", *columns], [[place, *row] for place, row in zip(SETS, zip(*columns.values()))])
 
 
 def _cell(score: dict[str, float] | None) -> str:

@@ -21,12 +21,14 @@ from fleetflow.types import FleetflowError
 
 Map = Callable[[State], State]
 Clips = Mapping[str, Sequence[Tensor]]  # name -> consecutive frames [3, H, W], RGB in [0, 1]
-RESIDUALS = (1e-2, 1e-3, 1e-4)
+RESIDUALS = (1e-1, 1e-2, 1e-3)
 MOST = 100  # evaluations; a search that needs more counts as one of so many
 PICARD = 36  # evaluations, the published number in training
 SOLVERS: dict[str, Solver] = {
     "Anderson, published": Anderson(ridge=1e-4, scaled=False, restart=torch.inf),
     "Anderson": Anderson(),
+    "Anderson, history 10": Anderson(history=10),
+    "Anderson, damping 2": Anderson(damping=2.0),
     "Broyden": Broyden(history=60),
 }
 

@@ -20,6 +20,22 @@ from fleetflow.recipes.raft_family import deq_stages, equilibrium_of, raft_stage
 from fleetflow.recipes.sources import CHAIRS_TEST, NO_CLIP, chairs
 from fleetflow.registry import unknown
 
+
+def _equilibrium_stage(name: str, steps: int, evaluations: int) -> Stage:
+    return Stage(
+        name,
+        (Batches(steps, 4, 96, 128),),
+        learning_rate=0.006,
+        schedule=partial(schedules.warm_flat_cool, warmup=50, cooldown=0.3),
+        loss=losses.correction,
+        weight_decay=0.01,
+        clip=1.0,
+        ema=0.98,
+        mixture={worlds.shapes_world: 0.9, worlds.blank_world: 0.1},
+        build=partial(deq_flow.deq_flow_tiny, equilibrium=equilibrium_of(deq_flow.PLAIN, evaluations, 3, 1)),
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     "fastflownet_synthetic": Recipe(
         "fastflownet",
@@ -40,9 +56,10 @@ RECIPES: dict[str, Recipe] = {
         (
             Stage(
                 "generated",
-                (Batches(2_800, 4, 320, 640), Batches(3_300, 3, 384, 768)),
+                (Batches(1_000, 4, 320, 640), Batches(6_000, 3, 384, 768)),
                 learning_rate=0.004,
-                schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.35),
+                schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.4),
+                loss=partial(losses.multi_scale, power=1.0),  # the EPE itself: large errors count in full
                 weight_decay=0.01,
             ),
         ),
@@ -97,20 +114,10 @@ RECIPES: dict[str, Recipe] = {
     "deq_flow_tiny_synthetic": Recipe(
         "deq_flow_tiny",
         (
-            Stage(
-                "generated",
-                (Batches(600, 4, 96, 128),),
-                learning_rate=0.006,
-                schedule=partial(schedules.warm_flat_cool, warmup=50, cooldown=0.3),
-                loss=losses.correction,
-                weight_decay=0.01,
-                clip=1.0,
-                ema=0.98,
-                mixture={worlds.shapes_world: 0.9, worlds.blank_world: 0.1},
-                build=partial(deq_flow.deq_flow_tiny, equilibrium=equilibrium_of(deq_flow.PLAIN, 12, 3, 1)),
-            ),
+            _equilibrium_stage("matches", 600, 12),
+            _equilibrium_stage("settles", 1_500, 36),
         ),
-        "ours: some hundred steps on a CPU, on motions that so few can teach",
+        "ours: an hour on a CPU, on motions that so short a training can teach",
     ),
     "lightflow": Recipe(
         "lightflow",
