@@ -51,18 +51,20 @@ def multi_scale(
     weights: tuple[float, ...] = (0.25, 0.25, 0.25, 0.5),
     power: float = 0.75,
     epsilon: float = 0.01,
+    max_flow: float = MAX_FLOW,
 ) -> Tensor:
     """Returns the mean of (EPE + epsilon)^power, EPE in pixels of the full resolution: final flow plus coarser ones.
 
     The final flow has weight 1 and is compared at full resolution; `weights` belong to `prediction.steps`, coarsest
     first, without the last step (which the final flow is an enlargement of). The robust power is that of PWC-Net's
     fine-tuning loss (arXiv 1709.02371, eq. 2) with a milder exponent, as published for mixtures of data sets.
+    Pixels that move by max_flow or more have no weight.
     """
     if len(prediction.steps) != len(weights) + 1:
         raise FleetflowError(
             f"{len(prediction.steps)} steps for {len(weights)} weights; expected one step more than weights"
         )
-    known, flow = _known(sample)
+    known, flow = _known(sample, max_flow)
     total = _robust(prediction.flow, flow, known.float(), power, epsilon)
     for step, weight in zip(prediction.steps[:-1], weights, strict=True):
         truth, share = shrink_flow(flow, known, tuple(step.shape[-2:]))

@@ -78,8 +78,14 @@ def _bend(draw: Draw, height: int, width: int, often: float, strength: float) ->
 
 
 def _detail(draw: Draw) -> Tensor:
-    """Texture pixels per frame pixel; one sheet in four shows a small part of its texture, so that it looks smooth."""
-    return torch.where(draw.chance(0.25), draw.log_uniform(0.03, 0.5), draw.log_uniform(0.6, 2.0))
+    """Texture pixels per frame pixel; one sheet in four shows a small part of its texture, so that it looks smooth.
+
+    One in seven (but not the first, behind all others) has one colour: only its outline tells how it moves.
+    """
+    detail = torch.where(draw.chance(0.25), draw.log_uniform(0.03, 0.5), draw.log_uniform(0.6, 2.0))
+    plain = draw.chance(0.15)
+    plain[:, 0] = False
+    return torch.where(plain, draw.log_uniform(1e-3, 1e-2), detail)
 
 
 def _flat(draw: Draw, height: int, width: int, strength: float) -> Scene:
@@ -247,7 +253,7 @@ MIXTURE: dict[World, float] = {
     drive_world: 0.24,
     stereo_world: 0.11,
     hand_world: 0.06,
-    blank_world: 0.02,
+    blank_world: 0.01,
 }
 
 
