@@ -21,7 +21,16 @@ from fleetflow.models.deq_flow import DEQFlow, own_names
 from fleetflow.models.weights import load
 from fleetflow.registry import models
 from fleetflow.video import VideoReader
-from fleetflow.video_reuse import PICARD, Race, Reuse, generated_clips, solver_race, video_reuse
+from fleetflow.video_reuse import (
+    PICARD,
+    Race,
+    Reuse,
+    generated_clips,
+    race_cells,
+    reuse_cells,
+    solver_race,
+    video_reuse,
+)
 
 RULES = {
     "deq_flow_tiny": "deq_flow_v2_tiny",
@@ -78,12 +87,9 @@ def resized(picture: Tensor, height: int) -> Tensor:
 def tables(reuse: list[Reuse], race: list[Race]) -> str:
     """Returns both results in Markdown."""
     lines = ["| clip | pairs | residual | cold | warm | warm / cold |", "|---|--:|--:|--:|--:|--:|"]
-    lines += [
-        f"| {row.clip} | {row.pairs} | {row.residual:.0e} | {row.cold:g} | {row.warm:g} | {row.ratio:.2f} |"
-        for row in reuse
-    ]
+    lines += [f"| {' | '.join(reuse_cells(row))} |" for row in reuse]
     lines += ["", f"| solver | pairs | evaluations | of {PICARD} |", "|---|--:|--:|--:|"]
-    lines += [f"| {row.solver} | {row.pairs} | {row.evaluations:g} | {row.ratio:.2f} |" for row in race]
+    lines += [f"| {' | '.join(race_cells(row))} |" for row in race]
     return "\n".join(lines)
 
 

@@ -393,17 +393,22 @@ def _benchmark_data(names: tuple[str, ...], root: Path | None, seconds: float) -
 
 
 def _benchmark_video(names: tuple[str, ...], paths: tuple[Path, ...]) -> None:
-    """Prints how many evaluations reach a residual from a cold start and from the last pair's fixed point."""
+    """Prints how many evaluations reach a residual from a cold start and from the last pair's fixed point.
+
+    And with which solver, each from a cold start, they reach the residual of plain iteration.
+    """
     from fleetflow import benchmark as job
-    from fleetflow.video_reuse import generated_clips, video_reuse
+    from fleetflow.video_reuse import PICARD, generated_clips, race_cells, reuse_cells, solver_race, video_reuse
 
     clips = job.clips(paths) if paths else generated_clips(3, 4, 128, 160)
     for name in names:
-        rows = video_reuse(job.load_any(name), clips)
-        cells = [
-            [r.clip, str(r.pairs), f"{r.residual:.0e}", f"{r.cold:g}", f"{r.warm:g}", f"{r.ratio:.2f}"] for r in rows
-        ]
-        _table(f"{name}: evaluations", ["clip", "pairs", "residual", "cold", "warm", "warm / cold"], cells)
+        model = job.load_any(name)
+        rows = video_reuse(model, clips)
+        columns = ["clip", "pairs", "residual", "cold", "warm", "warm / cold"]
+        _table(f"{name}: evaluations", columns, [reuse_cells(row) for row in rows])
+        race = solver_race(model, {clip: frames[:2] for clip, frames in clips.items()})
+        columns = ["solver", "pairs", "evaluations", f"of {PICARD}"]
+        _table(f"to the residual of {PICARD} plain ones", columns, [race_cells(row) for row in race])
         if not job.has_weights(name):
             print("weights are random: this says how the solver behaves, not what a trained network saves")
 
@@ -488,8 +493,10 @@ def recipes() -> None:
             sizes = ", ".join(dict.fromkeys(f"{part.batch} x {part.height}x{part.width}" for part in stage.batches))
             rate = f"{stage.learning_rate:g} {called(stage.schedule)}"
             optimiser = f"{called(stage.optimiser).replace('optimisers', 'muon')} decay {stage.weight_decay:g}"
-            data = [source.folder + (f" ({called(source.augment)})" if source.augment else "") for source in stage.sources]
-            data = ", ".join(dict.fromkeys(data)) or "generated pairs"
+            sets = [
+                f"{part.folder} ({called(part.augment)})" if part.augment else part.folder for part in stage.sources
+            ]
+            data = ", ".join(dict.fromkeys(sets)) or "generated pairs"
             print(
                 f"    {stage.name:<10} {stage.steps:>9,} steps  {sizes:<24} rate {rate:<21} {optimiser:<18} "
                 f"{called(stage.loss):<12} {data}"

@@ -4,6 +4,7 @@ Both compare how many evaluations of f reach the same residual ||f(z) - z|| / ||
 cost of a step: the features are computed once for a pair.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -51,6 +52,18 @@ class Race(NamedTuple):
     pairs: int
     evaluations: float  # median
     ratio: float  # evaluations / PICARD
+
+
+def reuse_cells(row: Reuse) -> list[str]:
+    """Returns the cells of the row in a table."""
+    return [row.clip, str(row.pairs), f"{row.residual:.0e}", f"{row.cold:g}", f"{row.warm:g}", f"{row.ratio:.2f}"]
+
+
+def race_cells(row: Race) -> list[str]:
+    """Returns the cells of the row in a table."""
+    reached = math.isfinite(row.evaluations)
+    counts = [f"{row.evaluations:g}", f"{row.ratio:.2f}"] if reached else [f"not within {PICARD}", "-"]
+    return [row.solver, str(row.pairs), *counts]
 
 
 @torch.no_grad()
