@@ -101,6 +101,12 @@ def test_displacements_have_a_heavy_tail():
     assert quantile[0] < 1.5 and 2 < quantile[1] < 14 and quantile[2] > 40
 
 
+def test_some_surfaces_have_one_colour_but_never_the_one_behind_all():
+    scene = worlds.large_world(worlds.Draw(200, torch.Generator().manual_seed(0)), 96, 128)
+    plain = scene.surface[..., :2, :2].det().sqrt() < 0.02  # texture pixels per frame pixel
+    assert 0.1 < plain[:, 1:].float().mean() < 0.2 and not plain[:, 0].any()
+
+
 def test_still_world_has_no_motion_and_small_world_little():
     assert make(worlds.still_world, None).flow.abs().max() < 1e-3
     small = make(worlds.small_world, None).flow.norm(dim=1)

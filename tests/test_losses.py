@@ -254,3 +254,13 @@ def test_a_truth_that_is_no_number_has_no_part_where_it_is_marked_valid():
     loss = losses.multi_scale(Prediction(found, steps), sample)
     loss.backward()
     assert loss.isfinite() and found.grad.isfinite().all()
+
+
+def test_motion_beyond_all_reach_has_no_weight():
+    flow = torch.zeros(1, 2, 64, 128)
+    flow[:, 0, :, 64:] = 500
+    steps = tuple(torch.zeros(1, 2, 64 >> k, 128 >> k) for k in (6, 5, 4, 3, 2))
+    prediction = Prediction(torch.ones(1, 2, 64, 128), steps)
+    half = Sample(*sample_of(flow)[:2], flow, flow[:, 0] < 400)
+    assert losses.multi_scale(prediction, sample_of(flow)) == losses.multi_scale(prediction, half)
+    assert losses.multi_scale(prediction, sample_of(flow), max_flow=600) > 10

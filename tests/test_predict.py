@@ -252,6 +252,29 @@ def test_a_continued_folder_keeps_its_scale(predictor, folder, tmp_path):
     assert predictor.model.calls == before + 6 + 6, "another clip has a scale of its own"
 
 
+def test_steps_and_warm_start(tmp_path):
+    torch.manual_seed(0)
+    folder, noise = tmp_path / "noise", np.random.default_rng(0)
+    for k in range(3):
+        write_image(folder / f"{k}.png", noise.integers(0, 255, (48, 64, 3), np.uint8))
+    predictor = job.Predictor(models["raft_small"](), device="cpu", precision="fp32", steps=2)
+    assert predictor.label()["steps"] == "2"
+    images = [read_image(path) for path in job.list_frames(folder)]
+    first = predictor.predict(*images[:2])
+    found = {warm: job.predict_folder(predictor, folder, tmp_path / str(warm), ["npy"], warm_start=warm)
+             for warm in (False, True)}  # fmt: skip
+    for warm, previous in ((False, None), (True, first)):
+        expected = predictor.predict(*images[1:3], previous).flow[0].permute(1, 2, 0)
+        np.testing.assert_array_equal(np.load(found[warm][1]), expected)
+        np.testing.assert_array_equal(np.load(found[warm][0]), first.flow[0].permute(1, 2, 0))
+    assert not np.array_equal(*(np.load(paths[1]) for paths in found.values()))
+    with pytest.raises(FleetflowError, match="keeps nothing"):
+        plain = job.Predictor(FastFlowNet(), device="cpu", precision="fp32")
+        job.predict_folder(plain, folder, tmp_path / "none", ["npy"], warm_start=True)
+    with pytest.raises(FleetflowError, match="no refinement steps"):
+        job.Predictor(FastFlowNet(), device="cpu", steps=3)
+
+
 def test_weights_without_numbers_are_one_line(folder, tmp_path):
     predictor = job.Predictor(Brightness(float("nan")), device="cpu", precision="fp32")
     frames = folder / "f1.png", folder / "f3.png"

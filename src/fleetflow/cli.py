@@ -22,6 +22,8 @@ def predict(
     format: Annotated[tuple[Format, ...] | None, tyro.conf.arg(aliases=["-f"])] = None,
     device: str = "auto",
     precision: Precision = "auto",
+    steps: int | None = None,
+    warm_start: bool = False,
     scale: float | None = None,
     again: bool = False,
 ) -> None:
@@ -35,6 +37,8 @@ def predict(
             suffix of the output says.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: of the convolutions; auto takes bf16 where the processor has units for it.
+        steps: refinement steps of RAFT, GMA, DEQ-Flow; their own if not given.
+        warm_start: let each pair of a folder or video start from where the one before it ended (RAFT, GMA, DEQ-Flow).
         scale: pixels of motion shown at full colour; chosen from the clip if not given.
         again: compute anew what a former run has finished.
     """
@@ -49,14 +53,17 @@ def predict(
     missing = [path for path in inputs if not path.exists()]
     if missing:
         raise FleetflowError(f"{missing[0]} does not exist; give two pictures, one folder or one video")
-    predictor = job.Predictor(load(model), device=device, precision=precision)
+    if warm_start and len(inputs) == 2:
+        raise FleetflowError("two pictures have no pair before them; leave --warm-start out, or give a folder or video")
+    predictor = job.Predictor(load(model), device=device, precision=precision, steps=steps)
     problem = None
     if len(inputs) == 2:
         written = job.predict_pair(predictor, *inputs, output, format, scale=scale)
     else:
         work = job.predict_folder if inputs[0].is_dir() else job.predict_video
         with _bar(f"flow of {inputs[0].name}") as progress:
-            result = work(predictor, inputs[0], output, format, scale=scale, again=again, progress=progress)
+            options = {"scale": scale, "warm_start": warm_start, "again": again}
+            result = work(predictor, inputs[0], output, format, **options, progress=progress)
         written, problem = result if isinstance(result, tuple) else (result, None)
     for path in written if len(written) <= 4 else (*written[:2], "...", written[-1]):
         print(path)

@@ -35,7 +35,7 @@ def demo(output: Path) -> Demo:
     flow = predictor(image1, image2)
     taken = 1000 * (time.perf_counter() - start)
     error = np.linalg.norm(flow - truth, axis=2)[valid]
-    scale = robust_scale(truth)
+    scale = max(robust_scale(truth), robust_scale(flow))
     picture = side_by_side(
         image1,
         with_legend(flow_to_color(truth, scale), scale),

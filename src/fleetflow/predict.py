@@ -74,9 +74,15 @@ def autocast(device: torch.device, dtype: torch.dtype):
 
 
 class Predictor:
-    """A network ready to predict on numpy pictures: device, precision and memory layout chosen once."""
+    """A network ready to predict on numpy pictures: device, precision and memory layout chosen once.
 
-    def __init__(self, model: FlowModel, *, device: str = "auto", precision: Precision = "auto"):
+    steps: refinement steps, for networks that refine; None takes the network's own.
+    """
+
+    def __init__(
+        self, model: FlowModel, *, device: str = "auto", precision: Precision = "auto", steps: int | None = None
+    ):
+        self.steps = model.steps_of(steps)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
         model = model.eval().to(self.device, memory_format=torch.channels_last)
@@ -94,13 +100,16 @@ class Predictor:
     def predict(
         self, image1: np.ndarray, image2: np.ndarray, previous: Prediction | None = None, steps: int | None = None
     ) -> Prediction:
-        """Returns all the network has to say about the pair, as tensors of a batch of one on the device."""
+        """Returns all the network has to say about the pair, as tensors of a batch of one on the device.
+
+        previous: what it said about the last pair of a video, for networks that can start from there.
+        """
         frame1, frame2 = self._frame(image1, "image1"), self._frame(image2, "image2")
         if frame1.shape != frame2.shape:
             sizes = " and ".join(f"{frame.shape[2]}x{frame.shape[3]}" for frame in (frame1, frame2))
             raise FleetflowError(f"the images are {sizes}; both must have the same size: crop or resize one")
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            return self._run(frame1, frame2, previous, steps)
+            return self._run(frame1, frame2, previous, self.steps if steps is None else steps)
 
     def label(self) -> dict[str, str]:
         """Returns what its results depend on, for a note beside them: the network, its weights, device and precision.
@@ -111,7 +120,7 @@ class Predictor:
             "network": type(self.model).__name__,
             "sha256": self._sha256,
             "fit": self.model.fit,
-            "steps": str(self.model.steps),
+            "steps": str(self.steps),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
         }
@@ -175,6 +184,31 @@ class Progress(NamedTuple):
     total: int | None
 
 
+class _Clip:
+    """Predicts the pairs of a clip in their order; warm: each from where the last one ended, if it was just before."""
+
+    def __init__(self, predictor: Predictor, warm: bool):
+        self.predictor, self.warm = predictor, warm
+        self.last: tuple[int, Prediction] | None = None
+
+    def flow(self, k: int, image1: np.ndarray, image2: np.ndarray, name: str) -> np.ndarray:
+        """Returns the flow of pair k, if it is a number everywhere; else raises FleetflowError. name: of image1."""
+        previous = self.last[1] if self.last and self.last[0] == k - 1 else None
+        found = self.predictor.predict(image1, image2, previous)
+        flow = found.flow[0].permute(1, 2, 0).float().cpu().numpy()
+        if not np.isfinite(flow).all():
+            raise FleetflowError(f"the flow of {name} is not finite everywhere; try --precision fp32 or other weights")
+        if self.warm:
+            if found.memory is None:
+                network = type(self.predictor.model).__name__
+                raise FleetflowError(
+                    f"{network} keeps nothing that the next pair could start from; leave --warm-start out, or take a "
+                    "network such as raft or deq_flow_b"
+                )
+            self.last = k, found
+        return flow
+
+
 class Note:
     """What a job was asked for and what it has done so far: a hidden file beside its results, a line for each addition.
 
@@ -227,7 +261,7 @@ def predict_pair(
         if path.resolve() in frames:
             raise FleetflowError(f"{path} is one of the pictures and would be overwritten; choose another output")
     image1, image2 = read_image(first), read_image(second)
-    flow = _flow(predictor, image1, image2, first.name)
+    flow = _Clip(predictor, False).flow(0, image1, image2, first.name)
     for kind, path in targets.items():
         _write(path, kind, image1, flow, scale or robust_scale(flow))
     return list(targets.values())
@@ -240,6 +274,7 @@ def predict_folder(
     formats: Sequence[str] | None = None,
     *,
     scale: float | None = None,
+    warm_start: bool = False,
     again: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Path]:
@@ -248,7 +283,8 @@ def predict_folder(
     Files of a former run are kept if they are still as it left them and it was the same request for the same frames
     (it says so in a hidden note in `output`), unless `again`.
     formats: None takes DEFAULT. scale: pixels at full colour; None chooses one for the whole folder from a few of its
-    pairs, once.
+    pairs, once. warm_start: each pair starts from where the one before it ended, but the first and the first behind
+    files that were kept.
     """
     frames, formats = list_frames(folder), _known(formats, scale)
     _check_folder(output)
@@ -263,20 +299,21 @@ def predict_folder(
         raise FleetflowError(f"pictures written into {folder} would be taken for its frames; choose another output")
     pairs = list(pairwise(frames))
     origin = [str(folder.resolve()), _stamp(frames[0])]  # with a new first frame it is another clip, with another scale
-    request = {**predictor.label(), "folder": origin, "scale": scale}
+    request = {**predictor.label(), "warm": warm_start, "folder": origin, "scale": scale}
     note = Note(output / f".{folder.resolve().name}.jsonl", request, again=again)
     scale = scale or note.facts.get("scale")
     if scale is None and set(formats) & set(PICTURES):
         scouts = [map(read_image, pair) for pair in pairs[:: max(1, len(pairs) // SCOUTS)]]
         scale = max(robust_scale(predictor(*images)) for images in scouts)
     written: list[Path] = []
+    clip = _Clip(predictor, warm_start)
     for k, (first, second) in enumerate(pairs):
         paths = {kind: output / FORMATS[kind].format(first.stem) for kind in formats}
         origin = [_stamp(first), second.name, _stamp(second)]
         missing = [kind for kind, path in paths.items() if note.facts.get(path.name) != [_stamp(path), *origin]]
         if missing:
             image = read_image(first)
-            flow = _flow(predictor, image, read_image(second), first.name)
+            flow = clip.flow(k, image, read_image(second), first.name)
             for kind in missing:
                 _write(paths[kind], kind, image, flow, scale)
             note.add({"scale": scale, **{paths[kind].name: [_stamp(paths[kind]), *origin] for kind in missing}})
@@ -292,6 +329,7 @@ def predict_video(
     formats: Sequence[str] | None = None,
     *,
     scale: float | None = None,
+    warm_start: bool = False,
     again: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[list[Path], str | None]:
@@ -301,6 +339,7 @@ def predict_video(
     formats one numbered file a pair. The work is done in parts of 200 pairs, kept in OUTPUT/NAME.parts until the end:
     an interrupted run continues behind the last whole part, and a finished one is kept, unless `again`, it was another
     request (a hidden note in `output` says which), or its files have changed.
+    warm_start: each pair starts from where the one before it ended, but the first of each part.
     Returns the files, and what is wrong with the video if it ends too early.
     """
     formats = _known(formats, scale)
@@ -313,7 +352,7 @@ def predict_video(
             raise FleetflowError(f"{video} is one picture; a flow needs two: give the second one, too") from None
         raise
     origin = [str(video.resolve()), _stamp(video)]
-    request = {**predictor.label(), "video": origin, "scale": scale, "formats": sorted(formats)}
+    request = {**predictor.label(), "warm": warm_start, "video": origin, "scale": scale, "formats": sorted(formats)}
     note = Note(output / f".{video.name}.jsonl", request, again=again)
     done = note.facts.get("files", {})
     if done and _unchanged(output, done):
@@ -335,11 +374,11 @@ def predict_video(
             first = next(batch, None)
             if first is None:
                 break
-            paths = [parts / f"{part:05d}_{kind}.mp4" for kind in films]
+            clip, paths = _Clip(predictor, warm_start), [parts / f"{part:05d}_{kind}.mp4" for kind in films]
             with ExitStack() as stack:
                 writers = [stack.enter_context(VideoWriter(path, reader.fps)) for path in paths]
                 for k, (image1, image2) in chain((first,), batch):
-                    flow = _flow(predictor, image1, image2, f"frame {k} of {video.name}")
+                    flow = clip.flow(k, image1, image2, f"frame {k} of {video.name}")
                     for kind, writer in zip(films, writers):
                         writer.write(_picture(kind, image1, flow, scale))
                     for kind in others:
@@ -402,14 +441,6 @@ def _check_folder(output: Path) -> None:
     suffixes = (".mp4", *IMAGE_SUFFIXES, *(Path(name).suffix for name in FORMATS.values()))
     if output.suffix.lower() in suffixes and not output.is_dir():
         raise FleetflowError(f"{output} is the name of a file; a folder or a video has many results: give a folder")
-
-
-def _flow(predictor: Predictor, image1: np.ndarray, image2: np.ndarray, name: str) -> np.ndarray:
-    """The flow, if it is a number everywhere; else raises FleetflowError. name: of the first image."""
-    flow = predictor(image1, image2)
-    if not np.isfinite(flow).all():
-        raise FleetflowError(f"the flow of {name} is not finite everywhere; try --precision fp32 or other weights")
-    return flow
 
 
 def _write(path: Path, kind: str, image: np.ndarray, flow: np.ndarray, scale: float | None) -> None:

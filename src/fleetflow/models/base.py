@@ -46,6 +46,18 @@ class FlowModel(nn.Module, ABC):
         With fit = "scale" its flow may be on a coarser grid (in pixels of these frames); it is resized in one go.
         """
 
+    def steps_of(self, steps: int | None) -> int | None:
+        """Returns the number of refinement steps where `steps` is asked for; None takes the network's own.
+
+        Raises FleetflowError for a network without refinement, and for less than one.
+        """
+        if steps is not None and self.steps is None:
+            raise FleetflowError(f"{type(self).__name__} has no refinement steps; leave steps out")
+        steps = self.steps if steps is None else steps
+        if steps is not None and steps < 1:
+            raise FleetflowError(f"steps is {steps}; it must be at least 1")
+        return steps
+
     def forward(
         self, frame1: Tensor, frame2: Tensor, previous: Prediction | None = None, steps: int | None = None
     ) -> Prediction:
@@ -57,11 +69,7 @@ class FlowModel(nn.Module, ABC):
         Raises FleetflowError for frames of other shapes, types or ranges.
         """
         _check(frame1, frame2)
-        if steps is not None and self.steps is None:
-            raise FleetflowError(f"{type(self).__name__} has no refinement steps; call it without steps=")
-        steps = self.steps if steps is None else steps
-        if steps is not None and steps < 1:
-            raise FleetflowError(f"steps is {steps}; it must be at least 1")
+        steps = self.steps_of(steps)
         if self.fit not in FITS:
             raise FleetflowError(f'fit is "{self.fit}"; expected {", ".join(FITS[:-1])} or {FITS[-1]}')
         height, width = frame1.shape[-2:]
