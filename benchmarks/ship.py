@@ -1,5 +1,7 @@
 """Scores a finished run on the real pairs (in DIR); makes its weights those of the package if they are better.
 
+Better: the product of mean EPE and percentage over 3 px is smaller.
+
     python benchmarks/ship.py runs/NAME DIR
 
 Then the table of the README and docs/results.md are written anew.
@@ -36,7 +38,7 @@ def main(run: Path, root: Path) -> None:
         old = json.loads(weights.header(target)["scores"])["mean of sets"]
     except (FleetflowError, KeyError):
         old = {"epe": float("inf"), "out3": float("inf")}
-    if new["epe"] >= old["epe"] or new["out3"] > old["out3"]:
+    if new["epe"] * new["out3"] >= old["epe"] * old["out3"]:
         print(f"kept {target.name}: {old} is not worse than {new}")
         return
     weights.save(model, target, {**header, "scores": scores}, dtype=torch.float16)

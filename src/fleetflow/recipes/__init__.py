@@ -129,6 +129,7 @@ RECIPES: dict[str, Recipe] = {
             _equilibrium_stage("matches", Batches(600, 4, 96, 128), 12, SHAPES),
             _equilibrium_stage("settles", Batches(1_500, 4, 96, 128), 36, SHAPES),
             _equilibrium_stage("widens", Batches(1_700, 4, 160, 224), 24, MODERATE),
+            _equilibrium_stage("roams", Batches(750, 4, 256, 352), 24, worlds.MIXTURE),
         ),
         "ours: some hours on two CPU cores",
     ),

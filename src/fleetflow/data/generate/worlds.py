@@ -253,7 +253,7 @@ MIXTURE: dict[World, float] = {
     drive_world: 0.24,
     stereo_world: 0.11,
     hand_world: 0.06,
-    blank_world: 0.01,
+    blank_world: 0.03,
 }
 
 
