@@ -1,6 +1,5 @@
 """The README is executed: its Python, its commands, its table, its links."""
 
-import json
 import re
 import shlex
 import shutil
@@ -13,7 +12,7 @@ import pytest
 
 from fleetflow import cli
 from fleetflow.io import read_flow, read_image, write_image
-from fleetflow.models import weights
+from fleetflow.results import our_scores
 from fleetflow.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
@@ -79,12 +78,13 @@ def test_the_demo(place, capsys):
 
 
 def test_the_table_is_that_of_the_shipped_weights():
-    scores = json.loads(weights.header(weights.shipped("fastflownet"))["scores"])
     table = README.split("<!-- scores -->")[1].split("<!-- /scores -->")[0]
-    for name, row in scores.items():
-        assert f"| {name} | {row['epe']:.2f} / {row['out3']:.1f} |" in table
-    first, *_, means = (line.split("|") for line in table.strip().splitlines())
-    columns = {name.strip(): cell for name, cell in zip(first, means)}
+    names, _, *rows = ([cell.strip() for cell in line.split("|")] for line in table.strip().splitlines())
+    for network, scores in our_scores().items():
+        column = names.index(f"`{network}`, ours")
+        for row in rows:
+            assert row[column] == f"{scores[row[1]]['epe']:.2f} / {scores[row[1]]['out3']:.1f}"
+    columns = dict(zip(names, rows[-1]))
     ours, dis = (tuple(map(float, columns[name].split("/"))) for name in ("`fastflownet`, ours", "OpenCV DIS"))
     assert ours[0] < dis[0] and ours[1] < dis[1], "better than DIS in both figures"
 

@@ -1,7 +1,6 @@
 """The command line: each command is a typed function, and its signature is its help. torch is imported by the jobs."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -489,25 +488,13 @@ def recipes() -> None:
     A stage: name, steps, batch x size, learning rate and its schedule, optimiser and weight decay, loss, data sets and
     how their pairs are augmented.
     """
+    from fleetflow.plan import described
     from fleetflow.recipes import RECIPES
-
-    def called(function: Callable) -> str:
-        return getattr(function, "func", function).__name__
 
     for name, plan in RECIPES.items():
         print(f"{name}: {plan.network}; {plan.source}")
         for stage in plan.stages:
-            sizes = ", ".join(dict.fromkeys(f"{part.batch} x {part.height}x{part.width}" for part in stage.batches))
-            rate = f"{stage.learning_rate:g} {called(stage.schedule)}"
-            optimiser = f"{called(stage.optimiser).replace('optimisers', 'muon')} decay {stage.weight_decay:g}"
-            sets = [
-                f"{part.folder} ({called(part.augment)})" if part.augment else part.folder for part in stage.sources
-            ]
-            data = ", ".join(dict.fromkeys(sets)) or "generated pairs"
-            print(
-                f"    {stage.name:<10} {stage.steps:>9,} steps  {sizes:<24} rate {rate:<21} {optimiser:<18} "
-                f"{called(stage.loss):<12} {data}"
-            )
+            print(f"    {described(stage)}")
 
 
 def doctor(

@@ -117,6 +117,22 @@ class Recipe:
         return sum(stage.samples(stage.steps) for stage in self.stages)
 
 
+def described(stage: Stage) -> str:
+    """Returns a line: name, steps, batches, rate and schedule, optimiser and decay, loss, data sets (augmentation)."""
+    sizes = ", ".join(dict.fromkeys(f"{part.batch} x {part.height}x{part.width}" for part in stage.batches))
+    rate = f"{stage.learning_rate:g} {_called(stage.schedule)}"
+    optimiser = f"{_called(stage.optimiser).replace('optimisers', 'muon')} decay {stage.weight_decay:g}"
+    sets = [f"{part.folder} ({_called(part.augment)})" if part.augment else part.folder for part in stage.sources]
+    return (
+        f"{stage.name:<10} {stage.steps:>9,} steps  {sizes:<24} rate {rate:<21} {optimiser:<18} "
+        f"{_called(stage.loss):<12} {', '.join(dict.fromkeys(sets)) or 'generated pairs'}"
+    )
+
+
+def _called(function: Callable) -> str:
+    return getattr(function, "func", function).__name__  # of a partial: that of what it binds
+
+
 _KINDS = {int: "a whole number", float: "a number"}
 _RANGES = {  # of settings, both ends allowed; all others go from 1 on
     "learning_rate": (1e-12, 1e3),

@@ -188,7 +188,8 @@ def page(ours: dict[str, Scores]) -> str:
 
 def score_table(ours: dict[str, Scores], peers: tuple[str, ...]) -> str:
     """Returns the table of our scores by network and of some of PEERS, sets down: "EPE / % over 3 px"."""
-    columns = {f"`{name}`, ours": [_cell(scores.get(place)) for place in SETS] for name, scores in ours.items()}
+    best_first = sorted(ours.items(), key=lambda item: item[1]["mean of sets"]["epe"])
+    columns = {f"`{name}`, ours": [_cell(scores.get(place)) for place in SETS] for name, scores in best_first}
     for name in peers:
         columns[name] = [_cell({"epe": epe, "out3": out3}) for epe, out3 in PEERS[name]]
     return _table(["set", *columns], [[place, *row] for place, row in zip(SETS, zip(*columns.values()))])
