@@ -6,6 +6,7 @@ import torch
 
 from fleetflow.ops import kernels
 from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.less import less
 from fleetflow.ops.warp import pixel_grid, warp
 
 SIZES = [(1, 1), (1, 9), (8, 8), (9, 17), (16, 7), (33, 40)]
@@ -101,6 +102,16 @@ def test_warp_survives_a_flow_that_is_no_number(value):
     flow = torch.zeros(1, 2, 6, 9)
     flow[0, 0, 2, 3] = value
     assert warp(torch.ones(1, 4, 6, 9), flow)[0, :, 2, 3].abs().max() == 0
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 1, 1)])
+def test_less_is_a_difference_in_the_layout_of_the_frame(last, shape):
+    frame = torch.rand(2, 3, 5, 7).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    mean = torch.rand(shape)
+    result = less(frame, mean)
+    assert torch.equal(result, frame - mean.reshape(-1, 3, 1, 1))
+    assert result.stride() == frame.stride()
 
 
 def test_pixel_grid():

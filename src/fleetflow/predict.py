@@ -25,6 +25,7 @@ from fleetflow.io import (
     writing,
 )
 from fleetflow.layers.fused import available, fuse
+from fleetflow.memory import keep_freed
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.kernels import is_reference
 from fleetflow.registry import unknown
@@ -77,6 +78,7 @@ class Predictor:
     """A network ready to predict on numpy pictures: device, precision and memory layout chosen once.
 
     steps: refinement steps, for networks that refine; None takes the network's own.
+    On the CPU the process keeps up to 1 GiB of freed memory from then on (`fleetflow.memory`).
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class Predictor:
         self.steps = model.steps_of(steps)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed()
         model = model.eval().to(self.device, memory_format=torch.channels_last)
         self._sha256 = _hash(model)  # before its convolutions are fused, after which it has no state
         self.model = _ready(model, self.device, self.dtype)

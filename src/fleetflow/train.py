@@ -31,6 +31,7 @@ from fleetflow.data.generate.textures import photographs
 from fleetflow.evaluate import evaluate
 from fleetflow.feed import Feed, batches, open_sources
 from fleetflow.io import reason, write_atomically
+from fleetflow.memory import keep_freed
 from fleetflow.metrics import end_point_error
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
@@ -152,7 +153,9 @@ def train(
     except OSError as error:
         raise FleetflowError(f"{folder} cannot be a folder ({reason(error)}); choose another --folder") from None
     surfaces = photographs(textures) if textures else default_textures()
-    if where.type != "cpu":  # a GPU makes the pairs itself, faster than processes could send them
+    if where.type == "cpu":
+        keep_freed()
+    else:  # a GPU makes the pairs itself, faster than processes could send them
         surfaces = surfaces.to(where)
 
     log = Log(folder, state.get("step", 0), total, report) if rank == 0 else None

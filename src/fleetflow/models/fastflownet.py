@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.less import less
 from fleetflow.ops.warp import warp
 from fleetflow.registry import models
 from fleetflow.types import Prediction
@@ -102,7 +103,7 @@ class FastFlowNet(FlowModel):
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2
-        return (frame1 - mean).flip(1), (frame2 - mean).flip(1)  # BGR; flip keeps the memory layout
+        return less(frame1, mean).flip(1), less(frame2, mean).flip(1)  # BGR; flip keeps the memory layout
 
     def pyramid(self, frame: Tensor) -> tuple[Tensor, ...]:
         """Returns the features of levels 2 (stride 4, 32 channels) to 6 (stride 64, 64 channels)."""

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.constant import constant
 from fleetflow.ops.dilated_correlation import dilated_correlation
+from fleetflow.ops.less import less
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.registry import models
 from fleetflow.types import Prediction
@@ -173,7 +174,7 @@ class _FlowNet(FlowModel):
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2
-        return frame1 - mean, frame2 - mean
+        return less(frame1, mean), less(frame2, mean)
 
 
 class _Single(_FlowNet):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
+from fleetflow.ops.less import less
 from fleetflow.registry import models
 from fleetflow.types import Prediction
 
@@ -101,8 +102,8 @@ class LightFlow(FlowModel):
                 nn.init.kaiming_normal_(layer.weight, a=0.1)
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
-        mean = constant(MEAN, frame1)[:, None, None]
-        return frame1 - mean, frame2 - mean
+        mean = constant(MEAN, frame1)
+        return less(frame1, mean), less(frame2, mean)
 
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Returns the five flows [N, 2, h, w] of LEVELS in units of 20 px, for both frames [N, 6, H, W]."""
@@ -121,7 +122,7 @@ class LightFlow(FlowModel):
         for skip, decode, predict in rest:
             features = decode(torch.cat((_repeat(features, 2), skip), 1))
             flows.append(predict(features))
-        return tuple(flow.float() for flow in flows)
+        return tuple(flow.float().contiguous() for flow in flows)
 
     def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
         """Returns the prediction; its steps in training are the four coarser flows and the mean of all five.

@@ -32,6 +32,7 @@ from fleetflow.layers.resize_8bit import resize_8bit
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
 from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.less import less
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 
@@ -244,8 +245,8 @@ class LiteFlowNet2(FlowModel):
         size = tuple(-(-side // self.stride) * self.stride for side in frame1.shape[2:])
         if size != tuple(frame1.shape[2:]):
             frames = resize_8bit(frames[0], size), resize_8bit(frames[1], size)
-        mean = constant(MEAN, frame1)[:, None, None]
-        return frames[0] - mean, frames[1] - mean
+        mean = constant(MEAN, frame1)
+        return less(frames[0], mean), less(frames[1], mean)
 
     def pyramid(self, frame: Tensor) -> list[Tensor]:
         """Returns the features of levels 1 (stride 1, 32 channels) to 6 (stride 32, 192 channels)."""

@@ -1,0 +1,137 @@
+"""Our own recipes: generated pairs only, sized for two CPU cores unless they say otherwise."""
+
+from collections.abc import Callable
+from functools import partial
+
+from fleetflow import losses, schedules
+from fleetflow.data.generate import worlds
+from fleetflow.models import deq_flow
+from fleetflow.models.base import FlowModel
+from fleetflow.models.fastflownet import start_as_matcher
+from fleetflow.optimise import adamw
+from fleetflow.plan import Batches, Recipe, Stage
+from fleetflow.recipes.raft_family import equilibrium_of
+
+SHAPES = {worlds.shapes_world: 0.9, worlds.blank_world: 0.1}
+MODERATE = {  # MIXTURE, but for small frames: most of its large motions would leave them
+    worlds.shapes_world: 0.45,
+    worlds.large_world: 0.05,
+    worlds.small_world: 0.05,
+    worlds.still_world: 0.02,
+    worlds.drive_world: 0.20,
+    worlds.stereo_world: 0.10,
+    worlds.hand_world: 0.10,
+    worlds.blank_world: 0.03,
+}
+
+
+def _refining(
+    name: str,
+    mixture: dict[worlds.World, float],
+    *sizes: Batches,
+    loss: Callable = losses.sequence,
+    refinements: int | None = None,
+    build: Callable[[], FlowModel] | None = None,
+) -> Stage:
+    """A stage for networks that refine: Muon, and a loss on several points of the way."""
+    return Stage(
+        name,
+        sizes,
+        learning_rate=0.006,
+        schedule=partial(schedules.warm_flat_cool, warmup=50, cooldown=0.4),
+        loss=loss,
+        weight_decay=0.01,
+        clip=1.0,
+        ema=0.98,
+        mixture=mixture,
+        refinements=refinements,
+        build=build,
+    )
+
+
+def _solving(name: str, mixture: dict[worlds.World, float], evaluations: int, *sizes: Batches) -> Stage:
+    """A stage for the small DEQ-Flow: so many evaluations, one-step gradients at three points of them."""
+    equilibrium = equilibrium_of(deq_flow.PLAIN, evaluations, 3, 1)
+    build = partial(deq_flow.deq_flow_tiny, equilibrium=equilibrium)
+    return _refining(name, mixture, *sizes, loss=losses.correction, build=build)
+
+
+GENERATED: dict[str, Recipe] = {
+    "fastflownet_synthetic": Recipe(
+        "fastflownet",
+        (
+            Stage(
+                "generated",
+                (Batches(6_000, 8, 192, 256), Batches(3_700, 5, 256, 512)),
+                learning_rate=0.006,
+                schedule=partial(schedules.warm_flat_cool, warmup=200, cooldown=0.25),
+                weight_decay=0.01,
+                begin=start_as_matcher,
+            ),
+        ),
+        "ours: generated pairs only, sized for an afternoon on two CPU cores",
+    ),
+    "fastflownet_wide": Recipe(
+        "fastflownet",
+        (
+            Stage(
+                "generated",
+                (Batches(1_000, 4, 320, 640), Batches(6_000, 3, 384, 768)),
+                learning_rate=0.004,
+                schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.6),
+                loss=partial(losses.multi_scale, power=1.0),  # the EPE itself: large errors count in full
+                weight_decay=0.01,
+            ),
+        ),
+        "ours: large frames and motions, after fastflownet_synthetic (--start fastflownet)",
+    ),
+    "lightflow_synthetic": Recipe(
+        "lightflow",
+        (
+            Stage(
+                "generated",
+                (Batches(8_000, 8, 192, 256),),
+                learning_rate=1e-3,
+                schedule=partial(schedules.warm_flat_cool, warmup=200, cooldown=0.3),
+                optimiser=adamw,
+                weight_decay=1e-4,
+            ),
+        ),
+        "ours",
+    ),
+    "liteflownet2_synthetic": Recipe(
+        "liteflownet2",
+        (
+            Stage(
+                "generated",
+                (Batches(10_000, 8, 256, 384),),
+                learning_rate=4e-4,
+                schedule=partial(schedules.warm_flat_cool, warmup=500, cooldown=0.3),
+                loss=partial(losses.multi_scale, weights=(0.25, 0.25, 0.25)),
+                optimiser=adamw,
+                weight_decay=1e-4,
+            ),
+        ),
+        "ours, for a GPU",
+    ),
+    "raft_small_synthetic": Recipe(
+        "raft_small",
+        (
+            _refining("matches", SHAPES, Batches(800, 8, 96, 128), refinements=6),
+            _refining("widens", MODERATE, Batches(800, 6, 160, 224), refinements=8),
+            _refining("roams", worlds.MIXTURE, Batches(1_500, 4, 256, 352), refinements=10),
+        ),
+        "ours: some hours on two CPU cores",
+    ),
+    "deq_flow_tiny_synthetic": Recipe(
+        "deq_flow_tiny",
+        (
+            _solving("matches", SHAPES, 12, Batches(600, 4, 96, 128)),
+            _solving("settles", SHAPES, 36, Batches(1_500, 4, 96, 128)),
+            _solving("widens", MODERATE, 24, Batches(1_700, 4, 160, 224)),
+            _solving("roams", worlds.MIXTURE, 24, Batches(750, 4, 256, 352)),
+            _solving("sweeps", worlds.MIXTURE, 24, Batches(1_500, 4, 256, 352), Batches(500, 3, 384, 512)),
+        ),
+        "ours: some hours on two CPU cores",
+    ),
+}
