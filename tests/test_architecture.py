@@ -37,6 +37,7 @@ FLOORS = {
         "results",
         "feed",
         "runlog",
+        "processes",
         "demo",
         "train",
         "adapt",
@@ -45,7 +46,7 @@ FLOORS = {
         "video_reuse",
         "benchmark",
     ),
-    6: ("cli", "serve", "__main__"),
+    6: ("terminal", "cli", "serve", "__main__"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 STRANGERS = {("ops", "deq"), ("deq", "ops"), ("layers", "data"), ("data", "layers"), ("models", "data")}

@@ -11,6 +11,7 @@ from fleetflow.cli import COMMANDS, main
 from fleetflow.io import read_flow, write_image
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
+from fleetflow.terminal import gathered
 
 
 @pytest.fixture
@@ -113,3 +114,10 @@ def test_convert(tmp_path, capsys):
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), network.state_dict().values()))
     assert main([*words[:3], str(tmp_path / "own.pth")]) == 1
     assert "safetensors" in capsys.readouterr().err
+
+
+def test_repeated_options_keep_all_their_values():
+    words = "train flownet2 --start a:1 --set batch=4 --start=b:2 --seed 3 --set rate=1 steps=2 -f flo -f color"
+    expected = "train flownet2 --start a:1 b:2 --set batch=4 rate=1 steps=2 --seed 3 --format flo color"
+    assert gathered(words.split()) == expected.split()
+    assert gathered(["predict", "a.png", "-", "--scale", "-3"]) == ["predict", "a.png", "-", "--scale", "-3"]

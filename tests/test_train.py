@@ -25,6 +25,8 @@ from fleetflow.io import write_flow, write_image
 from fleetflow.models import weights
 from fleetflow.optimise import adamw
 from fleetflow.plan import Batches, Recipe, Source, changed
+from fleetflow.recipes.flownet_family import FINAL
+from fleetflow.registry import models
 from fleetflow.schedules import warm_flat_cool
 from fleetflow.types import FleetflowError, Prediction, Sample
 
@@ -439,9 +441,13 @@ def test_stages_follow_each_other_and_resume_at_their_border(tiny, tmp_path):
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
     header = weights.header(whole.weights)
     assert header["stage"] == "two" and int(header["samples"]) == 12
-    job.train("two", folder=tmp_path / "alone", stage="two", **options)
+    with pytest.raises(FleetflowError, match="--start"):  # a later stage does not begin with random weights
+        job.train("two", folder=tmp_path / "random", stage="two", **options)
+    assert not list((tmp_path / "random").glob("*"))
+    one = {**options, "stage": "two", "start": (f"fastflownet:{tmp_path / 'whole' / 'one.safetensors'}",)}
+    job.train("two", folder=tmp_path / "alone", **one)
     assert len(losses_of(tmp_path / "alone")) == 3
-    assert job.train("two", folder=tmp_path / "less", stage="two", settings={"steps": "2"}, **options).steps == 2
+    assert job.train("two", folder=tmp_path / "less", settings={"steps": "2"}, **one).steps == 2
     with pytest.raises(FleetflowError, match="did you mean"):
         job.train("two", folder=tmp_path / "none", stage="too", **options)
 
@@ -511,6 +517,61 @@ def test_training_on_files(tmp_path, monkeypatch):
     with pytest.raises(FleetflowError, match="nowhere.*for validation; --set validate_every=0"):
         job.train("files", folder=tmp_path / "unjudged", workers=0, **options)
     job.train("files", folder=tmp_path / "unjudged", workers=0, settings={"validate_every": "0"}, steps=1, **options)
+
+
+def write_pairs(folder: Path, count: int, *, known: float = 1.0) -> None:
+    """Generated pairs of 96x160 for `folder`: a_img1.png, a_img2.png, a_flow.png; a share of them has known flow."""
+    made = generate(count, 96, 160, seed=3)
+    for k in range(count):
+        for n, frame in enumerate((made.frame1, made.frame2), 1):
+            write_image(folder / f"{k}_img{n}.png", (frame[k].permute(1, 2, 0) * 255).byte().numpy())
+        valid = made.valid[k].numpy() & (k < known * count)
+        write_flow(folder / f"{k}_flow.png", made.flow[k].permute(1, 2, 0).numpy(), valid)
+
+
+def test_own_pairs_in_place_of_those_of_a_recipe(tiny, tmp_path, capsys):
+    """Any data set, by any recipe: one that has none, and one that has others; the run remembers it."""
+    write_pairs(tmp_path / "mine", 3)
+    options = {"root": tmp_path / "mine", "report": quiet, "precision": "fp32", "workers": 0}
+    run = job.train("tiny", folder=tmp_path / "run", data="folder", steps=2, **options)
+    assert weights.header(run.weights)["data"] == "folder" and weights.header(run.weights)["licence"] != "Apache-2.0"
+    assert job.train("tiny", folder=tmp_path / "run", resume=True, steps=3, report=quiet, workers=0).step == 3
+    assert len(losses_of(tmp_path / "run")) == 3
+    (tmp_path / "mine" / "train.txt").write_text("0_img1.png 0_img2.png 0_flow.png\n")
+    (tmp_path / "mine" / "val.txt").write_text("1_img1.png 1_img2.png 1_flow.png\n")
+    settings = {"batch": "1", "height": "64", "width": "64", "validate_every": "1"}
+    one = {**options, "settings": settings, "steps": 1}
+    two = {**one, "settings": {**settings, "batch": "2"}}
+    job.train("lightflow", folder=tmp_path / "split", data="folder:split=train", **two)
+    assert "validation" in (tmp_path / "split" / "log.jsonl").read_text()
+    with pytest.raises(FleetflowError, match="two cells"):
+        job.train("lightflow", folder=tmp_path / "cell", data="folder", **one)
+    with pytest.raises(FleetflowError, match="did you mean"):
+        job.train("tiny", folder=tmp_path / "other", data="foldr", **options)
+
+
+def test_pairs_without_known_flow(tiny, tmp_path, monkeypatch):
+    """A batch without a known pixel is not learned from and has no part in the EPE; a set without any ends the run."""
+    monkeypatch.setitem(recipes.RECIPES, "tiny", plan_of(Batches(30, 1, 64, 64)))
+    write_pairs(tmp_path / "some", 3, known=1 / 3)
+    options = {"data": "folder", "report": quiet, "precision": "fp32", "workers": 0}
+    run = job.train("tiny", folder=tmp_path / "run", root=tmp_path / "some", steps=6, **options)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert sum(row["epe"] is None for row in rows) == 4 and run.epe > 0
+    write_pairs(tmp_path / "none", 2, known=0)
+    with pytest.raises(FleetflowError, match="20 batches in a row have no known flow"):
+        job.train("tiny", folder=tmp_path / "stuck", root=tmp_path / "none", **options)
+
+
+def test_frames_that_are_scaled_in_training():
+    """FlowNet2 is tuned on whole Sintel frames: they are scaled to multiples of 64, and the flow back."""
+    model = models["flownet_s"]().train()
+    frames = torch.rand(2, 3, 100, 128, generator=torch.Generator().manual_seed(1))
+    prediction = model(frames, frames.flip(0))
+    assert prediction.flow.shape == (2, 2, 100, 128) and prediction.steps == ()
+    sample = Sample(frames, frames.flip(0), torch.ones(2, 2, 100, 128), torch.ones(2, 100, 128, dtype=torch.bool))
+    FINAL(prediction, sample).backward()
+    assert all(weight.grad is not None for weight in model.parameters())
 
 
 def test_orthogonal_update():

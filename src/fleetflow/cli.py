@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fleetflow.terminal import bar, gathered, table
 from fleetflow.types import FleetflowError
 
 Positional = tyro.conf.Positional
@@ -60,7 +61,7 @@ def predict(
         written = job.predict_pair(predictor, *inputs, output, format, scale=scale)
     else:
         work = job.predict_folder if inputs[0].is_dir() else job.predict_video
-        with _bar(f"flow of {inputs[0].name}") as progress:
+        with bar(f"flow of {inputs[0].name}") as progress:
             options = {"scale": scale, "warm_start": warm_start, "again": again}
             result = work(predictor, inputs[0], output, format, **options, progress=progress)
         written, problem = result if isinstance(result, tuple) else (result, None)
@@ -79,6 +80,7 @@ def train(
     stage: str | None = None,
     set: tuple[str, ...] = (),
     root: Path | None = None,
+    data: str | None = None,
     textures: Path | None = None,
     minutes: float | None = None,
     steps: int | None = None,
@@ -87,7 +89,7 @@ def train(
     device: str = "auto",
     precision: Precision = "auto",
     threads: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
     parts: int | None = None,
     compile: bool = False,
     save_memory: bool = False,
@@ -99,10 +101,11 @@ def train(
         recipe: such as fastflownet_synthetic; `fleetflow recipes` lists them.
         folder: where the run lives; default runs/RECIPE.
         resume: continue exactly where the last checkpoint left off, with what the run was begun with.
-        start: a network or NETWORK:CHECKPOINT whose weights the run starts from (two for FlowNet2).
+        start: a network or NETWORK:CHECKPOINT whose weights the run starts from (two for FlowNet2: --start A B).
         stage: train this stage of the recipe alone.
         set: name=value, in place of what the recipe says: learning_rate=1e-4 batch=4 steps=1000 ...
         root: the folder that holds the data sets, for recipes that use them.
+        data: train on this data set instead, in the folder --root: folder, folder:split=train, sintel:render=final ...
         textures: a folder of photographs for the surfaces of generated pairs; default: procedural ones.
         minutes: stop after so long; the run can be resumed.
         steps: stop at this step; the run can be resumed.
@@ -111,7 +114,7 @@ def train(
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
         threads: of the training process; 0 takes all.
-        workers: processes that make or read pairs.
+        workers: processes that make or read pairs; default: 1, and for data sets as many as cores, up to 8.
         parts: parts of a batch, over which gradients are accumulated; default: one for each process.
         compile: use torch.compile, which needs a compiler.
         save_memory: compute activations again instead of keeping them.
@@ -119,6 +122,7 @@ def train(
     """
     from statistics import fmean, stdev
 
+    from fleetflow import processes
     from fleetflow import train as job
 
     wrong = [text for text in set if "=" not in text]
@@ -135,15 +139,15 @@ def train(
         like = first if resume and not (place / "checkpoint.pt").exists() else None  # begins as the first one did
         outcome = job.train(
             recipe, folder=place, resume=resume and not like, like=like, start=start, stage=stage, settings=settings,
-            root=root, textures=textures, minutes=minutes, steps=steps, seed=one, device=device, precision=precision,
-            threads=threads, workers=workers, parts=parts, compile=compile, save_memory=save_memory,
-            checkpoint_every=checkpoint_every,
+            root=root, data=data, textures=textures, minutes=minutes, steps=steps, seed=one, device=device,
+            precision=precision, threads=threads, workers=workers, parts=parts, compile=compile,
+            save_memory=save_memory, checkpoint_every=checkpoint_every,
         )  # fmt: skip
         print(f"step {outcome.step} of {outcome.steps}, EPE of the last steps {outcome.epe:.2f} px")
         print(outcome.weights)
         outcomes.append(outcome.epe)
         first = first or outcome.checkpoint
-    job.leave()
+    processes.leave()
     if repeat > 1:
         print(f"EPE of the last steps over {repeat} runs: {fmean(outcomes):.3f} px, spread {stdev(outcomes):.3f}")
 
@@ -196,7 +200,7 @@ def adapt(
     for outcome in outcomes:
         for when, error in (("start", outcome.start), (f"step {outcome.step}", outcome.best)):
             rows.append([outcome.network, when, f"{error.census:.3f}", f"{error.l1:.3f}", f"{error.length:.2f}"])
-    _table("held-back pairs", ["network", "weights of", "census %", "L1 (of 255)", "flow px"], rows)
+    table("held-back pairs", ["network", "weights of", "census %", "L1 (of 255)", "flow px"], rows)
     for outcome in outcomes:
         print(outcome.weights)
 
@@ -241,13 +245,13 @@ def evaluate(
     predict = job.method(model)
     if predict is None:
         predict = Predictor(job.fit_for(load(model), dataset), device=device, precision=precision)
-    with _bar(f"{model} on {dataset}") as progress:
+    with bar(f"{model} on {dataset}") as progress:
         result = job.measure(
             predict, files, model=model, dataset=" ".join((dataset, *options)), steps=steps,
             progress=lambda done, total: progress((done, total)),
         )  # fmt: skip
-    _table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", job.SET_COLUMNS, job.rows_by_set(result))
-    _table("all pixels together", ["error", "value", "pixels"], job.rows_pooled(result))
+    table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", job.SET_COLUMNS, job.rows_by_set(result))
+    table("all pixels together", ["error", "value", "pixels"], job.rows_pooled(result))
     print(f"protocol: {job.protocol_line(result)}")
     for line in job.left_out(result):
         print(line)
@@ -293,7 +297,7 @@ def submit(
     from fleetflow.registry import models
 
     if model not in (*models, *CLASSICAL) and (Path(model).is_dir() or model.endswith(".zip")):
-        with _bar(f"checking {model}") as progress:
+        with bar(f"checking {model}") as progress:
             problems = job.problems(Path(model), benchmark, root, progress=lambda *state: progress(state))
         if problems:
             raise FleetflowError(f"{benchmark} would refuse {model}: {job.summary(problems)}")
@@ -308,7 +312,7 @@ def submit(
         predictor = Predictor(fit_for(load(model), benchmark), device=device, precision=precision)
         predict = partial(job.predict_flow, predictor, steps=steps)
         label = {**predictor.label(), "model": model, "steps": str(steps or predictor.model.steps)}
-    with _bar(f"{model} on {benchmark}") as progress:
+    with bar(f"{model} on {benchmark}") as progress:
         written = job.submit(predict, benchmark, root, output, label, progress=lambda *state: progress(state))
     print(written)
     print(job.next_step(benchmark, written))
@@ -369,7 +373,7 @@ def benchmark(
     ):  # fmt: skip
         reports.append(report)
         place = f"{report.device}, {report.precision}, {report.threads} threads"
-        _table(f"{report.network}: one pair of {size[0]}x{size[1]}, {place}", job.COLUMNS, job.table(report))
+        table(f"{report.network}: one pair of {size[0]}x{size[1]}, {place}", job.COLUMNS, job.table(report))
         for fact in job.facts(report):
             print(fact)
         if json:
@@ -395,7 +399,7 @@ def _benchmark_data(names: tuple[str, ...], root: Path | None, seconds: float) -
     counts = [0, *(2**k for k in range((os.cpu_count() or 1).bit_length()))]
     speeds = [(count, loading_speed(files, count, seconds=seconds / len(counts))) for count in counts]
     rows = [[str(count), f"{speed:.1f}", f"{speed / speeds[0][1]:.2f}"] for count, speed in speeds]
-    _table(f"reading {names[0]}, {len(files)} pairs", ["workers", "samples/s", "times none"], rows)
+    table(f"reading {names[0]}, {len(files)} pairs", ["workers", "samples/s", "times none"], rows)
 
 
 def _benchmark_video(names: tuple[str, ...], paths: tuple[Path, ...]) -> None:
@@ -411,10 +415,10 @@ def _benchmark_video(names: tuple[str, ...], paths: tuple[Path, ...]) -> None:
         model = job.load_any(name)
         rows = video_reuse(model, clips)
         columns = ["clip", "pairs", "residual", "cold", "warm", "warm / cold"]
-        _table(f"{name}: evaluations", columns, [reuse_cells(row) for row in rows])
+        table(f"{name}: evaluations", columns, [reuse_cells(row) for row in rows])
         race = solver_race(model, {clip: frames[:2] for clip, frames in clips.items()})
         columns = ["solver", "pairs", "evaluations", f"of {PICARD}"]
-        _table(f"to the residual of {PICARD} plain ones", columns, [race_cells(row) for row in race])
+        table(f"to the residual of {PICARD} plain ones", columns, [race_cells(row) for row in race])
         if not job.has_weights(name):
             print("weights are random: this says how the solver behaves, not what a trained network saves")
 
@@ -448,9 +452,9 @@ def models(json: bool = False) -> None:
     height, width = catalog.SIZE
     cells = [catalog.cells(row) for row in rows]
     costs, names = slice(0, 6), catalog.COLUMNS  # all columns together are too wide for a terminal
-    _table(f"networks (multiply-adds for frames of {height}x{width})", names[costs], [row[costs] for row in cells])
+    table(f"networks (multiply-adds for frames of {height}x{width})", names[costs], [row[costs] for row in cells])
     sources = [0, 6, 7, 8]
-    _table("checkpoints they read", [names[k] for k in sources], [[row[k] for k in sources] for row in cells])
+    table("checkpoints they read", [names[k] for k in sources], [[row[k] for k in sources] for row in cells])
 
 
 def convert(
@@ -516,65 +520,20 @@ def doctor(
 
     report = job.check(name, root, samples=samples)
     parts = [[part.options, "missing" if part.problem else f"{part.pairs:,}"] for part in report.parts]
-    _table(f"{name} in {root}", ["part", "pairs"], parts)
+    table(f"{name} in {root}", ["part", "pairs"], parts)
     pairs = [
         [pair.name, f"{pair.height}x{pair.width}", f"{100 * pair.unknown:.1f}", f"{pair.length:.1f}",
          f"{pair.longest:.0f}", pair.extras]
         for pair in report.opened
     ]  # fmt: skip
-    _table("opened", ["pair", "size", "% unknown", "mean px", "longest px", "also known"], pairs)
+    table("opened", ["pair", "size", "% unknown", "mean px", "longest px", "also known"], pairs)
     readings = [[reading, f"{ratio:.2f}"] for reading, ratio in report.readings.items()]
-    _table("difference of the frames, were the flow", ["stored", "times as read"], readings)
+    table("difference of the frames, were the flow", ["stored", "times as read"], readings)
     for remark in report.remarks:
         print(f"remark: {remark}")
     if report.problems:
         raise FleetflowError("; ".join(report.problems))
     print("no problem was found")
-
-
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for k, column in enumerate(columns):
-        table.add_column(column, justify="left" if k == 0 else "right", no_wrap=k == 0)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-
-
-class _bar:
-    """A progress bar on standard error: share, pairs per second, time left. Called with (done, total)."""
-
-    def __init__(self, title: str):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self.task = self.bar.add_task(title, total=None, rate="")
-        self.first: int | None = None
-
-    def __call__(self, state) -> None:
-        done, total = state
-        if self.first is None:  # not before there is something to show: an error would stand behind an empty bar
-            self.first = done
-            self.bar.start()
-        elapsed = self.bar.tasks[0].elapsed or 0
-        rate = f"{(done - self.first + 1) / elapsed:.1f} frames/s" if elapsed > 0 else ""
-        self.bar.update(self.task, completed=done, total=total, rate=rate)
-
-    def __enter__(self) -> "_bar":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.stop()
 
 
 COMMANDS = {
@@ -595,7 +554,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0, or 1 after one line on what is wrong."""
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fleetflow", args=arguments, description=__doc__)
+        given = gathered(sys.argv[1:] if arguments is None else arguments)
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fleetflow", args=given, description=__doc__)
     except (FleetflowError, OSError) as error:
         print(f"fleetflow: {error}", file=sys.stderr)
         return 1

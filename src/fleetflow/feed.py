@@ -5,6 +5,7 @@ So four parts give the same losses on one process, on two and on four.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fleetflow.data.augment.geometry import crop
-from fleetflow.data.dataset import Files
+from fleetflow.data.dataset import Files, datasets
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.textures import Textures
-from fleetflow.plan import Source, Stage
+from fleetflow.evaluate import open_files
+from fleetflow.plan import Recipe, Source, Stage
 from fleetflow.types import FleetflowError, Sample
 
 
@@ -63,6 +65,42 @@ def open_sources(sources: tuple[Source, ...], root: Path | None) -> list[tuple[S
         folders = ", ".join(dict.fromkeys(source.folder for source in sources))
         raise FleetflowError(f"this recipe reads data sets; give --root DIR, the folder that holds {folders}")
     return [(source, source.files(root / source.folder)) for source in sources]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Reads a data set that the user named: what `Source.files` is in a recipe."""
+
+    dataset: str
+    options: tuple[str, ...]
+
+    def __call__(self, root: Path) -> Files:
+        return open_files(self.dataset, root, options=self.options)
+
+
+def dataset_of(source: Source) -> str:
+    """Returns the name of the data set that a source reads."""
+    reader = source.files
+    return reader.dataset if isinstance(reader, Chosen) else getattr(reader, "func", reader).__name__
+
+
+def on_data(plan: Recipe, data: str) -> Recipe:
+    """Returns the recipe with the pairs of one data set, whose folder is --root, in place of its own.
+
+    data: NAME or NAME:option=value,option=value, as of `fleetflow evaluate`. The pairs are augmented as those of the
+    first data set of each stage; those of a stage on generated pairs are only cropped. With split=train, the stages are
+    validated on split=val; else not at all. Raises FleetflowError for an unknown data set.
+    """
+    name, _, options = data.partition(":")
+    datasets[name]  # an unknown name is said before all else
+    chosen = Chosen(name, tuple(options.split(",")) if options else ())
+    held = replace(chosen, options=tuple(option.replace("split=train", "split=val") for option in chosen.options))
+    stages = []
+    for stage in plan.stages:
+        source = Source(chosen, "", augment=stage.sources[0].augment if stage.sources else None)
+        validation = () if held == chosen else (Source(held, ""),)
+        stages.append(replace(stage, sources=(source,), validation=validation))
+    return replace(plan, stages=tuple(stages))
 
 
 def batches(

@@ -10,7 +10,7 @@ import os
 import sys
 
 KEPT = 1 << 30  # bytes of freed memory that stay with the process at most
-LARGEST = 1 << 25  # bytes of the largest block that is kept; glibc allows no more
+LARGEST = (1 << 28, 1 << 25)  # bytes of the largest block that is kept; older versions of glibc allow the second only
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of malloc.h
 
 
@@ -27,4 +27,4 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return bool(mallopt(MMAP_THRESHOLD, LARGEST) and mallopt(TRIM_THRESHOLD, KEPT))
+    return any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST) and bool(mallopt(TRIM_THRESHOLD, KEPT))

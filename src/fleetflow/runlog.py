@@ -40,6 +40,7 @@ class Log:
             self.board = SummaryWriter(str(folder), purge_step=first)
         except ImportError:
             self.board = None
+            report('pictures and curves need TensorBoard: pip install "fleetflow[train]"; log.jsonl has the numbers')
 
     def step(self, step: int, samples: int, numbers: dict[str, float], *, learned: bool, skipped: int) -> None:
         """Writes the numbers of a step; those of one that was not learned from have no part in the means."""
@@ -50,7 +51,8 @@ class Log:
         now = time.monotonic()
         if now - self.shown < 10 and step + 1 < self.last:
             return
-        mean = {key: fmean([row[key] for row in self.rows] or [math.nan]) for key in numbers}
+        finite = {key: [row[key] for row in self.rows if math.isfinite(row[key])] for key in numbers}
+        mean = {key: fmean(values or [math.nan]) for key, values in finite.items()}
         if self.board:
             for key, value in mean.items():
                 self.board.add_scalar(f"train/{key}", value, step)
@@ -111,7 +113,8 @@ def header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[s
     if run["start"]:
         about["start"] = ", ".join(one.partition(":")[0] for one in run["start"])
     if stage.sources:
-        return {**about, "data": ", ".join(source.folder for source in stage.sources), "licence": "that of the data"}
+        data = run["data"] or ", ".join(source.folder for source in stage.sources)
+        return {**about, "data": data, "licence": "that of the data"}
     return {**about, "textures": "photographs" if run["textures"] else "procedural", "licence": "Apache-2.0"}
 
 

@@ -25,18 +25,19 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
+from fleetflow import processes
 from fleetflow.data.dataset import Files
 from fleetflow.data.generate import default_textures
 from fleetflow.data.generate.textures import photographs
-from fleetflow.evaluate import evaluate
-from fleetflow.feed import Feed, batches, open_sources
+from fleetflow.evaluate import evaluate, fit_for
+from fleetflow.feed import Feed, batches, dataset_of, on_data, open_sources
 from fleetflow.io import reason, write_atomically
 from fleetflow.memory import keep_freed
 from fleetflow.metrics import end_point_error
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
-from fleetflow.plan import Recipe, Stage, changed
-from fleetflow.predict import Precision, Predictor, autocast, choose_device, choose_dtype
+from fleetflow.plan import Recipe, Source, Stage, changed
+from fleetflow.predict import Precision, Predictor, autocast, choose_dtype
 from fleetflow.recipes import recipe
 from fleetflow.registry import models, unknown
 from fleetflow.runlog import Log, header
@@ -70,6 +71,7 @@ def train(
     stage: str | None = None,
     settings: dict[str, str] | None = None,
     root: Path | None = None,
+    data: str | None = None,
     textures: Path | None = None,
     minutes: float | None = None,
     steps: int | None = None,
@@ -77,7 +79,7 @@ def train(
     device: str = "auto",
     precision: Precision = "auto",
     threads: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
     parts: int | None = None,
     compile: bool = False,
     save_memory: bool = False,
@@ -89,14 +91,16 @@ def train(
     name: a recipe, such as "fastflownet_synthetic". stage: only this stage of it.
     folder: where the run lives; default runs/NAME. A run that is there is only continued, with `resume`.
     resume: continue exactly where the last checkpoint left off. What decides the numbers (stage, settings, start, root,
-        textures, precision, seed, parts) need not be given again, and must not differ but for `settings["steps"]`.
+        data, textures, precision, seed, parts) need not be given again, and may not differ but for `settings["steps"]`.
     like: the checkpoint of another run, from which a new one takes the same things, but not the seed.
     start: a network or NETWORK:CHECKPOINT, as `fleetflow.load` takes it, whose weights the run starts from; several
         for a network that is put together of others (FlowNet2).
     settings: values that replace those of the recipe, such as {"batch": "4"} (`plan.changed`).
     root: the folder that holds the data sets. textures: a folder of photographs for generated pairs.
+    data: a data set instead of those of the recipe, in the folder `root` (`feed.on_data`).
     minutes, steps: stop after so long, or at that step; the run can be resumed. seed: of weights and data (0).
-    threads: threads of the training process (0: as many as torch takes); workers: processes that make pairs.
+    threads: threads of the training process (0: as many as torch takes). workers: processes that make or read pairs;
+        None takes one, and for data sets as many as there are cores for each process, up to 8.
     parts: parts of a batch, over which gradients are accumulated; a multiple of the number of processes (default).
     compile: use torch.compile. save_memory: compute the activations of blocks again instead of keeping them; not those
         of blocks with training batch statistics or normalised weights.
@@ -112,6 +116,7 @@ def train(
         "settings": settings or {},
         "start": list(start),
         "root": str(Path(root).resolve()) if root else None,
+        "data": data,
         "textures": str(Path(textures).resolve()) if textures else None,
         "precision": None if precision == "auto" else precision,
         "seed": seed,
@@ -124,7 +129,7 @@ def train(
         raise FleetflowError(f"{folder} holds a run already; add --resume to continue it, or choose another --folder")
     if resume and not checkpoint.exists():
         raise FleetflowError(f"{checkpoint} is not there; nothing to resume")
-    rank, world, where = _processes(device)
+    rank, world, where = processes.join(device)
     state = _load(checkpoint) if resume else {}
     known = {key: value for key, value in _load(like).items() if key != "seed"} if like else state
     run = _continued(known, asked, folder)
@@ -158,9 +163,9 @@ def train(
     else:  # a GPU makes the pairs itself, faster than processes could send them
         surfaces = surfaces.to(where)
 
-    log = Log(folder, state.get("step", 0), total, report) if rank == 0 else None
+    log, at = None, state.get("step", 0)
     began = time.monotonic()
-    done, bad, spell, recent, model, stop = 0, 0, 0, deque(state.get("recent", ()), maxlen=200), None, False
+    done, bad, spell, blank, recent, model, stop = 0, 0, 0, 0, deque(state.get("recent", ()), maxlen=200), None, False
     for number, part in enumerate(plan.stages):
         given = run["start"] if number == 0 and (part.grow or not state) else ()
         model = _fresh(part, plan, seed, earlier=model, start=given, resumed=bool(state)).to(where)
@@ -182,13 +187,17 @@ def train(
             scaler.load_state_dict(state["scaler"])
             for update, saved in zip(updates, state["optimisers"], strict=True):
                 update.load_state_dict(saved)
+            torch.set_rng_state(state.get("random", torch.get_rng_state()))
             first, bad, state = state["step"] - done, state["bad"], {}
 
+        if rank == 0 and not log:
+            log = Log(folder, at, total, report)
         last = min(part.steps, total - done)
         feed = Feed(part, 1_009 * seed + number, parts, surfaces, root)
         judges = _judges(part, root)
         own = range(rank, parts, world)
-        here = workers if feed.sources or where.type == "cpu" else 0
+        few = min(8, (os.cpu_count() or 1) // world) if feed.sources else 1
+        here = (few if workers is None else workers) if feed.sources or where.type == "cpu" else 0
         stream = batches(feed, first, last, own, workers=here)
         step = first - 1
         for step in range(first, last):
@@ -196,7 +205,7 @@ def train(
             for update, bases in zip(updates, rates, strict=True):
                 for group, base in zip(update.param_groups, bases, strict=True):
                     group["lr"] = base * factor
-            numbers, tried = torch.zeros(2, device=where), []
+            numbers, tried = torch.zeros(3, device=where), []  # loss, sum of errors, parts that have known pixels
             for k in range(len(own)):
                 _, _, tensors = next(stream)
                 sample = Sample(*(tensor.to(where, non_blocking=True) for tensor in tensors))
@@ -205,24 +214,31 @@ def train(
                     prediction = trained(sample.frame1, sample.frame2, steps=part.refinements)
                 loss = part.loss(prediction, sample)
                 scaler.scale(loss / len(own)).backward()
-                error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid].mean()
+                error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid]
                 tried.append((loss.detach(), sample))
-                numbers += torch.stack((loss.detach(), error)) / parts
+                known = error.new_tensor(error.numel() > 0)
+                numbers += torch.stack((loss.detach() / parts, error.sum() / max(error.numel(), 1), known))
             if world > 1:
                 dist.all_reduce(numbers)
             for update in updates:
                 scaler.unscale_(update)
             length = nn.utils.clip_grad_norm_(model.parameters(), part.clip).item()
-            value, epe = numbers.tolist()
+            value, epe, known = numbers.tolist()
+            epe = epe / known if known else math.nan
+            blank = 0 if known else blank + 1
+            if blank == BAD_STEPS:
+                raise FleetflowError(f"{blank} batches in a row have no known flow; look at `fleetflow doctor dataset`")
             exploded = len(recent) >= 100 and value > EXPLODED * median(row[0] for row in recent)
-            learned = math.isfinite(length + value) and not exploded
+            learned = math.isfinite(length + value) and not exploded and known > 0
             if learned:
                 for update in updates:
                     scaler.step(update)
                 average.update_parameters(model)
                 recent.append((value, epe))
                 spell = 0
-            elif exploded or not (scaler.is_enabled() and math.isfinite(value)):  # float16 overflows to find its scale
+            elif known and (
+                exploded or not (scaler.is_enabled() and math.isfinite(value))
+            ):  # float16 overflows to find its scale
                 bad, spell = bad + 1, spell + 1
                 _keep_bad(folder, tried, bad, done + step, rank)
             scaler.update()
@@ -230,7 +246,7 @@ def train(
                 update.zero_grad(set_to_none=True)
 
             late = minutes is not None and time.monotonic() - began > 60 * minutes
-            stop = _agreed(late, where, world) if minutes is not None else False
+            stop = processes.agreed(late, where, world) if minutes is not None else False
             if log:
                 size = part.at(step)
                 row = {"loss": value, "epe": epe, "gradient": length, "rate": factor}
@@ -246,6 +262,7 @@ def train(
                         "step": done + step + 1,
                         "bad": bad,
                         "recent": list(recent),
+                        "random": torch.get_rng_state(),
                         "model": model.state_dict(),
                         "average": average.state_dict(),
                         "scaler": scaler.state_dict(),
@@ -277,16 +294,11 @@ def expect(*numbers: tuple[str, float | None, float]) -> None:
             raise FleetflowError(f"--{option} is {value}; expected a number from {least} to 2^32")
 
 
-def leave() -> None:
-    """Parts from the other processes of torchrun, after the last run; one group serves all runs of a process."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def _plan(run: dict) -> Recipe:
     """The recipe of a run, or the one stage of it that is trained, with the run's settings."""
     plan = recipe(run["recipe"])
-    return changed(_only(plan, run["stage"]) if run["stage"] else plan, run["settings"])
+    plan = changed(_only(plan, run["stage"]) if run["stage"] else plan, run["settings"])
+    return on_data(plan, run["data"]) if run["data"] else plan
 
 
 def _load(checkpoint: Path) -> dict:
@@ -338,34 +350,8 @@ def _only(plan: Recipe, name: str) -> Recipe:
     names = [stage.name for stage in plan.stages]
     if name not in names:
         raise unknown("stage of this recipe", name, names)
-    return replace(plan, stages=(plan.stages[names.index(name)],))
-
-
-def _processes(device: str) -> tuple[int, int, torch.device]:
-    """Returns the rank of this process, the number of processes and its device; joins the others under torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, choose_device(device)
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise FleetflowError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {missing[0]} is not set; start with torchrun, or unset it"
-        )
-    where = choose_device(device)
-    if where.type == "cuda":
-        where = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(where)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    return dist.get_rank(), dist.get_world_size(), where
-
-
-def _agreed(late: bool, where: torch.device, world: int) -> bool:
-    """Whether any process is late: all of them stop at the same step."""
-    if world == 1:
-        return late
-    flag = torch.tensor(float(late), device=where)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return flag.item() > 0
+    stage = plan.stages[names.index(name)]
+    return replace(plan, stages=(replace(stage, tunes=stage.tunes or stage is not plan.stages[0]),))
 
 
 def _fresh(
@@ -450,18 +436,20 @@ def _ema(decay: float):
     return update
 
 
-def _judges(stage: Stage, root: Path | None) -> list[Files]:
+def _judges(stage: Stage, root: Path | None) -> list[tuple[Source, Files]]:
     """The stage's validation pairs, opened before it trains; none where validate_every is 0."""
     try:
-        return [files for _, files in open_sources(stage.validation, root)] if stage.validate_every else []
+        return open_sources(stage.validation, root) if stage.validate_every else []
     except FleetflowError as error:
         raise FleetflowError(f"{error} (for validation; --set validate_every=0 trains without)") from None
 
 
-def _validate(model: FlowModel, judges: list[Files], where: torch.device) -> dict[str, float]:
+def _validate(model: FlowModel, judges: list[tuple[Source, Files]], where: torch.device) -> dict[str, float]:
     """The errors of the averaged weights on validation pairs, means by set, then of the sets."""
-    predictor = Predictor(copy.deepcopy(model), device=str(where))
-    tables = [evaluate(predictor, files)["mean of sets"] for files in judges]
+    tables = []
+    for source, files in judges:
+        predictor = Predictor(fit_for(copy.deepcopy(model), dataset_of(source)), device=str(where))
+        tables.append(evaluate(predictor, files)["mean of sets"])
     return {key: fmean(table[key] for table in tables) for key in ("epe", "out3", "fl")}
 
 

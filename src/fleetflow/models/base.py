@@ -63,7 +63,8 @@ class FlowModel(nn.Module, ABC):
     ) -> Prediction:
         """Returns the flow from frame1 to frame2.
 
-        frame1, frame2: [N, 3, H, W] float in [0, 1], RGB, any H and W >= 1 (in training: multiples of `stride`).
+        frame1, frame2: [N, 3, H, W] float in [0, 1], RGB, any H and W >= 1. In training, networks that pad want
+            multiples of `stride`, and those that scale return no steps for other sizes: only the flow can be judged.
         previous: the prediction for the pair before this one, for networks with a memory.
         steps: number of refinement steps, for networks that refine; None takes the network's own.
         Raises FleetflowError for frames of other shapes, types or ranges.
@@ -75,7 +76,7 @@ class FlowModel(nn.Module, ABC):
         height, width = frame1.shape[-2:]
         new_height, new_width = (-(-size // self.stride) * self.stride for size in (height, width))
         exact = (height, width) == (new_height, new_width)
-        if self.training and not exact:
+        if self.training and not exact and self.fit != "scale":
             raise FleetflowError(
                 f"frames are {height}x{width}; {type(self).__name__} trains on multiples of {self.stride}: "
                 f"crop to {max(height // self.stride, 1) * self.stride}x{max(width // self.stride, 1) * self.stride}"
@@ -91,6 +92,7 @@ class FlowModel(nn.Module, ABC):
             factors = constant((width / new_width, height / new_height), flow)
             return prediction._replace(
                 flow=flow * factors[:, None, None],
+                steps=prediction.steps if exact else (),  # else they are of the scaled frames
                 residual=_maybe(prediction.residual, lambda r: resize(r[:, None], (height, width))[:, 0]),
             )
         if exact:

@@ -19,7 +19,7 @@ from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
 from fleetflow.ops.less import less
 from fleetflow.registry import models
-from fleetflow.types import Prediction
+from fleetflow.types import FleetflowError, Prediction
 
 FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the network's flow
 MEAN = (0.411, 0.432, 0.45)  # RGB
@@ -129,6 +129,9 @@ class LightFlow(FlowModel):
 
         The published training judges the mean alone: weight 0 for the steps before it.
         """
+        count, _, height, width = frame1.shape
+        if self.training and count * height * width == self.stride**2:
+            raise FleetflowError("batch normalisation learns from two cells at least; take a larger batch or frames")
         flows = self.flows(torch.cat((frame1, frame2), 1))
         mean = sum(_repeat(flow, 2 ** (level - 2)) for level, flow in zip(LEVELS, flows)) / len(flows)
         full = resize(FLOW_SCALE * mean, tuple(frame1.shape[2:]))
