@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 import fleetflow
+from fleetflow.layers.residual_encoder import InstanceNorm
 from fleetflow.layers.update import SMALLEST, grown, shrunk
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.layers.warm_start import carry_forward
 from fleetflow.models.gma import GMA, Attention
 from fleetflow.models.raft import own_names
+from fleetflow.ops.kernels import reference
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
@@ -344,3 +346,16 @@ def test_published_weights_give_the_published_errors(shared, folder):
     with torch.inference_mode():
         flow = fleetflow.load(f"raft_small:{weights}")(*frames).flow[0].permute(1, 2, 0).numpy()
     assert np.linalg.norm(flow - truth, axis=-1)[valid].mean() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_instance_norm_parity(count):
+    """As a batch norm of every sample it is what torch's instance norm is, gradients too."""
+    x = torch.randn(count, 6, 9, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    norm, weight = InstanceNorm(6), torch.randn(count, 6, 9, 7, dtype=torch.float64)
+    fast = norm(x)
+    with reference():
+        plain = norm(x)
+    grads = [torch.autograd.grad((value * weight).sum(), x)[0] for value in (fast, plain)]
+    assert torch.allclose(fast, plain, rtol=0, atol=1e-12) and torch.allclose(*grads, rtol=0, atol=1e-12)
+    assert fast.is_contiguous(memory_format=torch.channels_last)

@@ -46,19 +46,6 @@ class FusedConvolution(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, *self.activation)
 
 
-class FusedInstanceNorm(nn.Module):
-    """What `InstanceNorm2d(eps=eps)`, followed by a ReLU if `positive`, computes: a batch norm of every sample."""
-
-    def __init__(self, eps: float, positive: bool):
-        super().__init__()
-        self.eps, self.positive = eps, positive
-
-    def forward(self, x: Tensor) -> Tensor:
-        samples = [F.batch_norm(sample, None, None, training=True, eps=self.eps) for sample in x.split(1)]
-        normed = samples[0] if len(samples) == 1 else torch.cat(samples)
-        return normed.relu_() if self.positive else normed
-
-
 class FusedGRU(nn.Module):
     """What `gru` computes: what its convolutions see of the context is computed once, for all steps.
 
@@ -118,8 +105,7 @@ def fuse(model: nn.Module, dtype: torch.dtype) -> None:
     """Replaces the plain convolutions and recurrent units of `model` (in evaluation) in place.
 
     In a Sequential, and where a module names children that follow one another (its `chains`), batch normalisation
-    behind a convolution is folded into its weights, and a LeakyReLU or ReLU behind that, or behind an instance
-    normalisation, is computed with it.
+    behind a convolution is folded into its weights, and a LeakyReLU or ReLU behind that is computed with it.
     """
     for parent in list(model.modules()):
         children = dict(parent.named_children())
@@ -129,8 +115,6 @@ def fuse(model: nn.Module, dtype: torch.dtype) -> None:
             after = [(other, children[other]) for other in follow.get(name, ()) if not _empty(children[other])]
             if type(layer) is GRU:
                 setattr(parent, name, FusedGRU(layer, dtype))
-            elif type(layer) is nn.InstanceNorm2d and not (layer.affine or layer.track_running_stats):
-                setattr(parent, name, FusedInstanceNorm(layer.eps, _absorbed(parent, after, nn.ReLU) is not None))
             elif _plain(layer):
                 if after and type(after[0][1]) is nn.BatchNorm2d and after[0][1].track_running_stats:
                     norm, normalisation = after.pop(0)
