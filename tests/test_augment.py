@@ -69,7 +69,7 @@ def plain(monkeypatch):
     """Families without their colours, so that frames can be compared along the flow."""
     for name in ("brightness", "contrast", "gamma", "noise", "jitter"):
         monkeypatch.setattr(colour, name, lambda frames, *_, **__: frames.clone())
-    monkeypatch.setattr(colour, "paint", lambda sample, *_: sample)
+    monkeypatch.setattr(colour, "paint", lambda sample, *_, **options: sample)
     monkeypatch.setattr(raft, "erased", lambda sample, *_: sample)
     monkeypatch.setattr(effects, "compression", lambda frames, *_: frames)
     monkeypatch.setattr(effects, "fog", lambda frames, *_: frames)
@@ -238,6 +238,19 @@ def test_transforms_keep_to_the_published_ranges(plain, name):
     assert zoom.max() < high2 + 0.01 and zoom.min() > low2 - 0.01 and angle.abs().max() < turn2 + 0.2
     moved = (change @ centre - centre)[:, :2].abs().amax()
     assert 0.3 * shift2 < moved < shift2 * high + 0.3
+
+
+NOISY = {"irr", "irr_kitti", "liteflownet2", "liteflownet2_kitti", "liteflownet2_kitti_mixed"}
+
+
+@pytest.mark.parametrize("name", sorted(NOISY | {"liteflownet2_sintel"}))
+def test_noise_is_where_it_is_published(name):
+    """Frames of one colour stay so without noise; mmflow fine-tunes LiteFlowNet2 on Sintel without any."""
+    frame = torch.full((4, 3, *OLD), 0.5)
+    sample = Sample(frame, frame, torch.zeros(4, 2, *OLD), torch.ones(4, *OLD, dtype=torch.bool))
+    new = FAMILIES[name](sample, torch.Generator().manual_seed(0), SIZE)
+    spread = torch.stack((new.frame1, new.frame2)).flatten(3).std(-1).max()
+    assert spread > 0.01 if name in NOISY else spread < 1e-5
 
 
 def test_raft_scales_and_mirrors_as_published(plain):

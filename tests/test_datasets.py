@@ -197,7 +197,11 @@ def test_a_missing_frame_is_named(name, tmp_path):
     files = datasets[name](tmp_path)
     lost = files.pairs[0].frame2
     lost.unlink()
-    sequences = ("flyingthings3d", "hd1k", "viper", "kubric")  # there the clip ends earlier
+    if name == "flyingthings3d":  # the scene goes on behind it, with every flow that 0006 and 0008 would need
+        for path in ("frames_cleanpass/TRAIN/A/0000/left/0008.png",
+                     "optical_flow/TRAIN/A/0000/into_past/left/OpticalFlowIntoPast_0008_L.pfm"):  # fmt: skip
+            make(name, tmp_path, path)
+    sequences = ("hd1k", "viper", "kubric")  # there the clip ends earlier
     with pytest.raises(FleetflowError, match="holds no" if name in sequences else lost.name):
         datasets[name](tmp_path)
 
@@ -357,6 +361,66 @@ def test_lists_of_a_folder(tmp_path):
         datasets["folder"](tmp_path, split="train")
     (tmp_path / "train.txt").write_text("\na/00001_img1.ppm a/nothing.ppm\n")
     with pytest.raises(FleetflowError, match="line 2 names .*nothing.ppm"):
+        datasets["folder"](tmp_path, split="train")
+
+
+def pictures(root: Path, *names: str) -> None:
+    for name in names:
+        write_image(root / name, np.zeros((2, 2, 3), np.uint8))
+
+
+def steps(root: Path) -> list[tuple[str, str]]:
+    return [(pair.frame1.name, pair.frame2.name) for pair in datasets["folder"](root).pairs]
+
+
+def test_sequences_of_a_folder(tmp_path):
+    """A pair differs in its last number alone, by one: never from one KITTI scene to the next, nor over a gap."""
+    pictures(tmp_path / "kitti", *(f"00000{scene}_{k}.png" for scene in range(3) for k in (10, 11)), "000003_10.png")
+    assert steps(tmp_path / "kitti") == [(f"00000{scene}_10.png", f"00000{scene}_11.png") for scene in range(3)]
+    pictures(tmp_path / "gap", *(f"frame{k}.png" for k in (8, 9, 10, 12, 13, 15)))
+    assert steps(tmp_path / "gap") == [(f"frame{k}.png", f"frame{k + 1}.png") for k in (8, 9, 12)]
+    pictures(tmp_path / "two", *(f"{k}_{side}.png" for k in (1, 2, 3) for side in ("left", "right")))
+    assert steps(tmp_path / "two") == [
+        (f"{k}_{side}.png", f"{k + 1}_{side}.png") for side in ("left", "right") for k in (1, 2)
+    ]
+    pictures(tmp_path / "named", "before.png", "later.png")
+    assert steps(tmp_path / "named") == [("before.png", "later.png")]
+    pictures(tmp_path / "firsts", "000000_10.png", "000001_10.png")
+    with pytest.raises(FleetflowError, match="holds no pairs"):
+        steps(tmp_path / "firsts")
+
+
+def test_a_missing_second_picture_is_named(tmp_path):
+    pictures(tmp_path, "a_img1.PNG", "a_img2.PNG", "b_img1.png", "b_img2.jpg")
+    assert steps(tmp_path) == [("a_img1.PNG", "a_img2.PNG"), ("b_img1.png", "b_img2.jpg")]
+    (tmp_path / "a_img2.PNG").unlink()
+    with pytest.raises(FleetflowError, match="a_img2.PNG does not exist, which follows a_img1.PNG") as caught:
+        steps(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "one\\1.png it's.png",
+        "  one\\1.png \tit's.png",
+        '"a b/1.png" "a b/2.png"',
+        "'a b/1.png' it\\'s.png",
+        "'a b/1.png'\t\"it's.png\" 'the flow.flo'",
+        "a b/1.png\ta b/2.png",
+        "a b/1.png\ta b/2.png\tthe flow.flo",
+    ],
+)
+def test_names_with_blanks_in_a_list(line, tmp_path):
+    pictures(tmp_path, "one\\1.png", "it's.png", "a b/1.png", "a b/2.png")
+    write_flow(tmp_path / "the flow.flo", np.zeros((2, 2, 2)))
+    (tmp_path / "train.txt").write_text(f"\n{line}\n \n")
+    (pair,) = datasets["folder"](tmp_path, split="train").pairs
+    assert pair.frame1 in (tmp_path / "one\\1.png", tmp_path / "a b/1.png")
+    assert pair.frame2 in (tmp_path / "it's.png", tmp_path / "a b/2.png")
+    assert (pair.truth is not None) == ("flow" in line) and (pair.truth is None or pair.truth()[1].all())
+    (tmp_path / "train.txt").write_text(line.replace("1.png", "lost.png"))
+    with pytest.raises(FleetflowError, match="line 1 names .*(one.|a b/)lost.png, which does not exist"):
         datasets["folder"](tmp_path, split="train")
 
 

@@ -1,5 +1,7 @@
 """The doctor finds what is missing, unreadable or unknown, and a flow that is stored otherwise than we read it."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,56 @@ def test_a_flow_stored_otherwise(reading, scenes, tmp_path, capsys):
     assert len(report.problems) == 1 and reading in report.problems[0]
     assert main(["doctor", "dataset", "middlebury", str(tmp_path)]) == 1
     assert f"better {reading}" in capsys.readouterr().err
+
+
+def store_kitti(root, scenes) -> None:
+    for k, (first, second, flow) in enumerate(scenes):
+        write_image(root / f"training/image_2/{k:06d}_10.png", first)
+        write_image(root / f"training/image_2/{k:06d}_11.png", second)
+        for folder in ("flow_occ", "flow_noc"):
+            write_flow(root / f"training/{folder}/{k:06d}_10.png", flow)
+        write_image(root / f"training/obj_map/{k:06d}_10.png", np.zeros_like(first))
+
+
+def test_masks_that_are_absent_or_do_not_fit(scenes, tmp_path, capsys):
+    def remarks(name, root) -> list[str]:
+        report = doctor.check(name, root)
+        assert not report.problems and all(ratio > 1 for ratio in report.readings.values())
+        return [remark for remark in report.remarks if ' mask "' in remark]
+
+    store_kitti(tmp_path / "k", scenes)
+    assert remarks("kitti2015", tmp_path / "k") == []
+    write_image(tmp_path / "k/training/obj_map/000001_10.png", np.zeros((72, 95, 3), np.uint8))
+    write_flow(tmp_path / "k/training/flow_noc/000001_10.png", scenes[0][2][1:])
+    assert remarks("kitti2015", tmp_path / "k") == [
+        f'the mask "{name}" of kitti2015/000001 is {size} and its frames are 72x96: it cannot be used'
+        for name, size in (("noc", "71x96"), ("foreground", "72x95"))
+    ]
+    (tmp_path / "k/training/flow_noc/000001_10.png").unlink()
+    shutil.rmtree(tmp_path / "k/training/obj_map")
+    (noc, foreground) = remarks("kitti2015", tmp_path / "k")
+    assert noc.startswith('1 of 3 opened pairs have no mask "noc" (training/flow_noc)') and "visible" in noc
+    assert foreground.startswith('3 of 3 opened pairs have no mask "foreground" (training/obj_map)')
+    assert foreground.endswith("measures will lack Fl-bg and Fl-fg")
+    (tmp_path / "k/training/image_2").rename(tmp_path / "k/training/colored_0")
+    assert remarks("kitti2012", tmp_path / "k") == [noc]
+
+    for k, (first, second, flow) in enumerate(scenes):
+        for number, frame in ((1, first), (2, second)):
+            write_image(tmp_path / f"s/training/final/scene_{k}/frame_{number:04d}.png", frame)
+        write_flow(tmp_path / f"s/training/flow/scene_{k}/frame_0001.flo", flow)
+        write_image(tmp_path / f"s/training/occlusions/scene_{k}/frame_0001.png", np.zeros((36, 48, 3), np.uint8))
+    *sizes, invalid = remarks("sintel", tmp_path / "s")
+    assert len(sizes) == 3 and all('"occluded"' in size and "is 36x48" in size for size in sizes)
+    assert invalid.startswith('3 of 3 opened pairs have no mask "invalid" (training/invalid)')
+    assert main(["doctor", "dataset", "sintel", str(tmp_path / "s")]) == 0
+    assert "remark: the mask" in capsys.readouterr().out
+
+
+def test_masks_of_a_test_set_are_not_missed(scenes, tmp_path):
+    store_kitti(tmp_path, scenes)
+    (tmp_path / "training").rename(tmp_path / "testing")
+    assert not any(' mask "' in remark for remark in doctor.check("kitti2015", tmp_path).remarks)
 
 
 def test_what_cannot_be_read_or_is_not_there(scenes, tmp_path, capsys):

@@ -32,6 +32,8 @@ def test_the_loss_fits_the_network(key):
     torch.manual_seed(0)
     model = (stage.build or models[stage.network or plan.network])().train()
     sample = generate(1, 128, 128, seed=1)
+    if stage.loss is FINAL:  # of a network that scales, for frames it does not divide
+        sample = Sample(*(tensor[..., :100, :] for tensor in sample[:4]))
     with torch.no_grad():
         steps = 2 if stage.refinements else None
         loss = stage.loss(model(sample.frame1, sample.frame2, steps=steps), sample)

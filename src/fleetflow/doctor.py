@@ -1,6 +1,7 @@
 """Doctor: is a data set on disk complete and readable, and does its flow point the way we read it."""
 
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,16 @@ COMPLETE = {
     "middlebury": 8,
     "sintel": 1_041,
     "spring": 4_963,  # 5,000 frames in 37 scenes
+}
+# Masks of a complete set -> where they lie, and what an evaluation lacks without them.
+BY_OCCLUSION = "the errors of visible and of occluded pixels"
+MASKS = {
+    "kitti2012": {"noc": ("training/flow_noc", BY_OCCLUSION)},
+    "kitti2015": {"noc": ("training/flow_noc", BY_OCCLUSION), "foreground": ("training/obj_map", "Fl-bg and Fl-fg")},
+    "sintel": {
+        "occluded": ("training/occlusions", f"{BY_OCCLUSION}, and Sintel's own boundaries"),
+        "invalid": ("training/invalid", "the pixels to leave out (published scores count them)"),
+    },
 }
 CLIP = 0.2  # of a colour difference in [0, 1]: beyond it a pixel does not match, however much
 MARGIN = 0.75  # another reading is suspected when its error is below this share of ours; a sound pair can reach 0.82
@@ -98,8 +109,8 @@ def check(name: str, root: Path, *, samples: int = 8) -> Report:
     expected = COMPLETE.get(name)
     if expected and 0 < parts[0].pairs < expected:
         remarks.append(f"{parts[0].pairs:,} of {expected:,} pairs are there: archives are missing or not unpacked")
-    opened, readings, unreadable = _open(files, samples)
-    return Report(parts, opened, readings, problems + unreadable + _judge(opened, readings), remarks)
+    opened, readings, unreadable, unfit = _open(files, samples, MASKS.get(name, {}))
+    return Report(parts, opened, readings, problems + unreadable + _judge(opened, readings), remarks + unfit)
 
 
 def _options(reader) -> list[dict[str, str]]:
@@ -109,8 +120,11 @@ def _options(reader) -> list[dict[str, str]]:
     return [{key: value} for key, kind in kinds.items() for value in typing.get_args(kind) if value != defaults[key]]
 
 
-def _open(files: Files, samples: int) -> tuple[list[Opened], dict[str, float], list[str]]:
-    opened, problems = [], []
+def _open(
+    files: Files, samples: int, expected: dict[str, tuple[str, str]]
+) -> tuple[list[Opened], dict[str, float], list[str], list[str]]:
+    """Returns the opened pairs, the readings, problems, and remarks on masks; expected: a row of MASKS."""
+    opened, problems, remarks, absent = [], [], [], Counter()
     sums = {reading: torch.zeros(3, dtype=torch.float64) for reading in READINGS}
     count = min(samples, len(files))
     for k in (round(place * (len(files) - 1) / max(count - 1, 1)) for place in range(count)):
@@ -119,22 +133,35 @@ def _open(files: Files, samples: int) -> tuple[list[Opened], dict[str, float], l
         except FleetflowError as error:
             problems.append(str(error))
             continue
+        pair, size = files.pairs[k], tuple(sample.valid.shape)
+        for key, mask in masks.items():
+            if mask.shape != size:
+                sizes = f"{mask.shape[0]}x{mask.shape[1]} and its frames are {size[0]}x{size[1]}"
+                remarks.append(f'the mask "{key}" of {pair.group}/{pair.name} is {sizes}: it cannot be used')
+        if sample.occluded is not None and tuple(sample.occluded.shape) != size:
+            sample = sample._replace(occluded=None)
+        absent.update(expected.keys() - masks.keys() if pair.truth else ())  # test sets have none
         extras = [*masks, *(["backward flow"] if sample.backward is not None else [])]
         length = sample.flow.square().sum(0).sqrt()[sample.valid]
         known = len(length) > 0
-        pair = files.pairs[k]
         opened.append(
             Opened(
-                f"{pair.group}/{pair.name}", *sample.valid.shape, 1 - sample.valid.float().mean().item(),
+                f"{pair.group}/{pair.name}", *size, 1 - sample.valid.float().mean().item(),
                 length.mean().item() if known else 0.0, length.max().item() if known else 0.0, ", ".join(extras),
             )
         )  # fmt: skip
         if known:
             for reading, numbers in photometric(sample).items():
                 sums[reading] += numbers
+    remarks += [
+        f'{absent[key]} of {len(opened)} opened pairs have no mask "{key}" ({place}): archives are missing or not '
+        f"unpacked; measures will lack {lost}"
+        for key, (place, lost) in expected.items()
+        if absent[key]
+    ]
     tiny = 1e-6  # of a colour difference: frames that do not change fit every reading alike
     readings = {key: (other + tiny * n) / (ours + tiny * n) for key, (ours, other, n) in sums.items() if n >= ENOUGH}
-    return opened, {key: ratio.item() for key, ratio in readings.items()}, problems
+    return opened, {key: ratio.item() for key, ratio in readings.items()}, problems, remarks
 
 
 def photometric(sample: Sample) -> dict[str, Tensor]:

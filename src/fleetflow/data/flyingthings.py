@@ -33,7 +33,7 @@ def flyingthings3d(
 
     Each of the frames 0006 to 0015 has a flow both ways, but there is no frame 0005 or 0016 for those at the ends: a
     scene gives nine pairs a direction. direction: "backward" goes from a frame to the one before.
-    Raises FleetflowError for what is missing.
+    Raises FleetflowError for what is missing, a frame between others too.
     """
     for name, value, options in (
         ("split", split, Split), ("render", render, Render), ("side", side, Side), ("direction", direction, Direction)
@@ -51,10 +51,10 @@ def flyingthings3d(
     found, truths = [], []
     for folder in listing.find(f"{images}/*/*/{side}"):
         scene = folder.removeprefix(f"{images}/").removesuffix(f"/{side}")
-        numbers = sorted(int(name[:-4]) for name in listing.names(folder) if name.endswith(".png"))
-        for number, following in zip(numbers, numbers[1:]):
+        numbers = [int(name[:-4]) for name in listing.names(folder) if name.endswith(".png")] or [0]
+        for number in range(min(numbers), max(numbers)):  # every one, so that a frame that is not there is missed
             for way in FOLDER if direction == "both" else (direction,):
-                here, there = (number, following) if way == "forward" else (following, number)
+                here, there = (number, number + 1) if way == "forward" else (number + 1, number)
                 frames = [listing.root / folder / f"{k:04d}.png" for k in (here, there)]
                 truths.append(truth(scene, way, here))
                 back = partial(read_flow, truth(scene, TURN[way], there))

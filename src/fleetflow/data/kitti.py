@@ -77,8 +77,9 @@ def _kitti(name: str, listing: Listing, split: str, frames: str) -> Files:
 def _masks(occ: Path, noc: Path | None, objects: Path | None) -> dict[str, np.ndarray]:
     found = {}
     if noc:
-        found["noc"] = read_flow(noc)[1]
-        found["occluded"] = read_flow(occ)[1] & ~found["noc"]
+        known, found["noc"] = read_flow(occ)[1], read_flow(noc)[1]
+        if known.shape == found["noc"].shape:  # else the masks say nothing of each other
+            found["occluded"] = known & ~found["noc"]
     if objects:
         found["foreground"] = read_mask(objects)
     return found

@@ -56,7 +56,7 @@ def shipped(variant: str) -> Path:
     path = Path(str(resources.files("fleetflow") / "weights" / f"{variant}.safetensors"))
     if not path.is_file():
         raise FleetflowError(
-            f"the package has no weights for {variant}; give a checkpoint as {variant}:PATH (in Python: or weights=False)"
+            f"the package has no weights for {variant}; give a checkpoint as {variant}:PATH, or weights=False in Python"
         )
     return path
 

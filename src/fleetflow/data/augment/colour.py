@@ -99,11 +99,14 @@ def jitter(frames: Tensor, dice: Dice, strength: tuple[float, float, float, floa
     return frames
 
 
-def paint(sample: Sample, dice: Dice, strength: tuple[float, float, float, float]) -> Sample:
+def paint(sample: Sample, dice: Dice, strength: tuple[float, float, float, float], *, sigma: float = 0.04) -> Sample:
     """Returns the samples with jitter of this strength and gamma 0.7 to 1.5, the same for both frames, and with noise.
 
-    The noise has a deviation of 0 to 0.04: what IRR-PWC and mmflow's FlowNet2, PWC-Net and LiteFlowNet2 share.
+    sigma: largest deviation of the noise, which goes from 0 to it; 0 leaves the noise out. The default is what IRR-PWC
+        and mmflow's FlowNet2, PWC-Net and LiteFlowNet2 share, fine-tuning of the last on Sintel excepted.
     """
     frames = jitter(pair(sample), dice, strength)
     frames = gamma(frames, factors(dice.uniform(0.7, 1.5), frames))
-    return unpair(sample, noise(frames, factors(dice.uniform(0, 0.04), frames), dice))
+    if sigma:
+        frames = noise(frames, factors(dice.uniform(0, sigma), frames), dice)
+    return unpair(sample, frames)

@@ -30,10 +30,14 @@ def liteflownet2(sample: Sample, generator: torch.Generator, size: tuple[int, in
 
 
 def liteflownet2_sintel(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> Sample:
-    """Returns the samples of Sintel: as `liteflownet2`, with zoom 1 to 1.2, squeeze 0.95 to 1.1, turn by 5 degrees."""
+    """Returns the samples of Sintel: as `liteflownet2`, with smaller transforms and without noise.
+
+    Published: zoom 1 to 1.2, squeeze 0.95 to 1.1, turn by 5 degrees, no noise; KITTI, mixed in, has its noise (mmflow's
+    sintel_kitti_liteflownet2_320x768.py).
+    """
     dice = Dice(generator, sample.flow)
     sample = random_affine(sample, dice, size, both=SINTEL_BOTH, second=SECOND, mirror=MIRROR)
-    return colour.paint(sample, dice, JITTER)
+    return colour.paint(sample, dice, JITTER, sigma=0)
 
 
 def liteflownet2_kitti(
@@ -48,8 +52,8 @@ def liteflownet2_kitti(
     jitter: of brightness, contrast, saturation, hue, as in `colour.paint`: the default is that of training on KITTI
     alone; together with Sintel it is JITTER, that of `liteflownet2`.
     Published: shift by up to 2 %, zoom 0.98 to 1.02, turn by half a degree; frame2 alone by 0.25 %, 0.99 to 1.01, half
-    a degree; brightness 0.95 to 1.05, contrast 0.8 to 1.2, saturation 0.75 to 1.25, hue by 0.1 of the circle. Ours:
-    truth goes to the nearest pixel.
+    a degree; brightness 0.95 to 1.05, contrast 0.8 to 1.2, saturation 0.75 to 1.25, hue by 0.1 of the circle, gamma and
+    noise as in `liteflownet2`. Ours: truth goes to the nearest pixel.
     """
     dice = Dice(generator, sample.flow)
     sample = random_affine(sample, dice, size, both=KITTI_BOTH, second=KITTI_SECOND, mirror=MIRROR, sparse=True)
