@@ -1,6 +1,7 @@
 """Scores a finished run on the real pairs (in DIR); makes its weights those of the package if they are better.
 
-Better: the product of mean EPE and percentage over 3 px is smaller.
+Better: the product of mean EPE and percentage over 3 px is smaller. They are scored
+in float32 arithmetic, which gives the same on any number of threads.
 
     python benchmarks/ship.py runs/NAME DIR
 
@@ -27,13 +28,10 @@ UNVERIFIED = "ambush_4_final_0004"  # a pair whose truth is in doubt
 def main(run: Path, root: Path) -> None:
     source = run / "weights.safetensors"
     header = weights.header(source)
-    model = weights.load(str(source))
-    files = pairs(root, without=(UNVERIFIED,))
-    table = evaluate(Predictor(model, device="cpu"), files)
-    scores = {name: {key: round(row[key], 2) for key in ("epe", "out3")} for name, row in table.items()}
-    new = scores["mean of sets"]
+    model = weights.load(str(source))  # in float16, as it will be stored
+    scores = score(model, root)
     print(json.dumps(scores, indent=1))
-    target = ROOT / "src" / "fleetflow" / "weights" / f"{header['network']}.safetensors"
+    new, target = scores["mean of sets"], ROOT / "src" / "fleetflow" / "weights" / f"{header['network']}.safetensors"
     try:
         old = json.loads(weights.header(target)["scores"])["mean of sets"]
     except (FleetflowError, KeyError):
@@ -43,6 +41,18 @@ def main(run: Path, root: Path) -> None:
         return
     weights.save(model, target, {**header, "scores": scores}, dtype=torch.float16)
     print(f"{target.name}: {old} -> {new}")
+    publish()
+
+
+def score(model: torch.nn.Module, root: Path) -> dict[str, dict[str, float]]:
+    """Returns the mean EPE and the percentage over 3 px by set."""
+    files = pairs(root, without=(UNVERIFIED,))
+    table = evaluate(Predictor(model, device="cpu", precision="fp32"), files)
+    return {name: {key: round(row[key], 2) for key in ("epe", "out3")} for name, row in table.items()}
+
+
+def publish() -> None:
+    """Writes the scores in the headers of the package's weights into the README and docs/results.md."""
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition("<!-- scores -->\n")
     after = rest.partition("<!-- /scores -->")[2]
