@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fleetflow import benchmark as job
+from fleetflow import video_reuse
 from fleetflow.cli import main
 from fleetflow.io import read_image, write_flow, write_image
 from fleetflow.models import weights
@@ -49,6 +50,7 @@ def test_what_is_printed_and_kept(still, root, tmp_path, capsys, monkeypatch):
         assert phrase in shown, phrase
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["parameters"] for row in rows] == [1_366_114, 653_406]
+    assert all(row["multiply_adds_448x1024"] > 0 and row["machine"]["system"] for row in rows)
     for row in rows:
         ours, plain, dis, peer = row["timings"]
         assert row["times_dis"] == ours["p50"] / dis["p50"] and row["times_plain"] == ours["p50"] / plain["p50"]
@@ -74,13 +76,23 @@ def test_what_is_refused_before_anything_is_measured(still, tmp_path, capsys, mo
     for words, error in (
         (["fastflownet", "--peers", "nobody.py"], "nobody.py does not exist"),
         (["fastflownet", "--peers", "disk"], 'did you mean "dis"'),
-        (["fastflownet", "--peers", str(tmp_path / "bad.py")], "expected float [128, 192, 2]"),
+        (["fastflownet", "--peers", str(tmp_path / "bad.py")], "expected float [125, 187, 2]"),
         (["fastflownet", "--plot", "x.png"], "--root"),
         (["fastflownet", "--threads", "-2"], "--threads is -2"),
         (["fastflownet", "--size", "0", "64"], "--size is 0 64"),
         (["fastflownet", "fastflow"], 'did you mean "fastflownet"'),
         (["fastflownet", "--json", str(tmp_path / "file" / "rows")], "cannot be written"),
         (["fastflownet", "--json", str(tmp_path)], "is a folder"),
+        (["fastflownet", "--batch", "0"], "--batch is 0"),
+        (["fastflownet", "--without", "far"], "give --root DIR"),
+        (["fastflownet", "--root", ".", "--json", "x", "--plot", "x"], "two outputs"),
+        (["deq_flow_tiny", "--video", "--steps", "3"], "--video takes no --steps"),
+        (["deq_flow_tiny", "--video", "--no-training"], "--video takes no --no-training"),
+        (["deq_flow_tiny", "--clips", "x", "--size", "64", "64"], "--clips takes no --size"),
+        (["deq_flow_tiny", "--video", "--threads", "-1"], "--threads is -1"),
+        (["deq_flow_tiny", "--video", "--device", "hpu"], '"hpu" cannot be used'),
+        (["data", "pairs", "--root", ".", "--device", "cuda"], "benchmark data takes no --device"),
+        (["data", "pairs", "--root", ".", "--peers", "farneback"], "benchmark data takes no --peers"),
     ):
         assert main(["benchmark", *words]) == 1, words
         lines = capsys.readouterr().err.strip().splitlines()
@@ -103,7 +115,7 @@ def test_a_file_of_ours(tmp_path):
 
 def test_steps_are_taken_and_stated():
     report = next(job.benchmark(("raft_small",), 64, 64, steps=2, **FAST))
-    assert report.steps == 2 and report.multiply_adds is None and "2 refinement steps" in job.facts(report)
+    assert report.steps == 2 and report.multiply_adds_448x1024 is None and "2 refinement steps" in job.facts(report)
     with pytest.raises(FleetflowError, match="no refinement steps"):
         next(job.benchmark(("lightflow_050",), 64, 64, steps=2, **FAST))
 
@@ -143,7 +155,7 @@ def report_of(network: str, milliseconds: float, epe: float | None) -> job.Repor
         job.Timing(job.DIS_NAME, 20.0, 21.0, 5, 4.1),
     ]
     empty = {name: None for name in job.Report._fields}
-    return job.Report(**{**empty, "network": network, "size": (448, 1024), "device": "cpu", "threads": 2,
+    return job.Report(**{**empty, "network": network, "size": (448, 1024), "batch": 1, "device": "cpu", "threads": 2,
                          "timings": timings, "epe": epe, "pairs": 29})  # fmt: skip
 
 
@@ -179,15 +191,84 @@ def test_benchmark_of_reading(tmp_path, capsys):
         for k in (1, 2):
             write_image(folder / f"img{k}.png", np.full((16, 24, 3), k, np.uint8))
         write_flow(folder / "flow.png", np.zeros((16, 24, 2), np.float32))
-    assert main(["benchmark", "data", "pairs", "--root", str(tmp_path), "--seconds", "0.2"]) == 0
-    assert "samples/s" in capsys.readouterr().out
+    words = ["--root", str(tmp_path), "--seconds", "0.2", "--threads", "1", "--without", "b"]
+    assert main(["benchmark", "data", "pairs", *words, "--json", str(tmp_path / "to" / "rows")]) == 0
+    shown = capsys.readouterr().out
+    assert "samples/s" in shown and "system: " in shown, "the machine belongs to the numbers"
+    rows = [json.loads(line) for line in (tmp_path / "to" / "rows").read_text().splitlines()]
+    assert [row["workers"] for row in rows][:2] == [0, 1] and rows[0]["samples_per_second"] > 0
+    assert rows[0]["dataset"] == "pairs" and rows[0]["pairs"] == 1 and rows[0]["machine"]["threads"] == "1"
     assert main(["benchmark", "data", "pairs"]) == 1 and "--root" in capsys.readouterr().err
 
 
-def test_benchmark_of_video_reuse(capsys):
-    assert main(["benchmark", "deq_flow_tiny_gma", "--video"]) == 0
+def test_benchmark_of_video_reuse(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(video_reuse, "MOST", 6)
+    monkeypatch.setattr(video_reuse, "PICARD", 5)
+    words = ["benchmark", "deq_flow_tiny_gma", "--video", "--size", "128", "136", "--threads", "1"]
+    assert main([*words, "--json", str(tmp_path / "rows")]) == 0
     shown = capsys.readouterr().out
-    for part in ("warm / cold", "Anderson, damping 2", "weights are random", "generated 2"):
-        assert part in shown
+    for part in ("warm / cold", "Anderson, damping 2", "weights are random", "generated 2", "over 6", "system: "):
+        assert part in shown, part
+    rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    assert {row["network"] for row in rows} == {"deq_flow_tiny_gma"} and rows[0]["weights"] == "random"
+    assert [6.0, "infinite"] in [row["cold"] for row in rows if "cold" in row]
+    assert "Broyden" in [row.get("solver") for row in rows] and rows[0]["machine"]["threads"] == "1"
     assert main(["benchmark", "fastflownet", "--video"]) == 1
     assert "no fixed point" in capsys.readouterr().err
+
+
+def test_a_batch_is_timed_by_the_pair(monkeypatch):
+    """Ours and the plain definition take it at once, so a pair has its share; a peer takes one pair."""
+    sizes = []
+    monkeypatch.setattr(job, "_definition", lambda model, frames, steps: sizes.append(len(frames[0])))
+    monkeypatch.setattr(job, "_memory", lambda network, height, width, batch, *_: float(batch))
+
+    def timed(functions, *_):
+        for function in functions.values():
+            function()
+        return [job.Timing(name, 12.0, 24.0, 5) for name in functions]
+
+    monkeypatch.setattr(job, "time_in_turn", timed)
+    pytest.importorskip("cv2")
+    report = next(job.benchmark(("lightflow_050",), 64, 64, batch=3, **{**FAST, "peers": ("dis",)}))
+    assert sizes == [3] and report.batch == 3 and report.memory == 3
+    assert [(timing.p50, timing.p95) for timing in report.timings] == [(4.0, 8.0), (4.0, 8.0), (12.0, 24.0)]
+    assert any("batches of 3" in fact for fact in job.facts(report)) and "memory of a batch: 3 MB" in job.facts(report)
+
+
+def test_a_batch_is_predicted_as_its_pairs_are():
+    predictor = job.Predictor(weights.load("lightflow_050", weights=False), device="cpu", precision="fp32")
+    images = [job._tiled(image, 64, 64) for image in job._example()]
+    one, three = (job.call(predictor, *images, count, None)() for count in (1, 3))
+    assert three.shape == (3, 2, 64, 64) and np.abs(three[2].permute(1, 2, 0).numpy() - one).max() < 1e-3
+
+
+def test_accuracy_on_another_data_set(tmp_path):
+    """Options choose the pass of Sintel, and the name of the data set how a network fits its frames."""
+    for kind, speed in (("clean", 3), ("final", 4)):
+        for k in (1, 2):
+            write_image(tmp_path / f"training/{kind}/alley_1/frame_000{k}.png", np.full((64, 64, 3), speed, np.uint8))
+    write_flow(tmp_path / "training/flow/alley_1/frame_0001.flo", np.full((64, 64, 2), (3, 0), np.float32))
+    out = tmp_path / "rows.jsonl"
+    words = ["fastflownet", "--size", "64", "64", "--seconds", "0.01", "--threads", "1", "--no-training", "--peers"]
+    place = ["--root", str(tmp_path), "--dataset", "sintel", "--options", "render=clean", "--json", str(out)]
+    (tmp_path / "bright.py").write_text(
+        "import numpy\ndef predict(a, b):\n    return numpy.full((*a.shape[:2], 2), (float(a[0, 0, 0]), 0))\n"
+    )
+    assert main(["benchmark", *words, str(tmp_path / "bright.py"), *place]) == 0
+    assert json.loads(out.read_text())["timings"][2]["epe"] == 0, "pictures of the clean pass are as bright as it moves"
+
+
+def test_a_peer_that_fails_on_the_size_is_not_timed(tmp_path, capsys):
+    path = tmp_path / "peer.py"
+    path.write_text("import numpy\ndef predict(a, b):\n    return numpy.zeros((125, 187, 2))\n")
+    words = ["benchmark", "lightflow_050", "--size", "64", "64", "--seconds", "0.01", "--no-training", "--threads", "1"]
+    assert main([*words, "--peers", str(path)]) == 1
+    assert "peer.py returned float64 [125, 187, 2] for pictures of 64x64" in capsys.readouterr().err
+
+
+def test_clips_of_one_name_are_both_kept(tmp_path):
+    for name in ("one/clip", "two/clip"):
+        for k in range(3):
+            write_image(tmp_path / name / f"{k}.png", np.zeros((8, 8, 3), np.uint8))
+    assert len(job.clips((tmp_path / "one/clip", tmp_path / "two/clip"))) == 2

@@ -4,6 +4,7 @@ Set FLEETFLOW_SLOW=1 for all recorded runs, those of the huge networks too (minu
 """
 
 import json
+import math
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -20,7 +21,7 @@ from fleetflow.models.base import resize
 from fleetflow.models.deq_flow import ANDERSON, BROYDEN, PLAIN, Equilibrium, own_names
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
-from fleetflow.video_reuse import evaluations, generated_clips, solver_race, video_reuse
+from fleetflow.video_reuse import _medians, evaluations, generated_clips, reuse_cells, solver_race, video_reuse
 
 SLOW = bool(os.environ.get("FLEETFLOW_SLOW"))
 ON_REQUEST = pytest.mark.skipif(not SLOW, reason="takes minutes; set FLEETFLOW_SLOW=1")
@@ -555,7 +556,9 @@ def test_video_reuse_counts_evaluations(shared, filled):
     assert [(row.clip, row.pairs, row.residual) for row in rows] == [
         (name, 1, residual) for name in ("still", "all") for residual in (1e-1, 1e-2)
     ]
-    assert all(row.warm == 1 and row.cold > 3 and row.ratio == 1 / row.cold for row in rows), "nothing has changed"
+    assert all(row.warm == (1, 1) and row.cold[0] > 3 and row.ratio[0] == 1 / row.cold[0] for row in rows), (
+        "nothing has changed"
+    )
     (row,) = solver_race(model, still, {"Picard": Picard()})
     assert row.pairs == 2 and row.evaluations <= 36 and row.ratio == row.evaluations / 36
 
@@ -565,8 +568,25 @@ def test_video_reuse_says_what_is_wrong(tiny):
     for model, frames, words in (
         (tiny, [frame] * 2, "3 or more"),
         (tiny, [frame[:, :100]] * 3, "96x128"),
+        (tiny, [frame, frame, resize(frame[None], (136, 144))[0]], "clip has frames of 128x128, 136x144"),
         (models["raft_small"](), [frame] * 3, "no fixed point"),
     ):
         with pytest.raises(FleetflowError, match=words):
             video_reuse(model, {"clip": frames})
     assert evaluations([0.5, 0.1, 0.2], 0.1) == 2 and evaluations([0.5], 0.1) == float("inf")
+
+
+def test_searches_that_did_not_arrive_are_no_numbers():
+    """Of a search that ends at 100 evaluations only that is known, and of a ratio with it only a bound."""
+    never = math.inf
+    for counts, expected in (
+        ([(50, 4)], ["50", "4", "0.08"]),
+        ([(never, 8)], ["over 100", "8", "at most 0.08"]),
+        ([(50, never)], ["50", "over 100", "at least 2.00"]),
+        ([(never, never)], ["over 100", "over 100", "-"]),
+        ([(never, 10), (20, 10), (20, 10)], ["20", "10", "0.50"]),
+        ([(20, 10), (never, 10)], ["over 60", "10", "at most 0.30"]),
+        ([(20, 10), (never, never)], ["over 60", "over 55", "at least 0.25"]),
+    ):
+        (row,) = _medians("clip", [[pair] for pair in counts], [1e-3])
+        assert reuse_cells(row) == ["clip", str(len(counts)), "1e-03", *expected], counts

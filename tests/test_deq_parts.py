@@ -188,6 +188,23 @@ def test_shared_weights_are_not_parted(norm):
     assert len(list(norm(twice).parameters())) < 4, "one layer at two places remains one"
 
 
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_transposed_convolutions_have_their_outputs_second(norm):
+    layer, x = nn.ConvTranspose2d(3, 5, 2, stride=2), torch.randn(2, 3, 4, 4, generator=seeded())
+    reference, order = layer(x), [name for name, _ in layer.named_parameters()]
+    normed = norm(nn.Sequential(layer))
+    if norm is weight_norm:
+        length = normed[0].parametrizations.weight.original0
+        assert length.shape == (1, 5, 1, 1) and torch.allclose(normed(x), reference, atol=1e-6)
+    else:
+        matrix = normed[0].weight.detach().transpose(0, 1).flatten(1)
+        assert abs(float(torch.linalg.matrix_norm(matrix, 2)) - 1) < 1e-3
+    assert [name for name, _ in remove_norm(normed)[0].named_parameters()] == order
+    nn.init.zeros_(layer.weight[:, 2])
+    with pytest.raises(ValueError, match="channel of zeros"):
+        weight_norm(normed)
+
+
 def test_weight_norm_reads_the_older_names():
     plain, normed = nn.Sequential(nn.Linear(3, 4)), weight_norm(nn.Sequential(nn.Linear(3, 4)))
     direction, length = torch.randn(4, 3, generator=seeded()), torch.rand(4, 1, generator=seeded())

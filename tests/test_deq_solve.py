@@ -153,6 +153,36 @@ def test_compaction_of_a_map_that_takes_any_number_of_samples():
     assert sizes[0] == 3 and sizes[1] == 2 and sum(sizes) == solution.steps.sum() and solution.converged.all()
 
 
+def test_compaction_of_a_map_that_does_not_take_fewer_samples():
+    """The error names compact, and says what to give it; other errors of f stay what they are."""
+    weight, x = tanh_map()
+
+    def f(z):
+        return torch.tanh(z @ weight + x)
+
+    options = {"tolerance": 1e-8, "max_steps": 80}
+    with pytest.raises(ValueError, match="^compact asked f for .* give compact a function of sample numbers"):
+        fixed_point(f, torch.zeros_like(x), Picard(), compact=True, **options)
+    with pytest.raises(ValueError, match="^compact asked f for .* look at what it returns"):
+        fixed_point(f, torch.zeros_like(x), Picard(), compact=lambda rows: f, **options)
+    with pytest.raises(TypeError, match="^what compact returned is"):
+        fixed_point(f, torch.zeros_like(x), Picard(), compact=lambda rows: x[rows], **options)
+
+    def moody(z):
+        if len(z) < len(x):
+            raise RuntimeError("no such kernel")
+        return f(z)
+
+    with pytest.raises(RuntimeError, match="^no such kernel"):
+        fixed_point(moody, torch.zeros_like(x), Picard(), compact=True, **options)
+
+
+@each_solver
+def test_a_map_to_zero(solver):
+    """A relative residual divides by zero at the start: that is far, not an f that is not finite."""
+    assert fixed_point(lambda z: 0 * z, torch.full((2, 3), 9.0), solver, max_steps=60).residual.isfinite().all()
+
+
 def test_a_tuple_is_one_equilibrium():
     weight, x = tanh_map(dtype=torch.float32)
     whole = fixed_point(lambda z: torch.tanh(z @ weight + x), torch.zeros_like(x), Anderson(), tolerance=1e-6)

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import platform
+import re
 import sys
 from pathlib import Path
 
@@ -11,14 +13,15 @@ import pytest
 import torch
 
 from fleetflow import evaluate as job
-from fleetflow import results
+from fleetflow import report, results
 from fleetflow.cli import main
-from fleetflow.data.dataset import datasets
+from fleetflow.data.dataset import Files, Pair, datasets
 from fleetflow.data.pairs import pairs
 from fleetflow.io import write_flow, write_image
 from fleetflow.metrics import mean_over_sets, pair_errors
 from fleetflow.models.base import FlowModel
 from fleetflow.predict import Predictor
+from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 
@@ -106,6 +109,26 @@ def test_outputs_that_cannot_be_written_are_named_first(tree, tmp_path, capsys):
         assert "nobody" not in capsys.readouterr().err, "before the network is looked at"
 
 
+def test_one_file_cannot_hold_two_outputs(tree, tmp_path, capsys):
+    words = ["--json", str(tmp_path / "out"), "--html", str(tmp_path / "folder" / ".." / "out")]
+    assert main(["evaluate", "nobody", "pairs", "--root", str(tree[0]), *words]) == 1
+    assert "two outputs" in capsys.readouterr().err and not (tmp_path / "folder").exists()
+
+
+def test_what_a_method_cannot_take_is_refused(tree, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    (tmp_path / "net.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.ones((*a.shape[:2], 2))\n")
+    for model in ("dis", str(tmp_path / "net.py")):
+        for words in (["--device", "cpu"], ["--precision", "bf16"], ["--steps", "2"], ["--warm-start"]):
+            assert main(["evaluate", model, "pairs", "--root", str(tree[0]), *words]) == 1
+            error = capsys.readouterr().err
+            assert words[0].removeprefix("--") in error and error.count("\n") == 1, error
+
+
+def test_the_machine_names_its_system():
+    assert job.machine()["system"] == platform.platform() and "cuda" not in job.machine()
+
+
 def test_the_protocol_names_weights_pairs_and_boundaries(tree):
     files = job.open_files("pairs", tree[0], without=("b",))
     files.pairs[0] = files.pairs[0]._replace(masks=lambda: {"occluded": np.zeros((16, 20), bool)})
@@ -160,6 +183,73 @@ def test_measure_agrees_with_evaluate_and_knows_confidence(tree):
     assert job.fit_for(Unsure(), "kitti2015").fit == "pad_bottom" and job.fit_for(Unsure(), "sintel").fit == "pad"
 
 
+def test_published_steps_of_a_data_set():
+    """RAFT's own evaluation and submissions take 32 and 24; GMA's evaluation takes 12."""
+    steps = {
+        name: [job.steps_for(models[name](), dataset, submission=submission)
+               for dataset in ("sintel", "kitti2012", "kitti2015", "pairs") for submission in (False, True)]
+        for name in ("raft", "raft_small", "gma", "deq_flow_tiny", "lightflow_050")
+    }  # fmt: skip
+    assert steps["raft"] == steps["raft_small"] == [32, 32, 24, 24, 24, 24, 20, 20]
+    assert steps["gma"] == [12, 32, 12, 24, 12, 24, 20, 20]
+    assert set(steps["deq_flow_tiny"]) == {60} and set(steps["lightflow_050"]) == {None}
+
+
+def test_the_protocol_says_the_steps_of_the_data_set(tree, monkeypatch):
+    monkeypatch.setattr(job, "load", lambda name: Unsure().eval())
+    monkeypatch.setitem(job.STEPS, "Unsure", {"pair": (7, 9)})
+    files = pairs(tree[0])
+    for given, expected in ((None, "7"), (3, "3")):
+        predict = job.open_model("unsure", "pairs", steps=given, device="cpu", precision="fp32")
+        result = job.measure(predict, files, model="unsure", dataset="pairs")
+        assert result.protocol["steps"] == expected
+        assert result.score() == job.evaluate(predict, files, steps=int(expected))
+
+
+class Walking(Unsure):
+    """Moves by one pixel more at each pair that goes on from the last one."""
+
+    def estimate(self, frame1, frame2, previous, steps):
+        flow = torch.ones_like(frame1[:, :2]) + (0 if previous is None else previous.memory)
+        return Prediction(flow, memory=flow)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Three pairs of a scene, one of another scene, and two more that lack the pair between them; the flow is zero."""
+    frames = [tmp_path / f"{name}.png" for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1", "c2", "c3", "c4")]
+    for frame in frames:
+        write_image(frame, np.zeros((8, 8, 3), np.uint8))
+    truth = np.zeros((8, 8, 2), np.float32), np.ones((8, 8), bool)
+    return Files([Pair("set", frames[k].stem, *frames[k : k + 2], lambda: truth) for k in (0, 1, 2, 4, 6, 8)])
+
+
+def test_warm_start_goes_on_within_a_scene(clip):
+    """The lengths found are 1 at each beginning; the same for a pair alone, as in a report, and after a lost one."""
+    predictor = Predictor(Walking().eval(), device="cpu", precision="fp32")
+    cold = job.measure(predictor, clip, model="walking", dataset="clip")
+    warm = job.Warm(predictor, clip.pairs)
+    result = job.measure(warm, clip, model="walking", dataset="clip")
+    lengths = [pair.errors["epe"] / 2**0.5 for pair in result.pairs]
+    assert lengths == pytest.approx([1, 2, 3, 1, 1, 1])
+    assert "2 of 6 pairs" in result.protocol["start"] and "start" not in cold.protocol
+    for k in (2, 0, 1, 2, 4, 1):
+        assert job.estimate(warm, clip, k).flow[0, 0, 0] == pytest.approx(lengths[k])
+
+
+def test_warm_start_is_refused_where_nothing_goes_on(clip, tree):
+    forgetful = job.Warm(Predictor(Unsure().eval(), device="cpu", precision="fp32"), clip.pairs)
+    with pytest.raises(FleetflowError, match="Unsure keeps nothing"):
+        job.measure(forgetful, clip, model="unsure", dataset="clip")
+    there = clip.pairs[0]
+    back = there._replace(frame1=there.frame2, frame2=there.frame1)
+    walking = Predictor(Walking().eval(), device="cpu", precision="fp32")
+    with pytest.raises(FleetflowError, match="no pair here begins"):
+        job.Warm(walking, [there, back])
+    with pytest.raises(FleetflowError, match="no pair here begins"):
+        job.Warm(walking, pairs(tree[0]).pairs)
+
+
 class Broken(Unsure):
     """As unsure, and without a flow where the first pixel of frame1 is dark."""
 
@@ -178,9 +268,9 @@ def test_ause_names_the_pairs_that_it_leaves_out(tree, tmp_path):
     row = job.rows_pooled(result)[-1]
     assert "AUSE, mean over 2 pairs" in row[0] and row[2] == str(2 * valid.sum())
     assert result.unsorted() == ["one/b"] and "left out of AUSE" in job.left_out(result)[0]
-    job.as_json(result, tmp_path / "t.json")
+    report.as_json(result, tmp_path / "t.json")
     assert json.loads((tmp_path / "t.json").read_text())["ause_left_out"] == ["one/b"]
-    job.as_csv(result, tmp_path / "t.csv")
+    report.as_csv(result, tmp_path / "t.csv")
     assert [bool(line["ause"]) for line in csv.DictReader((tmp_path / "t.csv").open())] == [True, False, True]
 
 
@@ -257,7 +347,7 @@ def test_what_cannot_be_measured_is_named(tree, tmp_path):
     result = job.measure(broken, pairs(root), model="broken", dataset="pairs")
     assert result.skipped == ["one/a"] and len(result.pairs) == 2
     assert result.score()["one"]["epe"] == math.inf and result.pooled()["all"]["not_finite"].value > 0
-    job.as_json(result, tmp_path / "t.json")
+    report.as_json(result, tmp_path / "t.json")
     content = json.loads((tmp_path / "t.json").read_text(), parse_constant=pytest.fail)
     assert content["score"]["one"]["epe"] == "infinite" and content["skipped"] == ["one/a"]
     assert content["pooled"]["all"]["s40+"] == {"value": None, "pixels": 0}
@@ -286,7 +376,7 @@ def test_classical_methods():
 ADAPTERS = {
     "from helper import field\ndef predict(a, b):\n    return field(a)\n": None,
     "def estimate(a, b):\n    return a\n": "has no function predict",
-    "def predict(a, b):\n    return a\n": r"returned uint8 \[128, 192, 3\]",
+    "def predict(a, b):\n    return a\n": r"returned uint8 \[125, 187, 3\]",
     "import nothing_like_it\n": "ModuleNotFoundError: No module named 'nothing_like_it'",
     "def predict(a, b):\n    raise RuntimeError('no\\nGPU')\n": r"failed on .* \(RuntimeError: no GPU\)",
 }
@@ -307,6 +397,28 @@ def test_methods_of_the_user(code, tree, tmp_path, capsys):
     assert "method: net;" in " ".join(capsys.readouterr().out.split()) and str(tmp_path) not in sys.path
     with pytest.raises(FleetflowError, match="nobody.py does not exist"):
         job.method("nobody.py")
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("    raise ValueError('odd')", r"net.py failed on two pictures of 16x20 \(ValueError: odd\)"),
+        ("    return numpy.ones((16, 16, 2))", r"net.py returned float64 \[16, 16, 2\] for pictures of 16x20"),
+    ],
+)
+def test_methods_of_the_user_that_fail_behind_the_trial(code, words, tree, tmp_path, capsys):
+    path = tmp_path / "net.py"
+    good = "    if len(a) > 100:\n        return numpy.ones((*a.shape[:2], 2))\n"
+    path.write_text(f"import numpy\ndef predict(a, b):\n{good}{code}\n")
+    assert main(["evaluate", str(path), "pairs", "--root", str(tree[0])]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(words, error), error
+
+
+def test_methods_of_the_user_are_tried_on_an_odd_size(tmp_path):
+    (tmp_path / "net.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.ones((128, 192, 2))\n")
+    with pytest.raises(FleetflowError, match=r"returned float64 \[128, 192, 2\] for pictures of 125x187"):
+        job.method(str(tmp_path / "net.py"))
 
 
 def test_deepflow_needs_contrib(monkeypatch):
@@ -357,6 +469,15 @@ def test_tables_of_results_are_whole():
     assert all(len(row.paper.split()) == len(row.again.split()) == 4 for row in results.GENERALISATION)
     ours = results.page({"some": {"mean of sets": {"epe": 1.5, "out3": 2.25}}})
     assert "`some`, ours" in ours and "| mean of sets | 1.50 / 2.2 |" in ours
+
+
+def test_rows_of_deq_flow_name_their_evaluations():
+    page = results.page({})
+    for row in ("DEQ-Flow-B v1, 60 evaluations | 1.43", "DEQ-Flow-B (torchdeq, run 2) | 1.435",
+                "DEQ-Flow-H v1, run 3, 55 evaluations | 1.36", "RAFT-H-1x (RAFT as large as DEQ-Flow-H) | 1.36",
+                "DEQ-Flow-H-3x v2, 60 evaluations | 1.27 / - | 2.50", "DEQ-Flow-H-3x v2, 120 evaluations"):  # fmt: skip
+        assert row in page, row
+    assert "DEQ-Flow 60 evaluations." not in page and "TartanAir, a ResNet from ImageNet" in page
 
 
 def test_peers_are_those_of_the_recorded_errors(shared):

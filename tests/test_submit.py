@@ -1,5 +1,7 @@
 """Submissions: official names in miniature data sets, every fault that a server would refuse, interrupted runs."""
 
+import hashlib
+import json
 import shutil
 import zipfile
 
@@ -12,7 +14,9 @@ from fleetflow import submit as job
 from fleetflow.cli import main
 from fleetflow.io import read_flow, write_flow, write_image
 from fleetflow.models import weights
-from fleetflow.types import FleetflowError
+from fleetflow.models.base import FlowModel
+from fleetflow.predict import Predictor
+from fleetflow.types import FleetflowError, Prediction
 
 HEIGHT, WIDTH = 12, 16
 FRAMES = {
@@ -232,6 +236,57 @@ def test_by_command(roots, capsys):
     (roots / "text.zip").write_text("no zip")
     assert main(["submit", str(roots / "text.zip"), "kitti2012", *words]) == 1
     assert "is no zip" in capsys.readouterr().err
+
+
+def test_a_file_of_the_user(roots, capsys):
+    """What evaluate takes, and its content is part of the label: changed, it is another run."""
+    path, words = roots / "net.py", ["kitti2015", "--root", str(roots / "kitti2015"), "-o", str(roots / "n")]
+    code = "import numpy\ndef predict(a, b):\n    return numpy.full((*a.shape[:2], 2), {}.0)\n"
+    path.write_text(code.format(1))
+    assert main(["submit", str(path), *words]) == 0 and main(["submit", str(path), *words]) == 0
+    note = json.loads((roots / "n" / job.NOTE).read_text())
+    assert note["model"] == "net" and note["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text(code.format(2))
+    assert main(["submit", str(path), *words]) == 1
+    assert "made with sha256" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["submit", str(path), *words, "--device", "cpu"]) == 1 and "no --device" in capsys.readouterr().err
+
+
+def test_a_path_that_does_not_exist_is_named(roots, capsys):
+    for path in ("./nowhere", str(roots / "nowhere"), str(roots / "nowhere.zip")):
+        assert main(["submit", path, "kitti2015", "--root", str(roots / "kitti2015")]) == 1
+        assert f"{path} does not exist" in capsys.readouterr().err
+
+
+class Walking(FlowModel):
+    """Moves by one pixel more at each pair that goes on from the last one."""
+
+    stride, fit = 4, "pad"
+
+    def prepare(self, frame1, frame2):
+        return frame1, frame2
+
+    def estimate(self, frame1, frame2, previous, steps):
+        flow = torch.ones_like(frame1[:, :2]) + (0 if previous is None else previous.memory[..., :1, :1])
+        return Prediction(flow, memory=flow)
+
+
+def test_warm_start_goes_on_within_a_scene(roots):
+    predictor = Predictor(Walking().eval(), device="cpu", precision="fp32")
+    arguments = (predictor, "sintel", roots / "sintel", roots / "s", predictor.label())
+    job.submit(*arguments, warm_start=True)
+
+    def found():
+        return [read_flow(roots / "s" / name)[0][0, 0, 0] for name in NAMES["sintel"]]
+
+    assert found() == [1, 2, 1, 1, 2, 1] and json.loads((roots / "s" / job.NOTE).read_text())["start"] == "warm"
+    (roots / "s" / NAMES["sintel"][1]).unlink()
+    job.submit(*arguments, warm_start=True)
+    assert found() == [1, 2, 1, 1, 2, 1], "an interrupted run continues with the same flows"
+    with pytest.raises(FleetflowError, match="made with start warm"):
+        job.submit(*arguments)
+    with pytest.raises(FleetflowError, match="no pair here begins"):
+        job.submit(predictor, "kitti2015", roots / "kitti2015", roots / "k", {}, warm_start=True)
 
 
 def test_a_run_continues_into_a_folder_called_like_its_model(roots, monkeypatch, capsys):

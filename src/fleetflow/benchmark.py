@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fleetflow.catalog import multiply_adds
 from fleetflow.data.dataset import Files, to_frame
-from fleetflow.evaluate import CLASSICAL, DIS, Method, evaluate, in_line, machine, method, plain, protocol
+from fleetflow.evaluate import CLASSICAL, DIS, Method, evaluate, fit_for, in_line, machine, method, protocol
+from fleetflow.graphs import Graphed
 from fleetflow.io import list_frames, read_image, write_atomically, writing
 from fleetflow.models.base import FlowModel
 from fleetflow.models.weights import header, load, shipped
@@ -27,6 +28,7 @@ from fleetflow.ops.kernels import reference
 from fleetflow.optimise import optimisers
 from fleetflow.predict import Precision, Predictor, autocast
 from fleetflow.registry import unknown
+from fleetflow.report import plain
 from fleetflow.submit import predict_flow
 from fleetflow.types import FleetflowError
 from fleetflow.video import VideoReader
@@ -85,7 +87,7 @@ class Report(NamedTuple):
     weights: str  # "package", "random", or the file
     sha256: str  # of the weights
     size: tuple[int, int]  # height, width
-    batch: int
+    batch: int  # pairs that ours and the plain definition are given at once; milliseconds are of one pair
     steps: int | None  # of refinement; None for a network without
     device: str
     precision: str
@@ -93,9 +95,9 @@ class Report(NamedTuple):
     timings: list[Timing]  # of one pair: ours, the plain definition, the peers
     difference: float  # pixels, mean over the example pair: our precision against float32
     training: float | None  # samples per second, 256x320, batch 8, forward, backward and update
-    memory: float | None  # MB that a prediction of one pair needs beyond the loaded network; None: not measured
+    memory: float | None  # MB that a prediction of a batch needs beyond the loaded network; None: not measured
     parameters: int
-    multiply_adds: int | None  # of a pair of 448x1024 with the network's own steps; None where others were taken
+    multiply_adds_448x1024: int | None  # of a pair of that size, own steps; None where other steps were taken
     epe: float | None  # pixels, mean of the sets, where pairs were given; None for random weights
     pairs: int  # that the EPE was measured on
     protocol: dict[str, str]  # how it was measured
@@ -124,24 +126,24 @@ def benchmark(
     peers: tuple[str, ...] = ("dis",),
     training: bool = True,
     pairs: Files | None = None,
+    dataset: str = "pairs",
+    batch: int = 1,
 ) -> Iterator[Report]:
     """Yields for each network timings of one pair [height, width], loss of precision, memory, speed of training.
 
     networks: names, NETWORK:CHECKPOINT, or files of ours. pairs: pairs with truth to measure the accuracy on, of
-    networks with weights and of peers. steps: of refinement; None takes each network's own.
+    networks with weights and of peers; dataset: theirs. steps: of refinement; None takes each network's own.
+    batch: pairs at once, as tensors, for ours and the plain definition; peers and accuracy take one pair after another.
     Timed in turn: ours; the plain definition, which is the same network in float32, contiguous, under
     `fleetflow.reference()`, frames as tensors; and the peers: dis, farneback, deepflow (OpenCV, on the CPU), or a
     Python file with a function predict(image1, image2) -> flow, all on uint8 [H, W, 3] RGB and float32 [H, W, 2].
     Raises FleetflowError, before anything is timed, for unknown names, impossible sizes and peers that fail.
     """
-    if threads < 0:
-        raise FleetflowError(f"--threads is {threads}; expected a number of threads, or 0 for all")
-    if min(height, width) < 1:
-        raise FleetflowError(f"--size is {height} {width}; expected a height and a width in pixels")
+    prepare(threads, (height, width))
+    if batch < 1:
+        raise FleetflowError(f"--batch is {batch}; expected a number of pairs from 1 on")
     for network in networks[1:]:
         load_any(network)  # what is wrong with it is said before the first is measured
-    if threads:
-        torch.set_num_threads(threads)
     rivals = [_peer(name) for name in dict.fromkeys(peers)]
     if len({rival.name for rival in rivals}) < len(rivals):
         raise FleetflowError(f"two of the peers {', '.join(peers)} have the same name; rename one of the files")
@@ -149,20 +151,23 @@ def benchmark(
     images = _example()
     image1, image2 = (_tiled(image, height, width) for image in images)
     for network in networks:
-        model, variant, known = load_any(network), _variant(network), has_weights(network)
+        model, variant, known = fit_for(load_any(network), dataset), _variant(network), has_weights(network)
         exact = copy.deepcopy(model)  # before the predictor fuses it; random weights are the same, too
         predictor = Predictor(model, device=device, precision=precision)
         where = predictor.device
         exact = exact.to(where)
-        frames = [to_frame(image)[None].contiguous().to(where) for image in (image1, image2)]
+        frames = [to_frame(image).repeat(batch, 1, 1, 1).to(where) for image in (image1, image2)]
 
         ours = partial(predict_flow, predictor, steps=steps)
-        functions: dict[str, Callable[[], object]] = {
-            f"{network}, fleetflow": partial(ours, image1, image2),
+        batched: dict[str, Callable[[], object]] = {
+            f"{network}, fleetflow": call(predictor, image1, image2, batch, steps),
             f"{network}, {PLAIN}": partial(_definition, exact, frames, steps),
-            **{rival.name: partial(rival, image1, image2) for rival in rivals},
         }
-        timings = time_in_turn(functions, seconds, frozenset({f"{network}, {PLAIN}"}))
+        functions = {**batched, **{rival.name: partial(rival, image1, image2) for rival in rivals}}
+        timings = [
+            timing._replace(p50=timing.p50 / batch, p95=timing.p95 / batch) if timing.name in batched else timing
+            for timing in time_in_turn(functions, seconds, frozenset({f"{network}, {PLAIN}"}))
+        ]
         epe = _epe(predictor, pairs, steps) if pairs is not None and known else None
         epes = {timings[0].name: epe, **accuracy}
         trained = training and where.type == "cpu"
@@ -172,7 +177,7 @@ def benchmark(
             weights=("package" if network == variant else network) if known else "random",
             sha256=predictor.label()["sha256"],
             size=(height, width),
-            batch=1,
+            batch=batch,
             steps=exact.steps if steps is None else steps,
             device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
             precision=str(predictor.dtype).removeprefix("torch."),
@@ -180,14 +185,41 @@ def benchmark(
             timings=[timing._replace(epe=epes.get(timing.name)) for timing in timings],
             difference=float(np.linalg.norm(ours(*images) - same(*images), axis=2).mean()),
             training=training_speed(variant, predictor.dtype, seconds / 2) if trained else None,
-            memory=_memory(network, height, width, device, precision, steps),
+            memory=_memory(network, height, width, batch, device, precision, steps),
             parameters=sum(weight.numel() for weight in exact.parameters()),
-            multiply_adds=multiply_adds(variant) if steps in (None, exact.steps) else None,
+            multiply_adds_448x1024=multiply_adds(variant) if steps in (None, exact.steps) else None,
             epe=epe,
             pairs=len(pairs) if pairs is not None else 0,
             protocol=protocol(predictor, pairs, steps) if epe is not None else {},
             machine=machine(),
         )
+
+
+def prepare(threads: int, size: tuple[int, int] = (1, 1)) -> None:
+    """Gives torch so many threads, 0 leaves it those it has; raises FleetflowError for impossible threads and sizes."""
+    if threads < 0:
+        raise FleetflowError(f"--threads is {threads}; expected a number of threads, or 0 for all")
+    if min(size) < 1:
+        raise FleetflowError(f"--size is {size[0]} {size[1]}; expected a height and a width in pixels")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def call(
+    predictor: Predictor, image1: np.ndarray, image2: np.ndarray, batch: int, steps: int | None
+) -> Callable[[], object]:
+    """Returns a function that predicts a pair of pictures, or so many copies of it at once, as a batch of tensors."""
+    if batch == 1:
+        return partial(predict_flow, predictor, image1, image2, steps=steps)
+    frames = [to_frame(image).repeat(batch, 1, 1, 1).to(predictor.device) for image in (image1, image2)]
+    frames = [frame.contiguous(memory_format=torch.channels_last) for frame in frames]
+    run = Graphed(predictor.model)
+
+    def predict() -> Tensor:
+        with torch.inference_mode(), autocast(predictor.device, predictor.dtype):
+            return run(*frames, None, steps).flow.float().cpu()
+
+    return predict
 
 
 def _definition(model: FlowModel, frames: list[Tensor], steps: int | None) -> Tensor:
@@ -208,22 +240,24 @@ def _epe(predict: Predictor | Method, pairs: Files, steps: int | None = None) ->
 
 
 def _memory(
-    network: str, height: int, width: int, device: str, precision: Precision, steps: int | None
+    network: str, height: int, width: int, batch: int, device: str, precision: Precision, steps: int | None
 ) -> float | None:
     """MB by which a prediction raises the peak, in its own process, as a peak does not go down; None where it fails."""
     code = (
         "import sys, torch\n"
         "from fleetflow import benchmark as b\n"
-        "network, height, width, device, precision, steps, threads = sys.argv[1:]\n"
+        "network, height, width, batch, device, precision, steps, threads = sys.argv[1:]\n"
         "torch.set_num_threads(int(threads))\n"
         "p = b.Predictor(b.load_any(network), device=device, precision=precision)\n"
         "steps = int(steps) if steps else None\n"
         "b.predict_flow(p, *(b._tiled(image, 64, 64) for image in b._example()), steps=steps)\n"
         "images = [b._tiled(image, int(height), int(width)) for image in b._example()]\n"
         "peak = torch.cuda.max_memory_allocated if p.device.type == 'cuda' else b._peak\n"
-        "peak(); before = peak(); b.predict_flow(p, *images, steps=steps); print((peak() - before) / 1e6)\n"
+        "function = b.call(p, *images, int(batch), steps)\n"
+        "peak(); before = peak(); function(); print((peak() - before) / 1e6)\n"
     )
-    values = (network, height, width, device, precision, "" if steps is None else steps, torch.get_num_threads())
+    ways = (device, precision, "" if steps is None else steps, torch.get_num_threads())
+    values = (network, height, width, batch, *ways)
     run = subprocess.run([sys.executable, "-c", code, *map(str, values)], capture_output=True, text=True)
     return float(run.stdout) if run.returncode == 0 else None
 
@@ -313,12 +347,15 @@ def facts(report: Report) -> list[str]:
     lines = [f"{_digits(1 / plain_time)} times as fast as the plain definition"]
     if dis:
         lines[0] = f"{_digits(dis)} times the time of DIS; {lines[0]}"
+    if report.batch > 1:
+        lines.append(f"batches of {report.batch}, as tensors; milliseconds are of one pair, peers take single ones")
     if report.steps:
         lines.append(f"{report.steps} refinement steps")
-    cost = "" if report.multiply_adds is None else f", {report.multiply_adds / 1e9:.1f} G multiply-adds at 448x1024"
+    adds = report.multiply_adds_448x1024
+    cost = "" if adds is None else f", {adds / 1e9:.1f} G multiply-adds at 448x1024"
     lines.append(f"{report.parameters:,} parameters{cost}")
     memory = "could not be measured" if report.memory is None else f"{report.memory:.0f} MB"
-    lines.append(f"memory of a prediction: {memory}")
+    lines.append(f"memory of a {'prediction' if report.batch == 1 else 'batch'}: {memory}")
     lines.append(f"mean difference to float32: {report.difference:.4f} px")
     if report.training:
         lines.append(f"training at 256x320, batch 8: {report.training:.1f} samples/s")
@@ -335,7 +372,8 @@ def clips(paths: tuple[Path, ...]) -> dict[str, list[Tensor]]:
     found = {}
     for path in paths:
         pictures = map(read_image, list_frames(path)) if path.is_dir() else VideoReader(path)
-        found[path.name] = [to_frame(picture) for picture in islice(pictures, CLIP)]
+        name = str(path) if path.name in found else path.name
+        found[name] = [to_frame(picture) for picture in islice(pictures, CLIP)]
     return found
 
 
@@ -348,8 +386,13 @@ def add_row(report: Report, path: Path) -> None:
         "times_plain": report.times(ours, PLAIN),
         "timings": [timing._asdict() for timing in report.timings],
     }
+    append([row], path)
+
+
+def append(rows: list[dict], path: Path) -> None:
+    """Adds a line of JSON to a file for each row; not-a-number becomes null, an infinite number "infinite"."""
     with writing(path), path.open("a") as file:
-        file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+        file.writelines(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
 
 
 def pareto(reports: list[Report], path: Path) -> None:
@@ -376,7 +419,8 @@ def pareto(reports: list[Report], path: Path) -> None:
     axes.set_xscale("log")
     axes.margins(0.2)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"milliseconds for {height}x{width}, {reports[0].threads} threads ({reports[0].device})")
+    batch = f" in batches of {reports[0].batch}" if reports[0].batch > 1 else ""
+    axes.set_xlabel(f"milliseconds for {height}x{width}{batch}, {reports[0].threads} threads ({reports[0].device})")
     axes.set_ylabel(f"EPE [px], mean of the sets, {reports[0].pairs} pairs")
     axes.grid(alpha=0.3, which="both")
     _label(axes, dots)

@@ -213,6 +213,7 @@ def evaluate(
     options: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
     steps: int | None = None,
+    warm_start: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
     json: Path | None = None,
@@ -228,7 +229,8 @@ def evaluate(
         root: the folder of the data set.
         options: name=value of the data set, such as render=clean split=val.
         without: names of pairs to leave out.
-        steps: refinement steps of the network; its own if not given.
+        steps: refinement steps of the network; if not given those its authors took on the data set, else its own.
+        warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
         json: a file for all numbers with their protocol.
@@ -236,31 +238,26 @@ def evaluate(
         html: a file for a report with curves and the worst and best pairs; it needs no other file.
     """
     from fleetflow import evaluate as job
-    from fleetflow.models.weights import load
-    from fleetflow.predict import Predictor
-    from fleetflow.report import write_report
+    from fleetflow import report
 
     job.make_room(json, csv, html)
     files = job.open_files(dataset, root, options=options, without=without)
-    predict = job.method(model)
-    if predict is None:
-        predict = Predictor(job.fit_for(load(model), dataset), device=device, precision=precision)
+    predict = job.open_model(model, dataset, steps=steps, device=device, precision=precision)
+    predict = job.Warm(predict, files.pairs) if warm_start else predict
     with bar(f"{model} on {dataset}") as progress:
-        result = job.measure(
-            predict, files, model=model, dataset=" ".join((dataset, *options)), steps=steps,
-            progress=lambda done, total: progress((done, total)),
-        )  # fmt: skip
+        what = {"model": model, "dataset": " ".join((dataset, *options))}
+        result = job.measure(predict, files, **what, progress=lambda *state: progress(state))
     table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", job.SET_COLUMNS, job.rows_by_set(result))
     table("all pixels together", ["error", "value", "pixels"], job.rows_pooled(result))
     print(f"protocol: {job.protocol_line(result)}")
     for line in job.left_out(result):
         print(line)
     if json:
-        job.as_json(result, json)
+        report.as_json(result, json)
     if csv:
-        job.as_csv(result, csv)
+        report.as_csv(result, csv)
     if html:
-        write_report(result, predict, files, html, steps=steps)
+        report.write_report(result, predict, files, html)
         print(html)
 
 
@@ -271,6 +268,7 @@ def submit(
     root: Path,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("submission.zip"),
     steps: int | None = None,
+    warm_start: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -279,41 +277,32 @@ def submit(
     An interrupted run continues by the same command. Nothing is uploaded.
 
     Args:
-        model: a network, NETWORK:CHECKPOINT, dis, ...; or a folder or .zip of finished files, which is only checked
-            (./NAME where it is called like a network).
+        model: a network, NETWORK:CHECKPOINT, dis, ..., a Python file with a function predict(image1, image2) -> flow;
+            or a folder or .zip of finished files, which is only checked (./NAME where it is called like a network).
         benchmark: whose test frames and whose layout.
         root: the folder of the data set.
         output: the .zip to write; the files stay in the folder of the same name. Without .zip: that folder only.
-        steps: refinement steps of the network; its own if not given.
+        steps: refinement steps of the network; if not given those its authors took for the server, else its own.
+        warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
     """
-    from functools import partial
-
     from fleetflow import submit as job
-    from fleetflow.evaluate import CLASSICAL, classical, fit_for
-    from fleetflow.models.weights import load
-    from fleetflow.predict import Predictor
+    from fleetflow.evaluate import CLASSICAL, open_model
     from fleetflow.registry import models
 
-    if model not in (*models, *CLASSICAL) and (Path(model).is_dir() or model.endswith(".zip")):
+    if job.is_finished(model, (*models, *CLASSICAL)):
         with bar(f"checking {model}") as progress:
             problems = job.problems(Path(model), benchmark, root, progress=lambda *state: progress(state))
         if problems:
             raise FleetflowError(f"{benchmark} would refuse {model}: {job.summary(problems)}")
         print(f"{model} is a whole submission to {benchmark}")
         return
-    if model in CLASSICAL and steps is not None:
-        raise FleetflowError(f"{model} has no refinement steps; leave --steps out")
-    if model in CLASSICAL:
-        predict = classical(model)
-        label = {"model": predict.name}
-    else:
-        predictor = Predictor(fit_for(load(model), benchmark), device=device, precision=precision)
-        predict = partial(job.predict_flow, predictor, steps=steps)
-        label = {**predictor.label(), "model": model, "steps": str(steps or predictor.model.steps)}
+    predict = open_model(model, benchmark, steps=steps, device=device, precision=precision, submission=True)
+    label = {"model": model, **predict.label()}
     with bar(f"{model} on {benchmark}") as progress:
-        written = job.submit(predict, benchmark, root, output, label, progress=lambda *state: progress(state))
+        options = {"warm_start": warm_start, "progress": lambda *state: progress(state)}
+        written = job.submit(predict, benchmark, root, output, label, **options)
     print(written)
     print(job.next_step(benchmark, written))
 
@@ -321,7 +310,8 @@ def submit(
 def benchmark(
     models: Positional[tuple[str, ...]] = ("fastflownet",),
     /,
-    size: tuple[int, int] = (448, 1024),
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
     device: str = "cpu",
     threads: int = 0,
     precision: Precision = "auto",
@@ -330,6 +320,8 @@ def benchmark(
     training: bool = True,
     steps: int | None = None,
     root: Path | None = None,
+    dataset: str = "pairs",
+    options: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
     json: Path | None = None,
     plot: Path | None = None,
@@ -340,7 +332,8 @@ def benchmark(
 
     Args:
         models: networks, NETWORK:CHECKPOINT, or files of ours; or "data" and a data set in --root, to time its reading.
-        size: height and width of the frames.
+        size: height and width of the frames; default 448 1024, of the generated clips of --video 128 160.
+        batch: pairs predicted at once; times are of one pair, the peers take single ones.
         device: cpu, cuda, ...
         threads: 0 takes all.
         precision: of the convolutions.
@@ -348,28 +341,37 @@ def benchmark(
         peers: dis, farneback, deepflow, or a Python file with a function predict(image1, image2) -> flow.
         training: also measure training steps (on the CPU).
         steps: refinement steps of the networks; their own if not given.
-        root: a folder of pairs with truth (data set "pairs"), to measure the accuracy of networks and peers on.
+        root: a folder of pairs with truth, to measure the accuracy of networks and peers on.
+        dataset: what lies in --root.
+        options: name=value of the data set, such as render=clean.
         without: names of pairs to leave out.
-        json: a file to which one line of JSON per network is added, with the machine.
+        json: a file to which one line of JSON per network, or per row of a table, is added, with the machine.
         plot: a picture of accuracy against speed; needs --root.
         video: count the evaluations that DEQ-Flow saves by starting from the last fixed point, on generated clips.
         clips: videos or folders of frames to count them on instead.
     """
+    given = dict(locals())
     from fleetflow import benchmark as job
     from fleetflow.evaluate import in_line, make_room, open_files
 
     if models[:1] == ("data",):
-        return _benchmark_data(models[1:], root, seconds)
+        _refuse(given, "benchmark data", "threads", "seconds", "root", "options", "without", "json")
+        return _benchmark_data(models[1:], root, options, without, seconds, threads, json)
     if video or clips:
-        return _benchmark_video(models, clips)
+        own = ("size", "video") if not clips else ("video", "clips")
+        _refuse(given, "--clips" if clips else "--video", "device", "threads", "json", *own)
+        return _benchmark_video(models, size or (128, 160), clips, device, threads, json)
     if plot and not root:
         raise FleetflowError("--plot shows accuracy against speed; give --root DIR, a folder of pairs with truth")
+    if not root and (options or without or dataset != "pairs"):
+        raise FleetflowError("--dataset, --options and --without choose pairs with truth; give --root DIR with them")
     make_room(json, plot)
-    files = open_files("pairs", root, without=without) if root else None
+    size = size or (448, 1024)
+    files = open_files(dataset, root, options=options, without=without) if root else None
     reports = []
     for report in job.benchmark(
         models, *size, device=device, threads=threads, precision=precision, steps=steps, seconds=seconds, peers=peers,
-        training=training, pairs=files,
+        training=training, pairs=files, dataset=dataset, batch=batch,
     ):  # fmt: skip
         reports.append(report)
         place = f"{report.device}, {report.precision}, {report.threads} threads"
@@ -384,35 +386,61 @@ def benchmark(
         print(plot)
 
 
-def _benchmark_data(names: tuple[str, ...], root: Path | None, seconds: float) -> None:
+def _refuse(given: dict[str, object], what: str, *taken: str) -> None:
+    """Raises FleetflowError for an option of `benchmark` that is given, but not taken where `what` is measured."""
+    import inspect
+
+    for name, parameter in inspect.signature(benchmark).parameters.items():
+        if name not in ("models", *taken) and given[name] != parameter.default:
+            option = f"--no-{name}" if given[name] is False else f"--{name}"
+            raise FleetflowError(f"{what} takes no {option}; leave it out (it takes --{', --'.join(taken)})")
+
+
+def _benchmark_data(
+    names: tuple[str, ...], root: Path | None, options: tuple[str, ...], without: tuple[str, ...], seconds: float,
+    threads: int, json: Path | None,
+) -> None:  # fmt: skip
     """Prints how many pairs a second are read, without workers and with 1, 2, 4, ... up to the cores."""
     import os
 
+    from fleetflow import benchmark as job
     from fleetflow.data.loader import loading_speed
-    from fleetflow.evaluate import open_files
+    from fleetflow.evaluate import in_line, machine, make_room, open_files
 
     if len(names) != 1 or root is None:
-        raise FleetflowError(
-            "reading is timed for one data set; give its name and --root DIR: benchmark data sintel ..."
-        )
-    files = open_files(names[0], root)
+        raise FleetflowError("reading is timed for one data set; give its name and --root: benchmark data sintel ...")
+    make_room(json)
+    job.prepare(threads)
+    files = open_files(names[0], root, options=options, without=without)
     counts = [0, *(2**k for k in range((os.cpu_count() or 1).bit_length()))]
     speeds = [(count, loading_speed(files, count, seconds=seconds / len(counts))) for count in counts]
     rows = [[str(count), f"{speed:.1f}", f"{speed / speeds[0][1]:.2f}"] for count, speed in speeds]
     table(f"reading {names[0]}, {len(files)} pairs", ["workers", "samples/s", "times none"], rows)
+    if json:
+        what = {"dataset": " ".join((*names, *options)), "pairs": len(files), "machine": machine()}
+        job.append([{**what, "workers": count, "samples_per_second": speed} for count, speed in speeds], json)
+    print(in_line(machine()))
 
 
-def _benchmark_video(names: tuple[str, ...], paths: tuple[Path, ...]) -> None:
+def _benchmark_video(
+    names: tuple[str, ...], size: tuple[int, int], paths: tuple[Path, ...], device: str, threads: int, json: Path | None
+) -> None:
     """Prints how many evaluations reach a residual from a cold start and from the last pair's fixed point.
 
     And with which solver, each from a cold start, they reach the residual of plain iteration.
     """
     from fleetflow import benchmark as job
+    from fleetflow.evaluate import in_line, machine, make_room
+    from fleetflow.predict import choose_device
     from fleetflow.video_reuse import PICARD, generated_clips, race_cells, reuse_cells, solver_race, video_reuse
 
-    clips = job.clips(paths) if paths else generated_clips(3, 4, 128, 160)
-    for name in names:
-        model = job.load_any(name)
+    make_room(json)
+    job.prepare(threads, size)
+    place = choose_device(device)
+    networks = {name: job.load_any(name).to(place) for name in names}
+    clips = job.clips(paths) if paths else generated_clips(3, 4, *size)
+    clips = {clip: [frame.to(place) for frame in frames] for clip, frames in clips.items()}
+    for name, model in networks.items():
         rows = video_reuse(model, clips)
         columns = ["clip", "pairs", "residual", "cold", "warm", "warm / cold"]
         table(f"{name}: evaluations", columns, [reuse_cells(row) for row in rows])
@@ -421,6 +449,11 @@ def _benchmark_video(names: tuple[str, ...], paths: tuple[Path, ...]) -> None:
         table(f"to the residual of {PICARD} plain ones", columns, [race_cells(row) for row in race])
         if not job.has_weights(name):
             print("weights are random: this says how the solver behaves, not what a trained network saves")
+        if json:
+            weights = "trained" if job.has_weights(name) else "random"
+            what = {"network": name, "weights": weights, "device": place.type, "machine": machine()}
+            job.append([{**what, **row._asdict()} for row in (*rows, *race)], json)
+    print(in_line(machine()))
 
 
 def demo(output: Path = Path("demo")) -> None:
@@ -487,7 +520,7 @@ def convert(
 
 
 def recipes() -> None:
-    """List the training recipes: whose schedule each is, and a line for each of its stages.
+    """List the training recipes: whose schedule each is, and two lines for each of its stages.
 
     A stage: name, steps, batch x size, learning rate and its schedule, optimiser and weight decay, loss, data sets and
     how their pairs are augmented.

@@ -1,15 +1,15 @@
 """Evaluate: a network's errors on a data set by pair, by set, as the mean of sets and pooled, with their protocol."""
 
-import csv
+import hashlib
 import inspect
-import json
 import math
 import platform
 import runpy
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from fleetflow.data.dataset import Files, datasets
-from fleetflow.io import write_atomically, writing
+from fleetflow.io import read_image, writing
 from fleetflow.metrics import (
     SPARSE_STEPS,
-    SPEED_EDGES,
     Mean,
     ause,
     boundary_rule,
@@ -36,9 +35,10 @@ from fleetflow.metrics import (
     speed_profile,
 )
 from fleetflow.models.base import FlowModel
-from fleetflow.predict import Predictor
+from fleetflow.models.weights import load
+from fleetflow.predict import Precision, Predictor
 from fleetflow.registry import unknown
-from fleetflow.types import FleetflowError, Sample
+from fleetflow.types import FleetflowError, Prediction, Sample
 
 DIS, FARNEBACK, DEEPFLOW = "dis", "farneback", "deepflow"
 FARNEBACK_SETTINGS = (0.5, 5, 15, 3, 7, 1.5)  # scale of a level, levels, window, iterations, neighbourhood, its sigma
@@ -47,7 +47,11 @@ CLASSICAL = {  # what each of OpenCV's methods is, in tables and protocols
     FARNEBACK: f"OpenCV Farneback {FARNEBACK_SETTINGS}",
     DEEPFLOW: "OpenCV DeepFlow",
 }
-TRIAL = (128, 192)  # height and width of the pictures that a method of the user is tried on
+TRIAL = (125, 187)  # height and width of the pictures that a method of the user is tried on; multiples of nothing
+STEPS = {  # network -> data sets that begin so -> refinement steps its authors took: for errors, for the test server
+    "RAFT": {"sintel": (32, 32), "kitti": (24, 24)},
+    "GMA": {"sintel": (12, 32), "kitti": (12, 24)},
+}
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 PER_IMAGE = "mean over the known pixels of a pair, then over the pairs of a set, then over the sets"
 POOLED = "over all known pixels of all pairs together (Fl: the official figure of KITTI 2015)"
@@ -178,8 +182,8 @@ def measure(
 ) -> Evaluation:
     """Returns all errors of a model on a data set; memory does not grow with the size of the frames.
 
-    predict: a `Predictor`, or a function of two uint8 [H, W, 3] RGB images that returns the flow, float32 [H, W, 2].
-    model, dataset: what to call them. steps: refinement steps of the network; None takes its own.
+    predict: a `Predictor`, one that is `Warm`, or a function of two uint8 [H, W, 3] RGB images that returns the flow,
+        float32 [H, W, 2]. model, dataset: what to call them. steps: of refinement; None takes those of the predictor.
     Raises FleetflowError where no pair has a known pixel.
     """
     results, skipped = [], []
@@ -230,8 +234,8 @@ def estimate(predict, files: Files, k: int, steps: int | None = None) -> Estimat
             raise FleetflowError(f'the mask "{name}" of {files.pairs[k].name} is {sizes}; both must have the same size')
     sample, foreground = sample._replace(occluded=masks.get("occluded", sample.occluded)), masks.get("foreground")
     images = _images(sample)
-    if isinstance(predict, Predictor):
-        prediction = predict.predict(*images, steps=steps)
+    if isinstance(predict, Predictor | Warm):
+        prediction = predict.pair(k, steps) if isinstance(predict, Warm) else predict.predict(*images, steps=steps)
         sure = prediction.residual
         return Estimate(
             sample, prediction.flow[0].float().cpu(), None if sure is None else sure[0].float().cpu(), foreground
@@ -249,6 +253,76 @@ def fit_for(model: FlowModel, dataset: str) -> FlowModel:
     return model
 
 
+def steps_for(model: FlowModel, dataset: str, *, submission: bool = False) -> int | None:
+    """Returns the refinement steps that the authors of the model took on a data set, or for its test server.
+
+    Elsewhere, and where they say nothing, these are the network's own; None for a network without refinement.
+    """
+    published = STEPS.get(type(model).__name__, {})
+    return next((steps[submission] for begin, steps in published.items() if dataset.startswith(begin)), model.steps)
+
+
+def open_model(
+    model: str,
+    dataset: str,
+    *,
+    steps: int | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    submission: bool = False,
+) -> "Predictor | Method":
+    """Returns what predicts: a `method`, or a network with the fit and the steps (None: `steps_for`) of the data set.
+
+    Raises FleetflowError for steps, a device or a precision that a method is to take, and for unknown names.
+    """
+    found = method(model)
+    if found is None:
+        network = fit_for(load(model), dataset)
+        steps = steps_for(network, dataset, submission=submission) if steps is None else steps
+        return Predictor(network, device=device, precision=precision, steps=steps)
+    if steps is not None:
+        raise FleetflowError(f"{model} has no refinement steps; leave --steps out")
+    for option, value in (("device", device), ("precision", precision)):
+        if value != "auto":
+            raise FleetflowError(f"{model} is no network of ours and takes no --{option}; leave it out")
+    return found
+
+
+class Warm:
+    """A network that begins each pair where it ended on the pair before, if that ends with the frame this begins with.
+
+    pairs: what has files `frame1` and `frame2`, in order. A result depends on no other call: what comes before a pair
+    in its scene is predicted again if it was not the last call.
+    Raises FleetflowError for a method, and where no pair continues the one before it.
+    """
+
+    def __init__(self, predict: "Predictor | Method", pairs: Sequence):
+        if not isinstance(predict, Predictor):
+            raise FleetflowError(f"{predict.name} keeps nothing for the next pair; leave --warm-start out")
+        self.predictor, self.pairs = predict, pairs
+        frames = [(pair.frame1, pair.frame2) for pair in pairs]
+        steps = enumerate(pairwise(frames), 1)
+        self.continued = {k for k, (old, new) in steps if new[0] == old[1] and new[1] != old[0]}  # forward, not back
+        self.last: tuple[int, Prediction | None] | None = None  # None: not finite, so the next pair starts cold
+        if not self.continued:
+            raise FleetflowError("no pair here begins with the frame that ends the one before; leave --warm-start out")
+
+    def pair(self, k: int, steps: int | None = None) -> Prediction:
+        """Returns the prediction of pair k; raises FleetflowError for a network without a memory."""
+        first = k
+        while first in self.continued and (self.last is None or self.last[0] != first - 1):
+            first -= 1
+        for place in range(first, k + 1):
+            previous = self.last[1] if place in self.continued else None
+            images = [read_image(file) for file in (self.pairs[place].frame1, self.pairs[place].frame2)]
+            found = self.predictor.predict(*images, previous, steps)
+            if found.memory is None:
+                network = type(self.predictor.model).__name__
+                raise FleetflowError(f"{network} keeps nothing for the next pair; leave --warm-start out")
+            self.last = place, found if found.flow.isfinite().all() else None
+        return found
+
+
 def _images(sample: Sample) -> list[np.ndarray]:
     return [(frame * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for frame in sample[:2]]
 
@@ -263,9 +337,13 @@ def protocol(predict, files: Files, steps: int | None = None) -> dict[str, str]:
     }
     if any(pair.truths for pair in files.pairs):
         whole["truth"] = "the nearest of the true vectors of a pixel, Fl by the longest, speed by their mean (Spring)"
+    if isinstance(predict, Warm):
+        count = f"{len(predict.continued)} of {len(files)} pairs"
+        whole["start"] = f"warm: where the pair before it in its scene ended ({count})"
+        predict = predict.predictor
     if not isinstance(predict, Predictor):
         return {**whole, "method": predict.name if isinstance(predict, Method) else "a function"}
-    own = predict.model.steps
+    own = predict.steps
     return {
         **whole,
         "weights": f"sha256 {predict.label()['sha256'][:16]}",
@@ -277,17 +355,19 @@ def protocol(predict, files: Files, steps: int | None = None) -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Returns the processor, the threads and the versions that the numbers belong to; OpenCV's where it took part."""
-    cv2 = sys.modules.get("cv2")
+    """Returns processor, system, threads and versions behind numbers; those of OpenCV and CUDA if they took part."""
+    cv2, cuda = sys.modules.get("cv2"), torch.cuda.is_initialized()
     processor, listed = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if listed.exists():
         names = [line for line in listed.read_text().splitlines() if line.startswith("model name")]
         processor = names[0].partition(":")[2].strip() if names else processor
     return {
         "processor": processor,
+        "system": platform.platform(),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **({"cuda": f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"} if cuda else {}),
         "numpy": np.__version__,
         **({"opencv": f"{cv2.__version__}, {cv2.getNumThreads()} threads"} if cv2 else {}),
         "fleetflow": version("fleetflow"),
@@ -299,9 +379,29 @@ class Method(NamedTuple):
 
     name: str
     predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    file: Path | None = None  # of the user, whose function it is
 
     def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        return self.predict(image1, image2)
+        """Returns the flow, float32; raises FleetflowError where the method fails, or returns anything else."""
+        height, width = image1.shape[:2]
+        who, size = f"predict of {self.file}" if self.file else self.name, f"{height}x{width}"
+        try:
+            flow = np.asarray(self.predict(image1, image2))
+        except Exception as error:  # whatever the code of others raises
+            raise FleetflowError(f"{who} failed on two pictures of {size} ({_words(error)}); mend it") from None
+        if flow.shape != (height, width, 2) or not np.issubdtype(flow.dtype, np.floating):
+            got = f"{flow.dtype} {list(flow.shape)}"
+            raise FleetflowError(f"{who} returned {got} for pictures of {size}; expected float [{height}, {width}, 2]")
+        return flow.astype(np.float32, copy=False)
+
+    def label(self) -> dict[str, str]:
+        """Returns what its results depend on, for a note beside them."""
+        content = {"sha256": hashlib.sha256(self.file.read_bytes()).hexdigest()} if self.file else {}
+        return {"model": self.name, **content}
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def method(name: str) -> Method | None:
@@ -322,19 +422,18 @@ def adapter(path: Path) -> Method:
     images = np.random.default_rng(0).integers(0, 256, (2, *TRIAL, 3), dtype=np.uint8)
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        predict = runpy.run_path(str(path)).get("predict")
-        found = np.asarray(predict(*images)) if callable(predict) else None
+        found = Method(path.stem, runpy.run_path(str(path)).get("predict"), path)
+        if callable(found.predict):
+            found(*images)
+    except FleetflowError:
+        raise
     except Exception as error:  # whatever the code of the user raises
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise FleetflowError(f"{path} failed on two pictures of 128x192 ({words}); mend its predict(a, b)") from None
+        raise FleetflowError(f"{path} cannot be run ({_words(error)}); mend it") from None
     finally:
         sys.path.remove(str(path.resolve().parent))
-    if found is None:
+    if not callable(found.predict):
         raise FleetflowError(f"{path} has no function predict(image1, image2); add one that returns the flow")
-    if found.shape != (*TRIAL, 2) or not np.issubdtype(found.dtype, np.floating):
-        got = f"{found.dtype} {list(found.shape)}"
-        raise FleetflowError(f"predict of {path} returned {got} for pictures of 128x192; expected float [128, 192, 2]")
-    return Method(path.stem, predict)
+    return found
 
 
 def classical(name: str) -> Method:
@@ -370,12 +469,15 @@ def classical(name: str) -> Method:
 
 def make_room(*files: Path | None) -> None:
     """Makes the folders of files that are to be written; raises FleetflowError now where a job would at its end."""
-    for file in files:
-        if file is not None and file.is_dir():
+    given = [file for file in files if file is not None]
+    for file in given:
+        if file.is_dir():
             raise FleetflowError(f"{file} is a folder; name a file in it")
-        if file is not None:
-            with writing(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
+        if [other.resolve() for other in given].count(file.resolve()) > 1:
+            raise FleetflowError(f"{file} is named for two outputs; give each a file of its own")
+    for file in given:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def rows_by_set(evaluation: Evaluation) -> list[list[str]]:
@@ -434,66 +536,3 @@ def left_out(evaluation: Evaluation) -> list[str]:
         "left out of AUSE, as their flow is not finite everywhere": evaluation.unsorted(),
     }
     return [f"{reason}: {', '.join(names)}" for reason, names in reasons.items() if names]
-
-
-def as_json(evaluation: Evaluation, path: Path) -> None:
-    """Writes protocol, machine, score, pooled errors, quantiles, curves and all pairs as JSON.
-
-    A number with nothing to measure is null; an infinite one is the string "infinite".
-    """
-    curves, histogram = evaluation.curves(), evaluation.histogram()
-    speeds = [Mean(total, int(count)) for total, count in evaluation.speeds().T.tolist()]
-    content = {
-        **{key: getattr(evaluation, key) for key in ("model", "dataset", "protocol", "machine", "skipped")},
-        "score": evaluation.score(),
-        "pooled": {name: _numbers(sums) for name, sums in evaluation.pooled().items()},
-        "quantiles": {str(share): quantile(histogram, share) for share in QUANTILES},
-        "epe_by_speed": [
-            {"from": low, "to": high, "value": mean.value, "pixels": mean.count}
-            for low, high, mean in zip(SPEED_EDGES, SPEED_EDGES[1:], speeds)
-        ],
-        "ause": None if curves is None else ause(curves),
-        "ause_left_out": evaluation.unsorted(),
-        "sparsification": None if curves is None else curves.tolist(),
-        "pairs": [{"set": pair.group, "pair": pair.name, **_numbers(pair.sums)} for pair in evaluation.pairs],
-    }
-    whole = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(whole))
-
-
-def as_csv(evaluation: Evaluation, path: Path) -> None:
-    """Writes one line per pair: set, pair, known pixels, every error of `pixel_sums`, and quantiles of the error.
-
-    Each line ends with the model, the data set and the protocol, so that files can be joined.
-    """
-    whole = [evaluation.model, evaluation.dataset, protocol_line(evaluation)]
-    names = list(dict.fromkeys(key for pair in evaluation.pairs for key in pair.sums))
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
-            table = csv.writer(file)
-            shares = [f"q{100 * share:g}" for share in QUANTILES]
-            table.writerow(["set", "pair", "pixels", *names, *shares, "ause", "model", "dataset", "protocol"])
-            for pair in evaluation.pairs:
-                values = [pair.sums[name].value if name in pair.sums else math.nan for name in names]
-                values += [quantile(pair.histogram, share) for share in QUANTILES]
-                values.append(math.nan if pair.curves is None else ause(pair.curves))
-                cells = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
-                table.writerow([pair.group, pair.name, pair.sums["epe"].count, *cells, *whole])
-
-    write_atomically(path, write)
-
-
-def _numbers(sums: dict[str, Mean]) -> dict[str, dict[str, float]]:
-    return {name: {"value": mean.value, "pixels": mean.count} for name, mean in sums.items()}
-
-
-def plain(value):
-    """Returns the value for JSON: not-a-number becomes null, an infinite number "infinite"."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "infinite"
-    return value

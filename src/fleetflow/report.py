@@ -1,8 +1,11 @@
-"""The HTML report of an evaluation: one file that needs nothing else, with tables, curves, the worst and best pairs."""
+"""What is written of an evaluation: JSON, CSV, and one HTML file that needs no other, with the worst and best pairs."""
 
 import base64
+import csv
 import html
 import io
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from PIL import Image
 
 from fleetflow.data.dataset import Files
 from fleetflow.evaluate import (
+    QUANTILES,
     SET_COLUMNS,
     Evaluation,
     PairResult,
@@ -23,7 +27,7 @@ from fleetflow.evaluate import (
     text,
 )
 from fleetflow.io import write_atomically
-from fleetflow.metrics import BINS_PER_DECADE, DECADES, SPARSE_STEPS, SPEED_EDGES, ause, judge
+from fleetflow.metrics import BINS_PER_DECADE, DECADES, SPARSE_STEPS, SPEED_EDGES, Mean, ause, judge, quantile
 from fleetflow.visualise import ERROR_BOUNDS, ERROR_COLORS, error_map, flow_to_color, robust_scale, with_legend
 
 SHOWN = 3  # worst pairs, and as many best ones
@@ -42,6 +46,72 @@ td:first-child,th:first-child{text-align:left}.protocol{color:#555;font-size:13p
 .row{display:flex;flex-wrap:wrap;gap:10px}figure{margin:0;flex:1 1 220px;max-width:480px}
 .key{font-size:12px}.key span{padding:2px 8px;display:inline-block}
 figure img{width:100%;display:block}figcaption{font-size:12px;color:#555}svg{max-width:100%}"""
+
+
+def as_json(evaluation: Evaluation, path: Path) -> None:
+    """Writes protocol, machine, score, pooled errors, quantiles, curves and all pairs as JSON.
+
+    A number with nothing to measure is null; an infinite one is the string "infinite".
+    """
+    curves, histogram = evaluation.curves(), evaluation.histogram()
+    speeds = [Mean(total, int(count)) for total, count in evaluation.speeds().T.tolist()]
+    content = {
+        **{key: getattr(evaluation, key) for key in ("model", "dataset", "protocol", "machine", "skipped")},
+        "score": evaluation.score(),
+        "pooled": {name: _numbers(sums) for name, sums in evaluation.pooled().items()},
+        "quantiles": {str(share): quantile(histogram, share) for share in QUANTILES},
+        "epe_by_speed": [
+            {"from": low, "to": high, "value": mean.value, "pixels": mean.count}
+            for low, high, mean in zip(SPEED_EDGES, SPEED_EDGES[1:], speeds)
+        ],
+        "ause": None if curves is None else ause(curves),
+        "ause_left_out": evaluation.unsorted(),
+        "sparsification": None if curves is None else curves.tolist(),
+        "pairs": [{"set": pair.group, "pair": pair.name, **_numbers(pair.sums)} for pair in evaluation.pairs],
+    }
+    whole = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(whole))
+
+
+def as_csv(evaluation: Evaluation, path: Path) -> None:
+    """Writes one line per pair: set, pair, known pixels, every error of `pixel_sums`, and quantiles of the error.
+
+    Each line ends with the model, the data set and the protocol, so that files can be joined.
+    """
+    whole = [evaluation.model, evaluation.dataset, protocol_line(evaluation)]
+    names = list(dict.fromkeys(key for pair in evaluation.pairs for key in pair.sums))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as file:
+            table = csv.writer(file)
+            shares = [f"q{100 * share:g}" for share in QUANTILES]
+            table.writerow(["set", "pair", "pixels", *names, *shares, "ause", "model", "dataset", "protocol"])
+            for pair in evaluation.pairs:
+                values = [pair.sums[name].value if name in pair.sums else math.nan for name in names]
+                values += [quantile(pair.histogram, share) for share in QUANTILES]
+                values.append(math.nan if pair.curves is None else ause(pair.curves))
+                cells = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+                table.writerow([pair.group, pair.name, pair.sums["epe"].count, *cells, *whole])
+
+    write_atomically(path, write)
+
+
+def _numbers(sums: dict[str, Mean]) -> dict[str, dict[str, float]]:
+    return {name: {"value": mean.value, "pixels": mean.count} for name, mean in sums.items()}
+
+
+def plain(value):
+    """Returns the value for JSON: not-a-number becomes null, an infinite number "infinite"."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "infinite"
+    return value
+
+
+# ---- the page ----
 
 
 def write_report(evaluation: Evaluation, predict, files: Files, path: Path, *, steps: int | None = None) -> None:

@@ -42,13 +42,23 @@ GENERALISATION = (
     Published("RAFT", "1.43 2.71 5.04 17.4", "1.49 2.69 4.96 17.0"),
     Published("RAFT-small", "2.21 3.35 7.51 26.9", "2.12 3.26 7.46 24.7"),
     Published("GMA", "1.30 2.74 4.69 17.1", "1.32 2.75 4.48 16.5"),
+    Published("DEQ-Flow-B v1, 60 evaluations", "1.43 2.79 5.43 16.67", NONE),
+    Published("DEQ-Flow-B v1, one-step gradient", "1.46 2.85 5.29 16.24", NONE),
     Published("DEQ-Flow-B (torchdeq, run 1)", "1.386 2.774 4.456 14.18", NONE),
+    Published("DEQ-Flow-B (torchdeq, run 2)", "1.435 2.741 4.597 15.12", NONE),
+    Published("RAFT-H-1x (RAFT as large as DEQ-Flow-H)", "1.36 2.59 4.47 16.16", NONE),
+    Published("DEQ-Flow-H v1, run 1, 55 evaluations", "1.45 2.58 3.97 13.41", NONE),
+    Published("DEQ-Flow-H v1, run 2, 55 evaluations", "1.37 2.62 3.97 13.62", NONE),
+    Published("DEQ-Flow-H v1, run 3, 55 evaluations", "1.36 2.62 4.02 13.92", NONE),
+    Published("DEQ-Flow-H v1, one-step gradient", "1.41 2.76 4.44 14.81", NONE),
     Published("DEQ-Flow-H-1x v2, 60 evaluations", "1.27 2.58 3.76 12.95", NONE),
+    Published("DEQ-Flow-H-3x v2, 60 evaluations", "1.27 2.50 3.86 13.52", NONE),
+    Published("DEQ-Flow-H-3x v2, 120 evaluations", "1.27 2.48 3.77 13.41", NONE),
     Published("NeuFlow v1", "1.66 3.13 12.4 32.5", "1.66 3.13 11.1 30.9"),
     Published("NeuFlow v2", "1.24 2.67 4.33 15.3", "1.26 2.77 4.07 14.5"),
     Published("RAPIDFlow, 12 steps", "1.58 2.94 5.87 17.7", "1.57 2.90 5.87 17.7"),
     Published("RPKNet", "1.12 2.45 3.78 13.0", "1.12 2.45 3.79 13.0"),
-    Published("SEA-RAFT M", "1.21 4.04 4.29 14.2", "1.27 3.85 4.29 13.9", "TartanAir"),
+    Published("SEA-RAFT M", "1.21 4.04 4.29 14.2", "1.27 3.85 4.29 13.9", "TartanAir, a ResNet from ImageNet"),
     Published("FlowFormer", "0.95 2.35 4.09 14.7", "0.94 2.34 4.55 15.0"),
     Published("FlowFormer++", "0.90 2.30 3.93 14.1", "0.90 2.30 4.34 15.0", "YouTube-VOS"),
     Published("MemFlow (several frames)", "0.93 2.08 3.88 13.7", "1.08 2.29 4.10 14.1"),
@@ -115,7 +125,8 @@ pixels of each pair, then over the pairs of a set, then over the nine sets. No w
 these sets. SPyNet was tuned on Sintel, RAFT-small (20 steps) was trained on FlyingChairs and FlyingThings3D: their
 figures on those sets flatter them. OpenCV {opencv} on gray frames: DIS with its medium preset, Farneback with
 {farneback} (scale, levels, window, iterations, neighbourhood, sigma). The same with your copy of the
-pairs: `fleetflow evaluate NETWORK pairs --root DIR --without ambush_4_final_0004`; NETWORK may be dis or farneback.
+pairs: `fleetflow evaluate NETWORK pairs --root DIR --without ambush_4_final_0004 --precision fp32` (in bfloat16 figures
+move by up to 2 %, with the number of threads too); NETWORK may be dis or farneback, without a precision.
 
 {ours}
 
@@ -128,8 +139,10 @@ on the full sets of Sintel and KITTI has not been measured; with the data, `flee
 ones too. A cell is *as the paper prints it* / *the same weights measured again by ptlflow*. Authors differ in what they
 seldom write: RAFT, DEQ-Flow and SEA-RAFT average the EPE of KITTI over images and pool Fl over pixels (the official
 way); ptlflow averages both over images, mmflow pools both. torchvision's retrained RAFT has 4.51 px per image and
-4.80 px pooled. RAFT takes 32 steps on Sintel and 24 on KITTI, DEQ-Flow 60 evaluations. The last column names data
-beyond the two sets.
+4.80 px pooled. RAFT takes 32 steps on Sintel and 24 on KITTI, as `fleetflow evaluate` does unless `--steps` says
+otherwise. A row of DEQ-Flow names its evaluations where the scripts that belong to it do (Anderson for v1 B, Broyden
+for v1 H, plain iteration for v2; the readme's row of H-3x is that of 120). The last column names data beyond the two
+sets.
 
 {generalisation}
 

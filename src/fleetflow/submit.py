@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from fleetflow.evaluate import Warm
 from fleetflow.io import existing, read_flow, read_image, write_atomically, write_flow
 from fleetflow.predict import Predictor
-from fleetflow.types import FleetflowError
+from fleetflow.types import FleetflowError, Prediction
 
 NOTE = ".request.json"  # in the folder of the files: what they were predicted with
 PACKED = (".png", ".flo5")  # compressed already
@@ -108,6 +109,7 @@ def submit(
     output: Path,
     label: dict[str, str],
     *,
+    warm_start: bool = False,
     progress=lambda done, total: None,
 ) -> Path:
     """Returns the zip, or the folder, with a whole and checked submission.
@@ -115,12 +117,15 @@ def submit(
     predict: a function of two uint8 [H, W, 3] RGB images that returns the flow, float32 [H, W, 2] pixels.
     output: NAME.zip, whose files lie in the folder NAME and stay there, or the folder only. Files of an interrupted run
     are kept if they were made with the same `label` (all that the flows depend on: weights, precision, steps) and root.
+    warm_start: `predict`, a Predictor then, begins each pair where the one before it in its scene ended (`Warm`).
     Raises FleetflowError where test frames are missing, the folder holds other flows, or a server would refuse it.
     """
     tasks = _tasks(benchmark, root)
     output = Path(output)
     folder = output.with_suffix("") if output.suffix == ".zip" else output
-    request = {"benchmark": benchmark, "root": str(Path(root).resolve()), **label}
+    warm = Warm(predict, tasks) if warm_start else None
+    start = {"start": "warm"} if warm_start else {}
+    request = {"benchmark": benchmark, "root": str(Path(root).resolve()), **start, **label}
     note = folder / NOTE
     if note.is_file():
         _same_request(folder, json.loads(note.read_text()), request)
@@ -130,7 +135,7 @@ def submit(
     for k, task in enumerate(tasks):
         place = folder / task.name
         if not place.is_file():
-            flow = predict(read_image(task.frame1), read_image(task.frame2))
+            flow = as_array(warm.pair(k)) if warm else predict(read_image(task.frame1), read_image(task.frame2))
             if not np.isfinite(flow).all():
                 raise FleetflowError(f"the flow of {task.frame1} is not finite everywhere; try --precision fp32")
             write_flow(place, flow)
@@ -156,7 +161,25 @@ def predict_flow(
     predictor: Predictor, image1: np.ndarray, image2: np.ndarray, *, steps: int | None = None
 ) -> np.ndarray:
     """Returns the flow float32 [H, W, 2] pixels with so many refinement steps; None takes the network's own."""
-    return predictor.predict(image1, image2, steps=steps).flow[0].permute(1, 2, 0).float().cpu().numpy()
+    return as_array(predictor.predict(image1, image2, steps=steps))
+
+
+def as_array(prediction: Prediction) -> np.ndarray:
+    """Returns the flow of a prediction for one pair, float32 [H, W, 2] pixels."""
+    return prediction.flow[0].permute(1, 2, 0).float().cpu().numpy()
+
+
+def is_finished(model: str, methods: Collection[str]) -> bool:
+    """Returns True for the path of finished files instead of the name of a network, or of one of `methods`.
+
+    Raises FleetflowError for what can only be a path, and does not exist.
+    """
+    if model in methods:
+        return False
+    path = Path(model)
+    if ":" not in model and path.name != model and not path.exists():
+        raise FleetflowError(f"{model} does not exist; give a network, or a folder or .zip of finished files")
+    return path.is_dir() or path.suffix == ".zip"
 
 
 def next_step(benchmark: str, written: Path) -> str:

@@ -21,9 +21,10 @@ from fleetflow.models.deq_flow import DEQFlow, State
 from fleetflow.types import FleetflowError
 
 Map = Callable[[State], State]
-Clips = Mapping[str, Sequence[Tensor]]  # name -> consecutive frames [3, H, W], RGB in [0, 1]
+Clips = Mapping[str, Sequence[Tensor]]  # name -> consecutive frames [3, H, W], RGB in [0, 1], all of one size
+Bounds = tuple[float, float]  # what a number is at least and at most; equal where it is known
 RESIDUALS = (1e-1, 1e-2, 1e-3)
-MOST = 100  # evaluations; a search that needs more counts as one of so many
+MOST = 100  # evaluations; of a search that needs more only that is known
 PICARD = 36  # evaluations, the published number in training
 SOLVERS: dict[str, Solver] = {
     "Anderson, published": Anderson(ridge=1e-4, scaled=False, restart=torch.inf),
@@ -35,14 +36,17 @@ SOLVERS: dict[str, Solver] = {
 
 
 class Reuse(NamedTuple):
-    """Evaluations for the pairs of a clip but its first: medians, and the median of their ratio."""
+    """Evaluations for the pairs of a clip but its first: medians, and the median of their ratio.
+
+    Each is what it is at least and at most: the two differ where searches did not arrive within MOST evaluations.
+    """
 
     clip: str
     pairs: int
     residual: float  # to be reached
-    cold: float  # evaluations from zero
-    warm: float  # from the last pair's fixed point
-    ratio: float  # warm / cold
+    cold: Bounds  # evaluations from zero
+    warm: Bounds  # from the last pair's fixed point
+    ratio: Bounds  # warm / cold
 
 
 class Race(NamedTuple):
@@ -56,7 +60,15 @@ class Race(NamedTuple):
 
 def reuse_cells(row: Reuse) -> list[str]:
     """Returns the cells of the row in a table."""
-    return [row.clip, str(row.pairs), f"{row.residual:.0e}", f"{row.cold:g}", f"{row.warm:g}", f"{row.ratio:.2f}"]
+    counts = [f"{least:g}" if least == most else f"over {least:g}" for least, most in (row.cold, row.warm)]
+    least, most = row.ratio
+    if least == most:
+        ratio = f"{least:.2f}"
+    elif math.isfinite(most):
+        ratio = f"at most {most:.2f}"
+    else:
+        ratio = f"at least {least:.2f}" if least > 0 else "-"
+    return [row.clip, str(row.pairs), f"{row.residual:.0e}", *counts, ratio]
 
 
 def race_cells(row: Race) -> list[str]:
@@ -71,7 +83,9 @@ def video_reuse(model: DEQFlow, clips: Clips, residuals: Sequence[float] = RESID
     """Returns a row for each clip and residual, and rows named "all"; the solver is the network's own.
 
     clips: of 3 frames or more. Each pair starts from the fixed point that the pair before it has found in the same way.
+    Raises FleetflowError for a shorter clip, one of frames of several sizes, and a network without an equilibrium.
     """
+    _check_sizes(clips)
     rows, every = [], []
     for name, frames in clips.items():
         if len(frames) < 3:
@@ -91,7 +105,8 @@ def video_reuse(model: DEQFlow, clips: Clips, residuals: Sequence[float] = RESID
 
 @torch.no_grad()
 def solver_race(model: DEQFlow, clips: Clips, solvers: Mapping[str, Solver] = SOLVERS) -> list[Race]:
-    """Returns a row for each solver, over all pairs of the clips, each from a cold start."""
+    """Returns a row for each solver, over all pairs of the clips, each from a cold start; raises as `video_reuse`."""
+    _check_sizes(clips)
     needed: dict[str, list[float]] = {name: [] for name in solvers}
     for frames in clips.values():
         with held(checked(model).update_block):
@@ -157,10 +172,27 @@ def _trace(f: Map, start: State, solver: Solver) -> list[float]:
     return fixed_point(f, start, solver, tolerance=0.0, max_steps=PICARD).trace[:, 0].tolist()
 
 
+def _check_sizes(clips: Clips) -> None:
+    """Raises FleetflowError for a clip whose frames are not all of one size."""
+    for name, frames in clips.items():
+        sizes = dict.fromkeys(f"{frame.shape[-2]}x{frame.shape[-1]}" for frame in frames)
+        if len(sizes) > 1:
+            raise FleetflowError(f"clip {name} has frames of {', '.join(sizes)}; all must have one size: resize them")
+
+
 def _medians(name: str, counts: Sequence[Sequence[tuple[float, float]]], residuals: Sequence[float]) -> list[Reuse]:
     rows = []
     for k, residual in enumerate(residuals):
-        cold, warm = ([min(pair[k][side], float(MOST)) for pair in counts] for side in (0, 1))
-        ratios = [after / before for before, after in zip(cold, warm)]
-        rows.append(Reuse(name, len(counts), residual, median(cold), median(warm), median(ratios)))
+        cold, warm = ([_bounds(pair[k][side]) for pair in counts] for side in (0, 1))
+        ratios = [(after[0] / before[1], after[1] / before[0]) for before, after in zip(cold, warm)]
+        rows.append(Reuse(name, len(counts), residual, _median(cold), _median(warm), _median(ratios)))
     return rows
+
+
+def _bounds(count: float) -> Bounds:
+    return (count, count) if math.isfinite(count) else (float(MOST), math.inf)
+
+
+def _median(values: Sequence[Bounds]) -> Bounds:
+    least, most = zip(*values)
+    return median(least), median(most)

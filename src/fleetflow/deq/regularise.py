@@ -10,7 +10,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from fleetflow.deq.checks import flag, number
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 def _unknown(weight: Tensor) -> bool:
@@ -21,15 +22,16 @@ def _unknown(weight: Tensor) -> bool:
 def weight_norm(module: nn.Module) -> nn.Module:
     """Returns the module with every linear and convolution weight as length times direction, per output channel.
 
+    Transposed convolutions, too; in groups, their channels of one number in each group share a length.
     No value changes (Salimans & Kingma 2016). State dicts with the older names `weight_g`, `weight_v` can be loaded.
     Raises ValueError for a channel whose weights are all zero, because they have no direction.
     """
     layers = _plain_layers(module)
     for name, layer in layers.items():
-        if not _unknown(layer.weight) and not bool(layer.weight.flatten(1).any(1).all()):
+        if not _unknown(layer.weight) and not bool(_matrix(layer.weight, _axis(layer)).any(1).all()):
             raise ValueError(f"layer {name} has a channel of zeros, which has no direction; give it small weights")
     for layer in layers.values():
-        parametrizations.weight_norm(layer)
+        parametrizations.weight_norm(layer, dim=_axis(layer))
     return module
 
 
@@ -43,7 +45,8 @@ def spectral_norm(module: nn.Module, *, limit: float = 1.0, clip: bool = False) 
     number("limit", limit, lambda limit: limit > 0, "above 0")
     flag("clip", clip)
     for layer in _plain_layers(module).values():
-        parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight, limit, clip))
+        norm = SpectralNorm(layer.weight, limit, clip, _axis(layer))
+        parametrize.register_parametrization(layer, "weight", norm)
     return module
 
 
@@ -75,17 +78,17 @@ def held(module: nn.Module) -> Iterator[None]:
 class SpectralNorm(nn.Module):
     """The parametrisation behind `spectral_norm`: largest singular value by the power method (Miyato et al. 2018)."""
 
-    def __init__(self, weight: Tensor, limit: float, clip: bool):
+    def __init__(self, weight: Tensor, limit: float, clip: bool, axis: int = 0):
         super().__init__()
-        self.limit, self.clip = limit, clip
-        self.register_buffer("left", torch.ones_like(weight[:, :1].flatten(1)[:, 0]))
+        self.limit, self.clip, self.axis = limit, clip, axis
+        self.register_buffer("left", torch.ones_like(_matrix(weight, axis)[:, 0]))
         self._follow(weight, 100)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Returns the weight, scaled."""
         if weight._version != self.version:
             self._follow(weight, 10)
-        matrix = weight.flatten(1)
+        matrix = _matrix(weight, self.axis)
         right = nn.functional.normalize(_pulled(matrix.detach(), self.left), dim=0)
         norm = (self.left * _pushed(matrix, right)).sum()
         scale = self.limit / norm.clamp_min(torch.finfo(weight.dtype).tiny)
@@ -94,7 +97,7 @@ class SpectralNorm(nn.Module):
     @torch.inference_mode(False)  # the buffer is used in training, too
     @torch.no_grad()
     def _follow(self, weight: Tensor, steps: int) -> None:
-        matrix, left, self.version = weight.flatten(1), self.left, weight._version
+        matrix, left, self.version = _matrix(weight, self.axis), self.left, weight._version
         for _ in range(steps):
             left = nn.functional.normalize(_pushed(matrix, _pulled(matrix, left)), dim=0)
         self.left.copy_(left)
@@ -136,6 +139,16 @@ def reset_dropout(module: nn.Module, generator: Generator | None = None) -> None
     for layer in module.modules():
         if isinstance(layer, VariationalDropout):
             layer.seed, layer.mask = int(torch.randint(2**62, (), generator=generator)), None
+
+
+def _axis(layer: nn.Module) -> int:
+    """The axis of a layer's weight that counts its output channels."""
+    return 1 if isinstance(layer, TRANSPOSED) else 0
+
+
+def _matrix(weight: Tensor, axis: int) -> Tensor:
+    """The weight as a matrix [out, rest]."""
+    return weight.movedim(axis, 0).flatten(1)
 
 
 def _pulled(matrix: Tensor, left: Tensor) -> Tensor:

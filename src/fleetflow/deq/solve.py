@@ -6,6 +6,7 @@ the others go on beside it or without it (`compact`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -66,7 +67,9 @@ class Stop:
         if not self.relative:
             return residual
         size = torch.linalg.vector_norm(fz, dim=1) if self.size is None else self.size  # infinite before fz itself is
-        return torch.where(size.isfinite(), residual / size.clamp_min(torch.finfo(z.dtype).tiny), torch.inf)
+        limits = torch.finfo(z.dtype)
+        ratio = (residual / size.clamp_min(limits.tiny)).clamp(max=limits.max)  # large, yet finite, where f(z) is zero
+        return torch.where(size.isfinite() & residual.isfinite(), ratio, torch.inf)
 
 
 class Track(NamedTuple):
@@ -189,7 +192,7 @@ def fixed_point(
         if f holds more data of each sample, a function of the sample numbers [n] that returns f for those.
     keep: (8, 16) also returns the best points after 8 and 16 evaluations, with their gradients (correction losses).
     Raises ValueError or TypeError that names the argument: another shape or kind of number from f, an f that changes z
-    in place, a first evaluation that is not finite.
+    in place, a first evaluation that is not finite, an f that does not take the samples that `compact` leaves.
     """
     able("f", f, "__call__", "a function")
     able("solver", solver, "propose", "a solver such as Anderson()")
@@ -200,7 +203,7 @@ def fixed_point(
     if not isinstance(compact, bool):
         able("compact", compact, "__call__", "True, False, or a function of sample numbers")
     lifted = layout.lift(f)
-    restrict = None if compact is False else (lambda rows: layout.lift(f if compact is True else compact(rows)))
+    restrict = None if compact is False else partial(_restricted, layout, f, compact)
     recorded = torch.is_grad_enabled() and gradient is not None and gradient.unrolled
     with torch.set_grad_enabled(recorded):
         found = iterate(lifted, layout.pack(z0), solver, stop, restrict=restrict, keep=keep, strict=True)
@@ -213,6 +216,28 @@ def fixed_point(
     kept = tuple(finish(*pair) for pair in found.kept)
     value = finish(last.point, last.image)
     return Solution(value, last.lowest, last.steps, found.trace, last.lowest <= tolerance, kept)
+
+
+def _restricted(
+    layout: Layout, f: Callable[[State], State], compact: bool | Callable, rows: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Returns f of the samples `rows` alone, as a map of vectors; names `compact` where f does not take so few."""
+    if compact is not True:
+        f = compact(rows)
+        able("what compact returned", f, "__call__", "a function: f for the samples of these numbers")
+    lifted = layout.lift(f)
+
+    def restricted(vector: Tensor) -> Tensor:
+        try:
+            return lifted(vector)
+        except (RuntimeError, ValueError, IndexError) as error:
+            words = str(error).partition("\n")[0]
+            if isinstance(error, torch.OutOfMemoryError) or not any(word in words for word in ("size", "shape")):
+                raise
+            way = "give compact a function of sample numbers" if compact is True else "look at what it returns"
+            raise ValueError(f"compact asked f for {len(rows)} samples, it failed: {words}; {way}") from error
+
+    return restricted
 
 
 def _look_every(device: torch.device) -> int:
