@@ -120,6 +120,7 @@ GENERATED: dict[str, Recipe] = {
             _refining("matches", SHAPES, Batches(800, 8, 96, 128), refinements=6),
             _refining("widens", MODERATE, Batches(800, 6, 160, 224), refinements=8),
             _refining("roams", worlds.MIXTURE, Batches(1_500, 4, 256, 352), refinements=10),
+            _refining("sweeps", worlds.MIXTURE, Batches(1_500, 4, 384, 512), refinements=10),
         ),
         "ours: some hours on two CPU cores",
     ),
