@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetflow.losses import multi_scale
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import Registry, models
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, Sample
 
 LARGE = 9_500_000  # parameters; larger networks are checked without running them
 NAMES = models.names()
@@ -108,8 +109,12 @@ def test_frames_that_are_wrong():
         assert "\n" not in str(caught.value)
     with pytest.raises(FleetflowError, match="steps"):
         model(good, good, steps=3)
-    with pytest.raises(FleetflowError, match="multiples of 64"):
-        model.train()(good[..., :60], good[..., :60])
+    with pytest.raises(FleetflowError, match="trains on multiples of 8"):
+        models["raft_small"]().train()(good[..., :60], good[..., :60])
+    scaled = model.train()(good[..., :60], good[..., :60])
+    assert scaled.flow.shape[-1] == 60
+    with pytest.raises(FleetflowError, match="frames that its stride does not divide give none"):
+        multi_scale(scaled, Sample(good, good, torch.zeros(1, 2, 64, 60), torch.ones(1, 64, 60, dtype=torch.bool)))
 
 
 class Shift(FlowModel):

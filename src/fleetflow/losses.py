@@ -62,7 +62,8 @@ def multi_scale(
     """
     if len(prediction.steps) != len(weights) + 1:
         raise FleetflowError(
-            f"{len(prediction.steps)} steps for {len(weights)} weights; expected one step more than weights"
+            f"{len(prediction.steps)} steps for {len(weights)} weights; expected one step more than weights "
+            "(of a network that scales, frames that its stride does not divide give none)"
         )
     known, flow = _known(sample, max_flow)
     total = _robust(prediction.flow, flow, known.float(), power, epsilon)
@@ -157,7 +158,8 @@ def pyramid(
     flows = (*prediction.steps, prediction.flow)
     if len(weights) not in (len(flows) - 1, len(flows)):
         raise FleetflowError(
-            f"{len(flows) - 1} steps for {len(weights)} weights; expected a weight for each step (and the final flow)"
+            f"{len(flows) - 1} steps for {len(weights)} weights; expected a weight for each step (and the final flow); "
+            "of a network that scales, frames that its stride does not divide give none"
         )
     terms = []
     for flow, weight in zip(flows, weights):
