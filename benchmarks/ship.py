@@ -1,7 +1,7 @@
 """Scores a finished run on the real pairs (in DIR); makes its weights those of the package if they are better.
 
-Better: the product of mean EPE and percentage over 3 px is smaller. They are scored
-in float32 arithmetic, which gives the same on any number of threads.
+Better: the product of mean EPE and percentage over 3 px is smaller. They are scored in float32 arithmetic, which gives
+the same on any number of threads.
 
     python benchmarks/ship.py runs/NAME DIR
 

@@ -290,7 +290,13 @@ def test_starting_from_weights(tiny, tmp_path):
     shutil.rmtree(tmp_path / "first")  # a resumed run needs its start no more, and still says where it came from
     job.train("tiny", folder=tmp_path / "second", resume=True, steps=2, workers=0, report=quiet)
     header = weights.header(tmp_path / "second" / "weights.safetensors")
-    assert header["start"] == "fastflownet" and int(header["samples"]) == 8
+    assert header["start"] == "fastflownet" and int(header["samples"]) == 8 and header["licence"] == "Apache-2.0"
+    foreign = tmp_path / "foreign.pth"  # says nothing of its licence, so what is made from it is not ours to give
+    torch.save(models["fastflownet"]().state_dict(), foreign)
+    own = job.train(
+        "tiny", folder=tmp_path / "own", start=(f"fastflownet:{foreign}",), steps=1, workers=0, report=quiet
+    )
+    assert weights.header(own.weights)["licence"] == "that of the start: unknown"
     with pytest.raises(FleetflowError, match="no file"):
         job.train("tiny", folder=tmp_path / "third", start=("fastflownet:nowhere.pth",))
 

@@ -115,7 +115,9 @@ def header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[s
     if stage.sources:
         data = run["data"] or ", ".join(source.folder for source in stage.sources)
         return {**about, "data": data, "licence": "that of the data"}
-    return {**about, "textures": "photographs" if run["textures"] else "procedural", "licence": "Apache-2.0"}
+    about["textures"] = "photographs" if run["textures"] else "procedural"
+    others = [licence for licence in run["start_licences"] if licence != "Apache-2.0"]
+    return {**about, "licence": f"that of the start: {', '.join(others)}" if others else "Apache-2.0"}
 
 
 def _commit() -> str:

@@ -140,7 +140,10 @@ def train(
     run["precision"] = PRECISIONS[dtype]
     run["seed"] = seed = run["seed"] or 0
     run["parts"] = parts = run["parts"] or world
-    run["start_samples"] = state.get("start_samples", sum(_seen(one) for one in run["start"]))
+    said = [_said(one) for one in run["start"]]  # kept in the checkpoint: a resumed run needs its start no more
+    seen = [one.get("samples", "") for one in said]
+    run["start_samples"] = state.get("start_samples", sum(int(count) for count in seen if count.isdecimal()))
+    run["start_licences"] = state.get("start_licences", sorted({one.get("licence", "unknown") for one in said}))
     root, textures = (Path(run[key]) if run[key] else None for key in ("root", "textures"))
     if parts % world:
         hint = f"resume with as many as divide {parts}" if state else f"give --parts {world} or a multiple"
@@ -229,6 +232,7 @@ def train(
             if blank == BAD_STEPS:
                 raise FleetflowError(f"{blank} batches in a row have no known flow; look at `fleetflow doctor dataset`")
             exploded = len(recent) >= 100 and value > EXPLODED * median(row[0] for row in recent)
+            overflowed = scaler.is_enabled() and math.isfinite(value)  # float16 does so to find its scale
             learned = math.isfinite(length + value) and not exploded and known > 0
             if learned:
                 for update in updates:
@@ -236,9 +240,7 @@ def train(
                 average.update_parameters(model)
                 recent.append((value, epe))
                 spell = 0
-            elif known and (
-                exploded or not (scaler.is_enabled() and math.isfinite(value))
-            ):  # float16 overflows to find its scale
+            elif known and (exploded or not overflowed):
                 bad, spell = bad + 1, spell + 1
                 _keep_bad(folder, tried, bad, done + step, rank)
             scaler.update()
@@ -467,10 +469,10 @@ def _keep_bad(folder: Path, tried: list[tuple[torch.Tensor, Sample]], bad: int, 
         )
 
 
-def _seen(start: str) -> int:
-    """The pairs that weights given as a start had seen, as far as their header says."""
+def _said(start: str) -> dict[str, str]:
+    """What weights given as a start say of themselves; nothing where they are no file of ours."""
     network, _, path = start.partition(":")
     try:
-        return int(weights.header(Path(path) if path else weights.shipped(network))["samples"])
-    except (FleetflowError, KeyError, ValueError):
-        return 0
+        return weights.header(Path(path) if path else weights.shipped(network))
+    except FleetflowError:
+        return {}

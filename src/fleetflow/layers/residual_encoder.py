@@ -13,7 +13,7 @@ from fleetflow.ops.kernels import is_reference
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """Without parameters. On a CPU a batch norm of every sample: no change of memory layout, a step a fifth faster."""
+    """Without parameters. On a CPU a batch norm of every sample, which does not change the layout in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or is_reference():
