@@ -97,6 +97,39 @@ def test_gradients_in_double_precision(monkeypatch):
         )
 
 
+@torch.no_grad()
+def test_lookups_that_follow_one_another():
+    """Windows that stay are not read again: on one pyramid each of many lookups is that of a fresh pyramid."""
+    a, b, positions = inputs(17, 37)
+    pyramid = all_pairs(a, b, 4, STORED)
+    generator = torch.Generator().manual_seed(5)
+    places = [positions]
+    for share in (0.1, 1.0, 0.5, 0.0, 0.02):
+        step = 3 * torch.randn(positions.shape, generator=generator, dtype=positions.dtype)
+        places.append(places[-1] + step * (torch.rand(positions.shape, generator=generator) < share))
+    places += [places[2] + 0.3]
+    for radius, place in ((radius, place) for radius in (3, 2, 4) for place in places):
+        torch.testing.assert_close(lookup(pyramid, place, radius), read(a, b, place, radius=radius), rtol=0, atol=0)
+    with kernels.reference():
+        torch.testing.assert_close(lookup(pyramid, place, radius), read(a, b, place, radius=radius))
+
+
+@torch.no_grad()
+def test_only_windows_that_moved_are_read():
+    a, b, _ = inputs(16, 24, dtype=torch.float32)
+    positions = pixel_grid(16, 24, a).expand(2, -1, -1, -1) + 0.25
+    pyramid = all_pairs(a, b, 4, STORED)
+    first = lookup(pyramid, positions, 3)
+    pyramid.table.fill_(float("nan"))
+    assert lookup(pyramid, positions + 0.5, 3).isfinite().all()  # the same windows, blended in other shares
+    moved = positions.clone()
+    moved[1, 0, 3, 5] += 1
+    again = lookup(pyramid, moved, 3)
+    assert again[1, :, 3, 5].isnan().any()
+    again[1, :, 3, 5] = first[1, :, 3, 5]
+    assert again.equal(first)
+
+
 def test_the_limit_decides_what_is_stored():
     a, b = torch.rand(2, 2, 4, 16, 24)
     numbers = 2 * (16 * 24) * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3)

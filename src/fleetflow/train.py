@@ -235,8 +235,9 @@ def train(
             overflowed = scaler.is_enabled() and math.isfinite(value)  # float16 does so to find its scale
             learned = math.isfinite(length + value) and not exploded and known > 0
             if learned:
-                for update in updates:
-                    scaler.step(update)
+                with autocast(where, dtype):  # the products of Muon, too
+                    for update in updates:
+                        scaler.step(update)
                 average.update_parameters(model)
                 recent.append((value, epe))
                 spell = 0

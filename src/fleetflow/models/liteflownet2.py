@@ -46,6 +46,7 @@ PYRAMID = ((32, 1, 7), (32, 3, 3), (64, 2, 3), (96, 2, 3), (128, 1, 3), (192, 1,
 CHANNELS = {level: PYRAMID[level - 1][0] for level in LEVELS}
 KERNELS = {6: 3, 5: 3, 4: 5, 3: 5}  # of the last convolution of M and S, and of the weighted means of R
 KNOWN = 128  # channels of the features of frame1 that R reads, at least
+GAIN = 200.0  # of the correlations that a start as matcher reads
 SPARSE = 3  # the level whose correlation is computed for every second pixel and displacement
 
 
@@ -272,6 +273,38 @@ class LiteFlowNet2(FlowModel):
             return Prediction(full)
         pixels = (FLOW_SCALE / 2 ** (level - 1) for level in self.levels)
         return Prediction(full, tuple(flow * scale for flow, scale in zip(flows, pixels)))
+
+
+@torch.no_grad()
+def start_as_matcher(model: LiteFlowNet2) -> None:
+    """Changes fresh weights so that every M begins as a crude matcher: where the correlation is high, go there.
+
+    As `fastflownet.start_as_matcher`, which says why: four channels of each layer carry the sums of the displacements to
+    the right, left, down and up, weighted by the correlation less its mean; all else stays random, and all is trained.
+    """
+    for layer in model.encoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.sub_(layer.weight.mean((1, 2, 3), keepdim=True)).mul_(1.3)
+    smooth = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
+    down, right = torch.meshgrid(*2 * (torch.arange(-RADIUS, RADIUS + 1.0),), indexing="ij")
+    ways = torch.stack((right, -right, down, -down)).flatten(1)
+    onwards = 0.9 * torch.block_diag(*2 * (torch.tensor([[1.0, -1.0], [-1.0, 1.0]]),))
+    for level in model.levels:
+        decoder = model.decoder["decoders"][f"level{level}"]
+        first, second, *others = (block.conv.weight for block in decoder.NetM.layers)
+        first[:DISPLACEMENTS] = 0
+        less_mean = (torch.eye(DISPLACEMENTS) - 1 / DISPLACEMENTS) / CHANNELS[level]
+        first[:DISPLACEMENTS] = GAIN * less_mean[..., None, None] * smooth
+        second[:4] = 0
+        second[:4, :DISPLACEMENTS, 1, 1] = 0.1 * ways
+        for weight in others:
+            weight[:4] = 0
+            weight[:4, :4, 1, 1] = onwards
+        for predict in (decoder.NetM.pred_flow, decoder.NetS.pred_flow):
+            predict.weight.mul_(0.02)
+        scale, centre = 0.07 / decoder.pixels, KERNELS[level] // 2
+        decoder.NetM.pred_flow.weight[:, :4] = 0
+        decoder.NetM.pred_flow.weight[:, :4, centre, centre] = scale * torch.block_diag(*2 * (torch.tensor([[1.0, -1.0]]),))
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ class AllPairs(NamedTuple):
     features2: tuple[Tensor, ...]  # per level [N, C, H / 2^level, W / 2^level], halved by averaging 2x2 pixels
     volumes: tuple[Tensor, ...] | None  # per level [N, H * W, H / 2^level, W / 2^level]; None: compute at the lookup
     table: Tensor | None = None  # [N, H * W, K], of which the volumes are views, as the fast lookup on the CPU reads it
+    last: list[Tensor] | None = None  # what that has read last, without gradients: windows that stay are read once
 
 
 def halve(picture: Tensor) -> Tensor:

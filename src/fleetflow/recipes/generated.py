@@ -5,7 +5,7 @@ from functools import partial
 
 from fleetflow import losses, schedules
 from fleetflow.data.generate import worlds
-from fleetflow.models import deq_flow
+from fleetflow.models import deq_flow, liteflownet2
 from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import start_as_matcher
 from fleetflow.optimise import adamw
@@ -23,6 +23,22 @@ MODERATE = {  # MIXTURE, but for small frames: most of its large motions would l
     worlds.hand_world: 0.10,
     worlds.blank_world: 0.03,
 }
+
+
+def _matching(
+    name: str, mixture: dict[worlds.World, float], size: Batches, begin: Callable[[FlowModel], None] | None = None
+) -> Stage:
+    """A stage for LiteFlowNet2: Muon, and a loss on the flows of all its levels."""
+    return Stage(
+        name,
+        (size,),
+        learning_rate=0.006,
+        schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.3),
+        loss=partial(losses.multi_scale, weights=(0.25, 0.25, 0.25)),
+        weight_decay=0.01,
+        mixture=mixture,
+        begin=begin,
+    )
 
 
 def _refining(
@@ -102,17 +118,11 @@ GENERATED: dict[str, Recipe] = {
     "liteflownet2_synthetic": Recipe(
         "liteflownet2",
         (
-            Stage(
-                "generated",
-                (Batches(10_000, 8, 256, 384),),
-                learning_rate=4e-4,
-                schedule=partial(schedules.warm_flat_cool, warmup=500, cooldown=0.3),
-                loss=partial(losses.multi_scale, weights=(0.25, 0.25, 0.25)),
-                optimiser=adamw,
-                weight_decay=1e-4,
-            ),
+            _matching("matches", SHAPES, Batches(2_000, 8, 128, 192), begin=liteflownet2.start_as_matcher),
+            _matching("widens", MODERATE, Batches(2_000, 8, 192, 256)),
+            _matching("roams", worlds.MIXTURE, Batches(2_000, 4, 320, 448)),
         ),
-        "ours, for a GPU",
+        "ours: some hours on two CPU cores",
     ),
     "raft_small_synthetic": Recipe(
         "raft_small",
