@@ -9,7 +9,17 @@ import torch.nn.functional as F
 
 import fleetflow
 from fleetflow.models import liteflownet2
-from fleetflow.models.liteflownet2 import CHANNELS, KERNELS, LEVELS, MEAN, Enlargement, Matching, from_caffe, grow
+from fleetflow.models.liteflownet2 import (
+    CHANNELS,
+    KERNELS,
+    LEVELS,
+    MEAN,
+    Enlargement,
+    Matching,
+    from_caffe,
+    grow,
+    start_as_matcher,
+)
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
@@ -221,6 +231,22 @@ def test_predictor_and_gradients(fill, filled):
     sum(step.square().mean() for step in model.train()(*pair).steps).backward()
     for key, weight in model.named_parameters():
         assert weight.grad.isfinite().all() and weight.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_matching_start_follows_the_motion(level):
+    """The laid-out path, without the random channels beside it, points to where features have moved."""
+    torch.manual_seed(0)
+    model = models["liteflownet2"]()
+    start_as_matcher(model)
+    network = model.decoder["decoders"][f"level{level}"].NetM
+    features = F.avg_pool2d(torch.randn(1, CHANNELS[level], 26, 26), 3, 1)
+    with torch.no_grad():
+        network.pred_flow.weight[:, 4:] = 0
+        for right, down in ((2, 0), (-2, 0), (0, 2), (0, -2), (2, 2)):
+            found = network(features, features.roll((down, right), (2, 3)))[0, :, 8:-8, 8:-8].mean((1, 2))
+            truth = torch.tensor([float(right), float(down)])
+            assert F.cosine_similarity(found, truth, dim=0) > 0.9, (right, down, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -359,3 +359,16 @@ def test_instance_norm_parity(count):
     grads = [torch.autograd.grad((value * weight).sum(), x)[0] for value in (fast, plain)]
     assert torch.allclose(fast, plain, rtol=0, atol=1e-12) and torch.allclose(*grads, rtol=0, atol=1e-12)
     assert fast.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels,height", [(8, 12), (8, 11), (4, 8), (16, 4)])
+def test_instance_norm_of_few_channels(channels, height):
+    """Eight channels are normalised as 32 where nothing is trained and the numbers divide."""
+    x = 3 + 2 * torch.randn(2, channels, height, 7, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last)
+    fast = InstanceNorm(channels)(x)
+    with reference():
+        plain = InstanceNorm(channels)(x)
+    assert torch.allclose(fast, plain, rtol=0, atol=1e-12)
+    assert fast.is_contiguous(memory_format=torch.channels_last)

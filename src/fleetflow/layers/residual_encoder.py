@@ -12,14 +12,33 @@ from torch import Tensor, nn
 from fleetflow.ops.kernels import is_reference
 
 
+WIDTH = 32  # channels that a batch norm on a CPU treats at once
+
+
 class InstanceNorm(nn.InstanceNorm2d):
     """Without parameters. On a CPU a batch norm of every sample, which does not change the layout in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or is_reference():
             return super().forward(x)
-        samples = [F.batch_norm(sample, None, None, training=True, eps=self.eps) for sample in x.split(1)]
+        narrow = x.shape[1] <= WIDTH // 4 and WIDTH % x.shape[1] == 0 and x[0].numel() % WIDTH == 0
+        if narrow and not torch.is_grad_enabled() and x.is_contiguous(memory_format=torch.channels_last):
+            samples = [_widened(sample, self.eps) for sample in x.split(1)]
+        else:
+            samples = [F.batch_norm(sample, None, None, training=True, eps=self.eps) for sample in x.split(1)]
         return samples[0] if len(samples) == 1 else torch.cat(samples)
+
+
+def _widened(x: Tensor, eps: float) -> Tensor:
+    """[1, C, H, W] channels-last, normalised as WIDTH channels; a batch norm of 8 takes five times as long."""
+    count = WIDTH // x.shape[1]
+    wide = x.permute(0, 2, 3, 1).reshape(1, 1, -1, WIDTH).permute(0, 3, 1, 2)
+    _, means, scales = torch.native_batch_norm(wide, None, None, None, None, True, 0.0, eps)
+    means, squares = means.view(count, -1), scales.view(count, -1) ** -2 - eps + means.view(count, -1) ** 2
+    mean = means.mean(0)
+    variance = (squares.mean(0) - mean**2).clamp(min=0)
+    wide = F.batch_norm(wide, mean.repeat(count), variance.repeat(count), training=False, eps=eps)
+    return wide.permute(0, 2, 3, 1).reshape(1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
 
 
 NORMS = {"instance": InstanceNorm, "batch": nn.BatchNorm2d, "none": lambda channels: nn.Sequential()}

@@ -46,7 +46,6 @@ PYRAMID = ((32, 1, 7), (32, 3, 3), (64, 2, 3), (96, 2, 3), (128, 1, 3), (192, 1,
 CHANNELS = {level: PYRAMID[level - 1][0] for level in LEVELS}
 KERNELS = {6: 3, 5: 3, 4: 5, 3: 5}  # of the last convolution of M and S, and of the weighted means of R
 KNOWN = 128  # channels of the features of frame1 that R reads, at least
-GAIN = 200.0  # of the correlations that a start as matcher reads
 SPARSE = 3  # the level whose correlation is computed for every second pixel and displacement
 
 
@@ -279,32 +278,34 @@ class LiteFlowNet2(FlowModel):
 def start_as_matcher(model: LiteFlowNet2) -> None:
     """Changes fresh weights so that every M begins as a crude matcher: where the correlation is high, go there.
 
-    As `fastflownet.start_as_matcher`, which says why: four channels of each layer carry the sums of the displacements to
-    the right, left, down and up, weighted by the correlation less its mean; all else stays random, and all is trained.
+    As `fastflownet.start_as_matcher`, which says why. The first layer subtracts from each correlation the mean of all;
+    from the second on four channels carry the sums of the displacements to the right, left, down and up that they
+    weigh, in pairs of opposite sign through the leaky layers. All else stays random, and everything is trained.
     """
     for layer in model.encoder.modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight.sub_(layer.weight.mean((1, 2, 3), keepdim=True)).mul_(1.3)
     smooth = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
-    down, right = torch.meshgrid(*2 * (torch.arange(-RADIUS, RADIUS + 1.0),), indexing="ij")
+    steps = torch.arange(-RADIUS, RADIUS + 1.0)
+    down, right = torch.meshgrid(steps, steps, indexing="ij")
     ways = torch.stack((right, -right, down, -down)).flatten(1)
-    onwards = 0.9 * torch.block_diag(*2 * (torch.tensor([[1.0, -1.0], [-1.0, 1.0]]),))
+    sign = torch.tensor([[1.0, -1.0]])
+    pairs = torch.block_diag(sign, sign)  # the two differences of four channels
     for level in model.levels:
         decoder = model.decoder["decoders"][f"level{level}"]
         first, second, *others = (block.conv.weight for block in decoder.NetM.layers)
-        first[:DISPLACEMENTS] = 0
         less_mean = (torch.eye(DISPLACEMENTS) - 1 / DISPLACEMENTS) / CHANNELS[level]
-        first[:DISPLACEMENTS] = GAIN * less_mean[..., None, None] * smooth
+        first[:DISPLACEMENTS] = 200 * less_mean[..., None, None] * smooth
         second[:4] = 0
         second[:4, :DISPLACEMENTS, 1, 1] = 0.1 * ways
         for weight in others:
             weight[:4] = 0
-            weight[:4, :4, 1, 1] = onwards
+            weight[:4, :4, 1, 1] = 0.9 * torch.stack((pairs, -pairs), 1).flatten(0, 1)
         for predict in (decoder.NetM.pred_flow, decoder.NetS.pred_flow):
             predict.weight.mul_(0.02)
-        scale, centre = 0.07 / decoder.pixels, KERNELS[level] // 2
-        decoder.NetM.pred_flow.weight[:, :4] = 0
-        decoder.NetM.pred_flow.weight[:, :4, centre, centre] = scale * torch.block_diag(*2 * (torch.tensor([[1.0, -1.0]]),))
+        predict, centre = decoder.NetM.pred_flow.weight, KERNELS[level] // 2
+        predict[:, :4] = 0
+        predict[:, :4, centre, centre] = 0.07 / decoder.pixels * pairs
 
 
 @torch.no_grad()
