@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fleetflow.ops.kernels import is_reference
 
-
 WIDTH = 32  # channels that a batch norm on a CPU treats at once
 
 
