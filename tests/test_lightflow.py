@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import fleetflow
-from fleetflow.models.lightflow import LEVELS, LightFlow
+from fleetflow.models.lightflow import LEVELS, LightFlow, start_as_matcher
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
@@ -102,3 +102,47 @@ def test_another_width_is_refused_with_its_name(tmp_path):
     assert fleetflow.load(f"lightflow_050:{tmp_path / 'half.pth'}").conv11[3].weight.shape[0] == 8
     with pytest.raises(FleetflowError, match="looks like lightflow_050"):
         fleetflow.load(f"lightflow:{tmp_path / 'half.pth'}")
+
+
+@pytest.mark.parametrize(
+    "layer,after,shift", [("conv2", "conv3", 2), ("conv4a", "conv4b", 8), ("conv5a", "conv5b", 16)]
+)
+def test_the_matching_start_compares_the_frames(layer, after, shift):
+    """One layer after frame2 was shifted and compared, sums of displacements point to where it has moved."""
+    torch.manual_seed(0)
+    model = LightFlow().train()
+    start_as_matcher(model)
+    texture = F.interpolate(torch.rand(1, 3, 256 // shift, 256 // shift), size=(256, 256), mode="bicubic").clamp(0, 1)
+    ways = [(shift, 0), (-shift, 0), (0, shift), (0, -shift), (0, 0)]
+    seen = []
+    getattr(model, after).register_forward_hook(lambda _, inputs, output: seen.append(output))
+    moved = torch.cat([texture.roll((down, right), (2, 3)) for right, down in ways])
+    with torch.no_grad():
+        model(texture.expand_as(moved), moved)
+    mean = seen[0][:, :, 2:-2, 2:-2].mean((2, 3))
+    right, left, down, up = mean[:, 30:34].unbind(1)
+    assert (right - left).argmax() == 0 and (right - left).argmin() == 1
+    assert (down - up).argmax() == 2 and (down - up).argmin() == 3
+    assert mean[:, 34:43].argmin(1).tolist() == [5, 3, 7, 1, 4]  # the shift with the smallest difference
+
+
+def test_the_matching_start_needs_channels():
+    with pytest.raises(FleetflowError, match="width 1"):
+        start_as_matcher(LightFlow(0.75))
+
+
+def test_stored_norms_do_not_depend_on_the_batch():
+    """Their parameters are those of the published network, and a batch leaves their statistics alone."""
+    torch.manual_seed(0)
+    model = LightFlow(stored=True).train()
+    assert model.state_dict().keys() == LightFlow().state_dict().keys()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    frames = torch.rand(2, 2, 3, 64, 128)
+    flow = model(*frames).flow
+    model.eval()
+    other = model(*frames).flow
+    assert not flow.equal(other)  # all other norms take the batch's
+    after = model.state_dict()
+    predictors = [key for key in after if key.startswith(tuple(f"conv{k}.4." for k in range(12, 17)))]
+    assert len(predictors) == 25 and all(after[key].equal(before[key]) for key in predictors)
+    assert not after["conv16.1.running_mean"].equal(before["conv16.1.running_mean"])

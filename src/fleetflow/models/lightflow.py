@@ -23,6 +23,7 @@ from fleetflow.types import FleetflowError, Prediction
 
 FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the network's flow
 MEAN = (0.411, 0.432, 0.45)  # RGB
+LIFT = 3.0  # standard deviations over the bend of a leaky ReLU, for what is to keep its sign
 LEVELS = (6, 5, 4, 3, 2)  # of the five flows, coarsest first; level k has stride 2^k
 
 # name: input channels, output channels at width 1, stride; in the order of the published checkpoints
@@ -61,6 +62,13 @@ def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
+class StoredNorm(nn.BatchNorm2d):
+    """Batch normalisation by its stored statistics, 0 and 1 at first, in training too."""
+
+    def train(self, mode: bool = True) -> "StoredNorm":
+        return super().train(False)
+
+
 def own_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns a checkpoint with flow in units of 20 px, where it says "div_flow", its own unit in pixels.
 
@@ -83,7 +91,11 @@ def _repeat(picture: Tensor, factor: int) -> Tensor:
 
 
 class LightFlow(FlowModel):
-    """width: factor on all channels but the 6 of the frames and the 2 of a flow; a multiple of 1/16."""
+    """width: factor on all channels but the 6 of the frames and the 2 of a flow; a multiple of 1/16.
+
+    stored: the norms behind the flows take stored statistics in training. As published, a batch gives its flows their
+    mean and variance, so that those of small batches are drowned in noise.
+    """
 
     stride = 64
     fit = "scale"
@@ -92,7 +104,7 @@ class LightFlow(FlowModel):
     licence = "MIT"
     translate: ClassVar = staticmethod(own_scale)
 
-    def __init__(self, width: float = 1.0):
+    def __init__(self, width: float = 1.0, *, stored: bool = False):
         super().__init__()
         for name, (inputs, outputs, stride) in LAYERS.items():
             inputs, outputs = (count if count in (2, 6) else int(count * width) for count in (inputs, outputs))
@@ -100,6 +112,11 @@ class LightFlow(FlowModel):
         for layer in self.modules():  # as published
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, a=0.1)
+        for name, (_, outputs, _) in LAYERS.items():
+            if stored and outputs == 2:
+                block = getattr(self, name)
+                block[4] = StoredNorm(2)
+                block[3].weight.data.mul_(0.1)  # where nothing scales them, flows begin small
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = constant(MEAN, frame1)
@@ -139,6 +156,55 @@ class LightFlow(FlowModel):
             return Prediction(full)
         judged = (*flows[:-1], mean)
         return Prediction(full, tuple(flow * (FLOW_SCALE / 2**level) for level, flow in zip(LEVELS, judged)))
+
+
+COMPARING = ("conv2", "conv3", "conv4a", "conv4b", "conv5a", "conv5b", "conv6a", "conv6b")
+
+
+@torch.no_grad()
+def start_as_matcher(model: LightFlow) -> None:
+    """Changes fresh weights so that every layer of the way down compares the frames at nine displacements.
+
+    Nothing here correlates, and from the published initialisation the network predicts no motion for tens of thousands
+    of pairs, until comparisons have formed by chance. Here they are laid out: of the channels that leave a layer
+    * 0 and 1 to 9 hold the brightness of frame1 and, nine times, of frame2; the depthwise convolution of the next layer
+      shifts each of the nine to another side; 10 and 11 hold both once more, blurred for the layer behind;
+    * 12 to 29 hold the differences of frame1 and each of the nine, and their negatives: a pair of them behind the leaky
+      ReLU is their absolute value;
+    * 30 to 33 sum the displacements, weighted by how little the frames differ: right, left, down, up; 34 to 42 hold the
+      absolute differences themselves.
+    Where signs matter, the bias of the normalisation lifts a channel over the bend of the ReLU. All other channels stay
+    random, and everything is trained. Raises FleetflowError for widths that have fewer channels than that.
+    """
+    if model.conv1[3].out_channels < 30:
+        raise FleetflowError("the start that compares frames needs 30 channels in the first layer; take width 1")
+    ramp = torch.tensor([1.0, 2.0, 1.0]) / 4
+    blur, shifts = ramp[:, None] * ramp, torch.eye(9).view(9, 3, 3)
+    model.conv1[0].weight[:] = blur
+    model.conv1[1].bias[:] = LIFT
+    mix = model.conv1[3].weight
+    mix[:12] = 0
+    mix[[0, 10], :3] = 1 / 3
+    mix[[*range(1, 10), 11], 3:] = 1 / 3
+    model.conv1[4].bias[:12] = LIFT
+    for layer in (getattr(model, name) for name in COMPARING):
+        depthwise, mix = layer[0].weight, layer[3].weight[..., 0, 0]
+        depthwise[0, 0], depthwise[1:10, 0] = shifts[4], shifts
+        depthwise[10:30] = blur
+        layer[1].bias[:30] = LIFT
+        mix[:43] = 0
+        mix[[0, 10], 10] = 1
+        mix[[*range(1, 10), 11], 11] = 1
+        for k in range(9):
+            down, right = k // 3 - 1, k % 3 - 1
+            pair = [12 + 2 * k, 13 + 2 * k]
+            mix[pair, 0] = torch.tensor([1.0, -1.0])
+            mix[pair, 1 + k] = torch.tensor([-1.0, 1.0])
+            for row, weight in enumerate((-right, right, -down, down)):
+                mix[30 + row, pair] = weight / 6
+            mix[34 + k, pair] = 1.0
+        layer[4].bias[:12] = LIFT
+        layer[4].bias[30:43] = LIFT
 
 
 @models.register
