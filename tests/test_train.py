@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from fleetflow import feed, losses, optimise, recipes
+from fleetflow import feed, losses, optimise, recipes, runlog
 from fleetflow import train as job
 from fleetflow.cli import main
 from fleetflow.data.generate import generate
@@ -229,6 +229,32 @@ def test_a_folder_that_is_none(tiny, tmp_path):
     (tmp_path / "a.png").write_text("a file")
     with pytest.raises(FleetflowError, match="a.png cannot be a folder .*--folder"):
         job.train("tiny", folder=tmp_path / "a.png", workers=0)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
+    """Not that of the repository in which it happens to run or to be installed."""
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", "-C", tmp_path, *who, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    package = tmp_path / "lib" / "fleetflow"
+    package.mkdir(parents=True)
+    (package / "runlog.py").touch()
+    (tmp_path / "mine.py").touch()
+    git("add", "mine.py")
+    git("commit", "-qm", "theirs")
+    monkeypatch.setattr(runlog, "__file__", str(package / "runlog.py"))
+    assert runlog._commit() == "unknown"
+    git("add", "lib")
+    git("commit", "-qm", "the package")
+    commit = git("rev-parse", "--short", "HEAD")
+    git("commit", "-qm", "theirs again", "--allow-empty")
+    monkeypatch.chdir("/")
+    assert runlog._commit() == commit
 
 
 def test_training_without_git(tiny, tmp_path, monkeypatch):

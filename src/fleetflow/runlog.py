@@ -121,9 +121,13 @@ def header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[s
 
 
 def _commit() -> str:
-    """The commit of the working directory, "unknown" where it is none or git is not installed."""
+    """The last commit of this package's own files, "unknown" where they are in no repository or git is not installed.
+
+    A package that is installed inside a repository of others is no part of it.
+    """
+    here = Path(__file__).parent
     try:
-        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        git = subprocess.run(["git", "-C", here, "log", "-1", "--format=%h", "--", "."], capture_output=True, text=True)
     except OSError:
         return "unknown"
     return git.stdout.strip() or "unknown"
