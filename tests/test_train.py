@@ -606,11 +606,14 @@ def test_frames_that_are_scaled_in_training():
     assert all(weight.grad is not None for weight in model.parameters())
 
 
-def test_orthogonal_update():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_orthogonal_update(precision):
+    """In the precision of the training, in which Muon's products run."""
     for shape in ((6, 40), (40, 6), (8, 8)):
-        values = torch.linalg.svdvals(
-            optimise.orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(2)))
-        )
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            found = optimise.orthogonal(matrix)
+        values = torch.linalg.svdvals(found.float())
         assert values.min() > 0.3 and values.max() < 1.4
 
 

@@ -412,7 +412,8 @@ def _begin(
     trained: nn.Module = model
     if world > 1:
         trained = DistributedDataParallel(model, device_ids=[where] if where.type == "cuda" else None)
-    return torch.compile(trained) if compile else trained, average, updates, scaler
+    trained = torch.compile(trained, dynamic=False) if compile else trained  # the sizes of a stage are few
+    return trained, average, updates, scaler
 
 
 def _repeatable(block: nn.Module) -> bool:
