@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config as inductor
 
 from fleetflow import feed, losses, optimise, recipes, runlog
 from fleetflow import train as job
@@ -229,6 +230,15 @@ def test_a_folder_that_is_none(tiny, tmp_path):
     (tmp_path / "a.png").write_text("a file")
     with pytest.raises(FleetflowError, match="a.png cannot be a folder .*--folder"):
         job.train("tiny", folder=tmp_path / "a.png", workers=0)
+
+
+def test_compiling_without_a_compiler(tiny, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "g++"),))
+    with pytest.raises(FleetflowError, match="^--compile does not work here .*; install a C.. compiler") as error:
+        job.train("tiny", folder=tmp_path / "run", steps=1, workers=0, compile=True, report=quiet)
+    assert "\n" not in str(error.value)
+    torch._dynamo.reset()
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

@@ -412,7 +412,15 @@ def _begin(
     trained: nn.Module = model
     if world > 1:
         trained = DistributedDataParallel(model, device_ids=[where] if where.type == "cuda" else None)
-    trained = torch.compile(trained, dynamic=False) if compile else trained  # the sizes of a stage are few
+    if compile:
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(1, device=where))
+        except Exception as error:  # whatever a missing or broken compiler raises
+            reason = str(error).strip().splitlines()[0][:200]
+            raise FleetflowError(
+                f"--compile does not work here ({reason}); install a C++ compiler or leave it out"
+            ) from None
+        trained = torch.compile(trained, dynamic=False)  # the sizes of a stage are few
     return trained, average, updates, scaler
 
 
