@@ -3,7 +3,9 @@
 All taps of a window share the fractional part of its position, so a lookup of (2r + 1)^2 taps between pixels needs
 the (2r + 2)^2 correlations at whole pixels around it, blended once. Where the volumes are stored, they are so column
 by column with zeros between: a column of any window, also of one that leaves the picture, is then one run of numbers.
-Averaging features2 before the product gives the coarser volumes, for less than averaging the finest one.
+Refinement soon moves the flow by less than a pixel, so a lookup without gradients reads only the windows that have
+moved since the last. Averaging features2 before the product gives the coarser volumes, for less than averaging the
+finest one.
 
 Where the volumes would be too large, correlations are computed at the lookup: a tile of 16x16 pixels of frame1 looks
 at neighbouring windows of frame2, and one matrix product with the box around them holds all. Where the flow tears a
