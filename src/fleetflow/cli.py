@@ -116,7 +116,7 @@ def train(
         threads: of the training process; 0 takes all.
         workers: processes that make or read pairs; default: 1, and for data sets as many as cores, up to 8.
         parts: parts of a batch, over which gradients are accumulated; default: one for each process.
-        compile: use torch.compile, which needs a compiler.
+        compile: use torch.compile, which needs a compiler and minutes before the first step.
         save_memory: compute activations again instead of keeping them.
         checkpoint_every: steps between checkpoints; a killed run loses at most so many.
     """
