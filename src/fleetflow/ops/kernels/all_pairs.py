@@ -87,7 +87,7 @@ def _gathered(pyramid: AllPairs, origin: Tensor, side: int) -> Tensor:
 
 
 def _read(pyramid: AllPairs, origin: Tensor, side: int) -> Tensor:
-    """What `_gathered` returns, float32, without gradients: only windows that have moved since the last time are read.
+    """What `_gathered` returns, without gradients: only windows that have moved since the last time are read.
 
     The result is `pyramid.last`, and changes at the next call. A refinement moves few windows after its first steps: 4
     to 10 % on real pairs.
