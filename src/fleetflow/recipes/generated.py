@@ -28,8 +28,7 @@ MODERATE = {  # MIXTURE, but for small frames: most of its large motions would l
 def _pyramid(
     name: str,
     mixture: dict[worlds.World, float],
-    size: Batches,
-    *,
+    *sizes: Batches,
     rate: float = 0.0025,
     decay: float = 0.1,
     cooldown: float = 0.0,
@@ -41,7 +40,7 @@ def _pyramid(
     """
     return Stage(
         name,
-        (size,),
+        sizes,
         learning_rate=rate,
         schedule=partial(schedules.warm_flat_cool, warmup=50, cooldown=cooldown),
         loss=partial(losses.multi_scale, weights=(0.25, 0.25, 0.25)),
@@ -148,8 +147,9 @@ GENERATED: dict[str, Recipe] = {
                 begin=liteflownet2.start_as_matcher,
             ),
             _pyramid("roams", worlds.MIXTURE, Batches(620, 6, 256, 384), cooldown=0.4),
+            _pyramid("sweeps", worlds.MIXTURE, Batches(1_000, 6, 256, 384), Batches(700, 4, 320, 576), cooldown=0.5),
         ),
-        "ours: an hour on two CPU cores",
+        "ours: some hours on two CPU cores",
     ),
     "raft_small_synthetic": Recipe(
         "raft_small",
