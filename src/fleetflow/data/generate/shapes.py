@@ -7,14 +7,14 @@ GRID = 64  # samples per side; a shape lives in the square [-1, 1] x [-1, 1] and
 
 
 def shape_bank(count: int = 256, seed: int = 0) -> Tensor:
-    """Returns [count, GRID, GRID] float: discs, polygons, blobs, rings and clusters with holes.
+    """Returns [count, GRID, GRID] float: discs, polygons, blobs, rings, clusters with holes, furniture.
 
     Number 0 is the whole square; the others come in about equal parts.
     """
     generator = torch.Generator().manual_seed(seed)
     axis = torch.linspace(-1, 1, GRID)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack([torch.ones_like(x)] + [_shape(k % 6, x, y, generator) for k in range(1, count)])
+    return torch.stack([torch.ones_like(x)] + [_shape(k % 7, x, y, generator) for k in range(1, count)])
 
 
 def _uniform(generator: torch.Generator, low: float, high: float, *size: int) -> Tensor:
@@ -49,6 +49,24 @@ def _blob(x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     return radius - (x**2 + y**2).sqrt()
 
 
+def _furniture(x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """A polygon on thin legs and struts, as chairs, lamps and trees have them."""
+    size = float(_uniform(generator, 0.35, 0.6))
+    cx, cy = _uniform(generator, -0.3, 0.3, 2)
+    field = size * _polygon((x - cx) / size, (y - cy) / size, generator)
+    along = float(_uniform(generator, 0, 6.3))  # the way the legs point, more or less
+    for _ in range(int(torch.randint(3, 8, (), generator=generator))):
+        angle = torch.tensor(along) + _uniform(generator, -0.25, 0.25)
+        if torch.rand((), generator=generator) < 0.25:
+            angle = angle + torch.pi / 2  # a strut between them
+        sx, sy = torch.stack([cx, cy]) + _uniform(generator, -0.5, 0.5, 2) * size
+        length, thick = _uniform(generator, 0.4, 1.4), _uniform(generator, 0.025, 0.07)
+        u = (x - sx) * angle.cos() + (y - sy) * angle.sin()
+        v = (y - sy) * angle.cos() - (x - sx) * angle.sin()
+        field = torch.maximum(field, torch.minimum(torch.minimum(u, length - u), thick - v.abs()))
+    return torch.minimum(field, 0.97 - torch.maximum(x.abs(), y.abs()))
+
+
 def _shape(kind: int, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     if kind == 0:
         return 0.97 - (x**2 + y**2).sqrt()
@@ -59,6 +77,8 @@ def _shape(kind: int, x: Tensor, y: Tensor, generator: torch.Generator) -> Tenso
     if kind == 4:  # a frame or ring: a shape without its smaller copy
         outer = _polygon(x, y, generator) if torch.rand((), generator=generator) < 0.5 else _blob(x, y, generator)
         return torch.minimum(outer, float(_uniform(generator, 0.12, 0.35)) - outer)
+    if kind == 6:
+        return _furniture(x, y, generator)
     field = torch.full_like(x, -1.0)  # a cluster: parts joined, every third one cut out
     for part in range(int(torch.randint(2, 6, (), generator=generator))):
         size = _uniform(generator, 0.25, 0.6)
