@@ -23,7 +23,7 @@ from fleetflow.evaluate import CLASSICAL, DIS, Method, evaluate, fit_for, in_lin
 from fleetflow.graphs import Graphed
 from fleetflow.io import list_frames, read_image, write_atomically, writing
 from fleetflow.models.base import FlowModel
-from fleetflow.models.weights import header, load, shipped
+from fleetflow.models.weights import header, load, members, shipped
 from fleetflow.ops.kernels import reference
 from fleetflow.optimise import optimisers
 from fleetflow.predict import Precision, Predictor, autocast
@@ -131,8 +131,8 @@ def benchmark(
 ) -> Iterator[Report]:
     """Yields for each network timings of one pair [height, width], loss of precision, memory, speed of training.
 
-    networks: names, NETWORK:CHECKPOINT, or files of ours. pairs: pairs with truth to measure the accuracy on, of
-    networks with weights and of peers; dataset: theirs. steps: of refinement; None takes each network's own.
+    networks: names, NETWORK:CHECKPOINT, files of ours, blends A+B. pairs: pairs with truth to measure the accuracy of
+    networks with weights and of peers on; dataset: theirs. steps: of refinement; None takes each network's own.
     batch: pairs at once, as tensors, for ours and the plain definition; peers and accuracy take one pair after another.
     Timed in turn: ours; the plain definition, which is the same network in float32, contiguous, under
     `fleetflow.reference()`, frames as tensors; and the peers: dis, farneback, deepflow (OpenCV, on the CPU), or a
@@ -170,7 +170,7 @@ def benchmark(
         ]
         epe = _epe(predictor, pairs, steps) if pairs is not None and known else None
         epes = {timings[0].name: epe, **accuracy}
-        trained = training and where.type == "cpu"
+        trained = training and where.type == "cpu" and len(members(network)) == 1
         same = partial(predict_flow, Predictor(exact, device=device, precision="fp32"), steps=steps)
         yield Report(
             network=network,
@@ -187,7 +187,9 @@ def benchmark(
             training=training_speed(variant, predictor.dtype, seconds / 2) if trained else None,
             memory=_memory(network, height, width, batch, device, precision, steps),
             parameters=sum(weight.numel() for weight in exact.parameters()),
-            multiply_adds_448x1024=multiply_adds(variant) if steps in (None, exact.steps) else None,
+            multiply_adds_448x1024=sum(map(multiply_adds, variant.split("+")))
+            if steps in (None, exact.steps)
+            else None,
             epe=epe,
             pairs=len(pairs) if pairs is not None else 0,
             protocol=protocol(predictor, pairs, steps) if epe is not None else {},
@@ -312,14 +314,16 @@ def load_any(network: str) -> FlowModel:
 def has_weights(network: str) -> bool:
     """Returns True for NETWORK:CHECKPOINT, for a file, and for a network whose weights are in the package."""
     try:
-        return ":" in network or "." in network or bool(shipped(network))
+        return all(":" in part or "." in part or bool(shipped(part)) for part in members(network))
     except FleetflowError:
         return False
 
 
 def _variant(network: str) -> str:
-    """The name of the network in NETWORK, NETWORK:CHECKPOINT or the path of a file of ours."""
-    return header(network)["network"] if "." in network and ":" not in network else network.partition(":")[0]
+    """The name of the network in NETWORK, NETWORK:CHECKPOINT or the path of a file of ours; A+B of a blend."""
+    if "." in network and ":" not in network:
+        return header(network)["network"]
+    return "+".join(part.partition(":")[0] for part in members(network))
 
 
 # ---- what is written ----

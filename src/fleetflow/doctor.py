@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fleetflow.data.dataset import Files, datasets
-from fleetflow.ops.warp import pixel_grid, warp
+from fleetflow.ops.warp import inside, warp
 from fleetflow.types import FleetflowError, Sample
 
 # Pairs of the complete set under the reader's own options, as its authors or users of the official archives state.
@@ -171,12 +171,12 @@ def photometric(sample: Sample) -> dict[str, Tensor]:
     """
     frames, flow = (sample.frame1[None], sample.frame2[None]), sample.flow
     known = sample.valid if sample.occluded is None else sample.valid & ~sample.occluded
-    ours, inside = _difference(*frames, flow), _inside(flow)
+    ours = _difference(*frames, flow)
     found = {}
     for reading, change in READINGS.items():
         other, exchanged = change(flow), reading == "from frame2 to frame1"
         differ = (flow if exchanged else other - flow).square().sum(0) > 1
-        mask = known & differ & inside & _inside(other)
+        mask = known & differ & inside(torch.stack((flow, other))).all(0)
         if reading == "upside down":
             mask &= sample.valid.flip(0)
         theirs = _difference(*(frames[::-1] if exchanged else frames), other)
@@ -187,12 +187,6 @@ def photometric(sample: Sample) -> dict[str, Tensor]:
 def _difference(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
     """Returns [H, W], how far frame1(x) is from frame2(x + flow(x)), at most CLIP."""
     return (frame1 - warp(frame2, flow[None]))[0].abs().mean(0).clamp(max=CLIP)
-
-
-def _inside(flow: Tensor) -> Tensor:
-    height, width = flow.shape[1:]
-    x, y = pixel_grid(height, width, flow) + flow
-    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 def _judge(opened: list[Opened], readings: dict[str, float]) -> list[str]:

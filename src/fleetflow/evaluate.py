@@ -142,7 +142,7 @@ class Estimate(NamedTuple):
 
     sample: Sample
     flow: Tensor  # [2, H, W] float32 pixels
-    uncertainty: Tensor | None  # [H, W], the residual of an equilibrium network
+    uncertainty: Tensor | None  # [H, W], the residual of the prediction
     foreground: Tensor | None  # [H, W] bool
 
 
@@ -248,8 +248,9 @@ def estimate(predict, files: Files, k: int, steps: int | None = None) -> Estimat
 
 def fit_for(model: FlowModel, dataset: str) -> FlowModel:
     """Returns the model, which on KITTI pads below only where it pads, as RAFT and its descendants were measured."""
-    if dataset.startswith("kitti") and model.fit == "pad":
-        model.fit = "pad_bottom"
+    for part in model.modules():  # those of a blend
+        if dataset.startswith("kitti") and isinstance(part, FlowModel) and part.fit == "pad":
+            part.fit = "pad_bottom"
     return model
 
 

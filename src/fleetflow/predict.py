@@ -121,7 +121,7 @@ class Predictor:
         The weights are those it had when the Predictor was made.
         """
         return {
-            "network": type(self.model).__name__,
+            "network": "+".join(type(part).__name__ for part in getattr(self.model, "members", (self.model,))),
             "sha256": self._sha256,
             "fit": self.model.fit,
             "steps": str(self.steps),

@@ -37,4 +37,4 @@ class Prediction(NamedTuple):
     flow: Tensor  # [N, 2, H, W] pixels at the full resolution of the frames
     steps: tuple[Tensor, ...] = ()  # in training: earlier or coarser flows, each in pixels of its own grid
     memory: Any = None  # what the network wants back with the next frame (hidden state, fixed point)
-    residual: Tensor | None = None  # [N, H, W] fixed-point error, equilibrium networks only
+    residual: Tensor | None = None  # [N, H, W] how unsure: equilibrium networks (fixed-point error), blends (pixels)

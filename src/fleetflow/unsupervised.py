@@ -8,38 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fleetflow.ops.warp import pixel_grid, warp
+from fleetflow.ops.census import census_distance
+from fleetflow.ops.warp import inside, pixel_grid, warp
 from fleetflow.types import FleetflowError
 
 Occlusion = Literal["consistency", "range"]
-
-NOISE = 0.81  # squared gray levels of 255 below which a difference in the census is noise (UnFlow)
-SOFT = 0.1  # squared difference of two soft signs that counts as half a mismatch (UnFlow)
-
-
-def census_distance(frame1: Tensor, frame2: Tensor, patch: int = 7) -> Tensor:
-    """Returns [N, H, W] in [0, 1): the share of neighbours whose order to the pixel differs between the frames, soft.
-
-    Each pixel is described by the soft signs of its differences in gray to the other pixels of a patch x patch window;
-    the distance is their soft Hamming distance (Meister, Hur, Roth, "UnFlow", AAAI 2018). A change of brightness does
-    not alter it, one of contrast only where differences are near the noise. Frames are continued by their edge pixels.
-    """
-    height, width = frame1.shape[-2:]
-    reach = patch // 2
-    gray = [255 * frame.float().mean(1) for frame in (frame1, frame2)]
-    wide = [torch.nn.functional.pad(frame[:, None], (reach,) * 4, mode="replicate")[:, 0] for frame in gray]
-    total = torch.zeros_like(gray[0])
-    for k in range(patch * patch):
-        if k == patch * patch // 2:
-            continue
-        down, right = divmod(k, patch)
-        signs = []
-        for frame, around in zip(gray, wide):
-            difference = around[:, down : down + height, right : right + width] - frame
-            signs.append(difference * (difference.square() + NOISE).rsqrt())
-        gap = (signs[0] - signs[1]).square()
-        total = total + gap / (gap + SOFT)
-    return total / (patch * patch - 1)
 
 
 def photometric(frame1: Tensor, frame2: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
@@ -68,13 +41,6 @@ def smoothness(flow: Tensor, frame1: Tensor, order: int = 1, edges: float = 150.
         weight = torch.exp(-edges * colour.abs().mean(1, keepdim=True))
         total = total + (weight * (change.square() + 1e-6).sqrt()).mean()
     return total / 2
-
-
-def inside(flow: Tensor) -> Tensor:
-    """Returns [N, H, W] bool: pixels of frame1 that the flow leaves within frame2."""
-    height, width = flow.shape[-2:]
-    x, y = (pixel_grid(height, width, flow) + flow).unbind(1)
-    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 def visible(flow: Tensor, backward: Tensor, occlusion: Occlusion = "consistency") -> Tensor:

@@ -6,6 +6,7 @@ from, their licence and their scores.
 
 import json
 import pickle
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fleetflow.caffe import read_caffemodel
 from fleetflow.io import write_atomically
 from fleetflow.models.base import FlowModel
+from fleetflow.models.blend import Blend
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
@@ -29,11 +31,13 @@ def load(name: str | Path, *, weights: bool = True) -> FlowModel:
 
     name: "fastflownet" takes our own weights from the package; "fastflownet:PATH" reads a checkpoint (.safetensors,
     .caffemodel, or whatever torch.save wrote); a bare path to one of our .safetensors files works too: its header
-    names the network.
+    names the network. "fastflownet+raft_small:PATH" is a `Blend` of two or more of the first two kinds.
     weights: False returns the network with fresh random weights.
     Raises FleetflowError for an unknown name, a missing or damaged file, and a checkpoint that does not fit.
     """
     name = str(name)
+    if len(parts := members(name)) > 1:
+        return Blend([load(part, weights=weights) for part in parts]).eval()
     variant, _, path = name.partition(":")
     if name.endswith(SUFFIXES) and (not path or Path(name).is_file()):
         path = name
@@ -49,6 +53,12 @@ def load(name: str | Path, *, weights: bool = True) -> FlowModel:
     elif path:
         raise FleetflowError(f"weights=False and a checkpoint ({path}) were both asked for; drop one")
     return model.eval()
+
+
+def members(name: str) -> list[str]:
+    """Returns the names of the networks that are blended where `name` is called, or just the name."""
+    parts = re.split(rf"\+(?=(?:{'|'.join(models)})(?:[:+]|$))", name)  # a path may have a plus, too
+    return parts if parts[0].partition(":")[0] in models else [name]
 
 
 def shipped(variant: str) -> Path:

@@ -17,6 +17,13 @@ def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack((x, y))
 
 
+def inside(flow: Tensor) -> Tensor:
+    """Returns [N, H, W] bool: pixels of frame1 that the flow leaves within frame2."""
+    height, width = flow.shape[-2:]
+    x, y = (pixel_grid(height, width, flow) + flow).unbind(1)
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+
 @accelerated
 def warp(features: Tensor, flow: Tensor) -> Tensor:
     """Returns [N, C, H, W]: features(x + flow(x)), bilinear, 0 outside the picture.

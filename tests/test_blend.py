@@ -1,0 +1,122 @@
+"""Blends of networks: which flow counts where, memories, names."""
+
+import pytest
+import torch
+
+import fleetflow
+from fleetflow.data.generate import generate
+from fleetflow.data.generate.worlds import shapes_world
+from fleetflow.models import weights
+from fleetflow.models.base import FlowModel
+from fleetflow.models.blend import OUTSIDE, SHARPNESS, Blend, _shares
+from fleetflow.predict import Predictor
+from fleetflow.types import FleetflowError, Prediction
+
+
+class Says(FlowModel):
+    """A network that says what it is told to, and remembers the previous prediction it was given."""
+
+    stride, fit = 1, "pad"
+
+    def __init__(self, flow: torch.Tensor, memory: torch.Tensor | None = None):
+        super().__init__()
+        self.flow, self.memory, self.previous = flow, memory, "not called"
+
+    def prepare(self, frame1, frame2):
+        return frame1, frame2
+
+    def estimate(self, frame1, frame2, previous, steps):
+        self.previous = previous
+        return Prediction(self.flow, memory=self.memory)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return generate(2, 96, 128, seed=3, mixture={shapes_world: 1.0})
+
+
+def test_the_true_flow_counts_where_another_is_wrong(pair):
+    wrong = pair.flow + 8
+    wrong[..., 64:] = pair.flow[..., 64:]
+    found = Blend([Says(wrong), Says(pair.flow)]).eval()(pair.frame1, pair.frame2)
+    error = (found.flow - pair.flow).norm(dim=1)
+    known = pair.valid & (torch.arange(128) < 60)
+    assert error[known].median() < 0.35 * 8 * 2**0.5  # a plain mean has half
+    assert error[..., 68:].max() < 1e-4
+    shares = _shares(pair.frame1, pair.frame2, torch.stack((wrong, pair.flow), 1))
+    torch.testing.assert_close(shares.sum(1), torch.ones(2, 48, 64))
+
+
+def test_shares_are_the_softmax_of_the_census_and_of_a_fixed_cost_outside():
+    frame = torch.rand(1, 3, 32, 40)
+    still, away = torch.zeros(1, 2, 32, 40), torch.full((1, 2, 32, 40), 1e3)
+    shares = _shares(frame, frame, torch.stack((still, away), 1))  # two equal frames: the census of no motion is 0
+    assert torch.allclose(shares[:, 0], torch.sigmoid(torch.tensor(SHARPNESS * OUTSIDE)), atol=1e-6)
+
+
+def test_one_network_twice_is_that_network(pair):
+    found = Blend([Says(pair.flow), Says(pair.flow)]).eval()(pair.frame1, pair.frame2)
+    torch.testing.assert_close(found.flow, pair.flow)
+    assert found.residual.shape == (2, 96, 128) and found.residual.max() < 1e-4
+    assert found.memory is None
+
+
+def test_the_residual_is_the_mean_distance_from_the_blended_flow():
+    flat = torch.full((1, 3, 64, 64), 0.5)  # nothing to compare, so both count one half
+    flows = [torch.zeros(1, 2, 64, 64), torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 64, 64)]
+    found = Blend([Says(flow) for flow in flows]).eval()(flat, flat)
+    inner = found.residual[..., :32, :32]  # further right and down the second leaves the picture
+    assert torch.allclose(inner, torch.full_like(inner, 2.5), atol=1e-3)
+
+
+def test_each_network_gets_its_own_memory_back(pair):
+    memory = torch.ones(2)
+    one, two = Says(pair.flow), Says(pair.flow, memory)
+    blend = Blend([one, two]).eval()
+    first = blend(pair.frame1, pair.frame2)
+    assert one.previous is None and two.previous is None and first.memory == (None, memory)
+    blend(pair.frame1, pair.frame2, first)
+    assert one.previous is None and two.previous.memory is memory
+    with pytest.raises(FleetflowError, match="not that of this blend"):
+        blend(pair.frame1, pair.frame2, Prediction(pair.flow, memory=memory))
+
+
+def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():
+    blend, wrong = fleetflow.load("fastflownet+raft_small"), torch.zeros(3, dtype=torch.float64)
+    for index in range(2):
+        pairs = generate(4, 256, 352, seed=77, index=index)
+        for k, model in enumerate((blend, *blend.members)):
+            with torch.inference_mode():
+                error = (model(pairs.frame1, pairs.frame2).flow - pairs.flow).norm(dim=1)
+            wrong[k] += ((error > 3) & pairs.valid).sum()
+    assert wrong[0] < 0.95 * wrong[1:].min(), wrong
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (37, 50)])
+def test_any_size_of_frame(size):
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8).numpy()
+    predict = Predictor(fleetflow.load("fastflownet+raft_small"), device="cpu", precision="fp32")
+    assert predict(image, image).shape == (*size, 2)
+    assert predict.label()["network"] == "FastFlowNet+RAFT"
+
+
+def test_names_with_a_plus(tmp_path):
+    assert weights.members("fastflownet+raft_small:a.pth") == ["fastflownet", "raft_small:a.pth"]
+    assert weights.members("fastflownet:runs/a+b.pth") == ["fastflownet:runs/a+b.pth"]
+    assert weights.members("runs/a+b.safetensors") == ["runs/a+b.safetensors"]
+    path = tmp_path / "a+b.safetensors"
+    weights.save(fleetflow.load("fastflownet"), path, {"network": "fastflownet", "licence": "Apache-2.0"})
+    assert isinstance(fleetflow.load(f"fastflownet:{path}+fastflownet"), Blend)
+    assert not isinstance(fleetflow.load(path), Blend)
+    with pytest.raises(FleetflowError, match='did you mean "fastflownet'):
+        fleetflow.load("fastflownet+raft_smal")
+    with pytest.raises(FleetflowError, match="no weights for gma"):
+        fleetflow.load("fastflownet+gma")
+
+
+def test_a_blend_is_neither_trained_nor_made_of_one(pair):
+    with pytest.raises(FleetflowError, match="not trained"):
+        Blend([Says(pair.flow), Says(pair.flow)]).train()(pair.frame1, pair.frame2)
+    with pytest.raises(FleetflowError, match="two or more"):
+        Blend([Says(pair.flow)])
