@@ -8,7 +8,7 @@ from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
-from fleetflow.models.blend import OUTSIDE, SHARPNESS, Blend, _shares
+from fleetflow.models.blend import OUTSIDE, SHARPNESS, Blend, _cost, _mixed
 from fleetflow.predict import Predictor
 from fleetflow.types import FleetflowError, Prediction
 
@@ -18,9 +18,9 @@ class Says(FlowModel):
 
     stride, fit = 1, "pad"
 
-    def __init__(self, flow: torch.Tensor, memory: torch.Tensor | None = None):
+    def __init__(self, flow: torch.Tensor, memory: torch.Tensor | None = None, steps: int | None = None):
         super().__init__()
-        self.flow, self.memory, self.previous = flow, memory, "not called"
+        self.flow, self.memory, self.previous, self.steps = flow, memory, "not called", steps
 
     def prepare(self, frame1, frame2):
         return frame1, frame2
@@ -43,15 +43,17 @@ def test_the_true_flow_counts_where_another_is_wrong(pair):
     known = pair.valid & (torch.arange(128) < 60)
     assert error[known].median() < 0.35 * 8 * 2**0.5  # a plain mean has half
     assert error[..., 68:].max() < 1e-4
-    shares = _shares(pair.frame1, pair.frame2, torch.stack((wrong, pair.flow), 1))
-    torch.testing.assert_close(shares.sum(1), torch.ones(2, 48, 64))
 
 
-def test_shares_are_the_softmax_of_the_census_and_of_a_fixed_cost_outside():
-    frame = torch.rand(1, 3, 32, 40)
-    still, away = torch.zeros(1, 2, 32, 40), torch.full((1, 2, 32, 40), 1e3)
-    shares = _shares(frame, frame, torch.stack((still, away), 1))  # two equal frames: the census of no motion is 0
-    assert torch.allclose(shares[:, 0], torch.sigmoid(torch.tensor(SHARPNESS * OUTSIDE)), atol=1e-6)
+def test_what_a_flow_counts_is_the_softmax_of_the_census_and_of_a_fixed_cost_outside():
+    frame = torch.rand(1, 3, 32, 41)
+    flows = [torch.zeros(1, 2, 32, 41), torch.full((1, 2, 32, 41), 1e3)]
+    costs = [_cost(frame, frame, flow) for flow in flows]  # two equal frames: the census of no motion is 0
+    assert torch.equal(costs[0], torch.zeros(1, 16, 21)) and (costs[1] == OUTSIDE).all()
+    share = torch.sigmoid(torch.tensor(-SHARPNESS * OUTSIDE))
+    flow, apart = _mixed(costs, flows)
+    torch.testing.assert_close(flow, torch.full_like(flow, 1e3) * share)
+    torch.testing.assert_close(apart, torch.full((1, 32, 41), 2e3 * 2**0.5) * share * (1 - share))
 
 
 def test_one_network_twice_is_that_network(pair):
@@ -79,6 +81,17 @@ def test_each_network_gets_its_own_memory_back(pair):
     assert one.previous is None and two.previous.memory is memory
     with pytest.raises(FleetflowError, match="not that of this blend"):
         blend(pair.frame1, pair.frame2, Prediction(pair.flow, memory=memory))
+
+
+def test_a_network_that_refines_begins_with_the_blend_of_those_before_it(pair):
+    memory = torch.ones(2)
+    first, second, refines = Says(pair.flow), Says(pair.flow + 1), Says(pair.flow, memory, steps=3)
+    blend = Blend([first, second, refines]).eval()
+    found = blend(pair.frame1, pair.frame2)
+    assert second.previous is None and refines.previous.memory is None
+    torch.testing.assert_close(refines.previous.flow, Blend([first, second]).eval()(pair.frame1, pair.frame2).flow)
+    blend(pair.frame1, pair.frame2, found)
+    assert refines.previous.memory is memory, "along a video, the pair before"
 
 
 def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():

@@ -18,7 +18,7 @@ from fleetflow.deq import Anderson, Broyden, Implicit, Phantom, Picard, Unrolled
 from fleetflow.layers.attention import Attention
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.models.base import resize
-from fleetflow.models.deq_flow import ANDERSON, BROYDEN, PLAIN, Equilibrium, own_names
+from fleetflow.models.deq_flow import ANDERSON, BROYDEN, PLAIN, Equilibrium, _started, own_names
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 from fleetflow.video_reuse import _medians, evaluations, generated_clips, reuse_cells, solver_race, video_reuse
@@ -418,7 +418,11 @@ def test_memory_that_does_not_fit(tiny):
     with torch.no_grad():
         first = tiny(*frames, steps=1)
         assert [list(part.shape) for part in first.memory] == [[1, 32, 16, 17], [1, 2, 16, 17]]
-        assert torch.equal(tiny(*frames, previous=Prediction(first.flow), steps=2).flow, tiny(*frames, steps=2).flow)
+        still = Prediction(torch.zeros_like(first.flow))
+        assert torch.equal(tiny(*frames, previous=still, steps=2).flow, tiny(*frames, steps=2).flow)
+        hidden, flow = tiny.equation(*tiny.prepare(*frames))[1]
+        begun = _started(Prediction(torch.full_like(first.flow, 4.0)), (hidden, flow))
+        assert torch.equal(begun[0], hidden) and torch.equal(begun[1], torch.full_like(flow, 0.5))
         for bad in (first.memory[::-1], first.memory[1], "a state", first.memory[:1]):
             with pytest.raises(FleetflowError, match="same network and size"):
                 tiny(*frames, previous=Prediction(first.flow, memory=bad))

@@ -248,8 +248,15 @@ def test_the_next_pair_begins_where_the_last_one_ended(name):
         second = model(*frames, previous=first)
         torch.testing.assert_close(second.memory, carry_forward(first.memory) + first.memory)
         assert second.memory[0, :, 8, 8].tolist() == pytest.approx([1.0, 0.5])
-        nothing = model(*frames, previous=Prediction(first.flow))
-        torch.testing.assert_close(nothing.memory, first.memory)
+        ramp = torch.linspace(-3, 3, 160).expand(1, 2, 128, 160)
+        given = model(*frames, previous=Prediction(ramp))
+        torch.testing.assert_close(given.memory, first.memory + ramp.view(1, 2, 16, 8, 20, 8).mean((3, 5)) / 8)
+        with pytest.raises(FleetflowError, match=r"is \[1, 2, 64, 160\]; expected \[1, 2, 128, 160\]"):
+            model(*frames, previous=Prediction(ramp[..., :64, :]))
+        cut = [frame[..., 3:, 5:] for frame in frames]  # padded by 1 above, 2 below, 2 left, 3 right
+        given = model(*cut, previous=Prediction(ramp[..., 3:, 5:]))
+        wide = torch.nn.functional.pad(ramp[..., 3:, 5:], (2, 3, 1, 2), mode="replicate")
+        torch.testing.assert_close(given.memory, first.memory + wide.view(1, 2, 16, 8, 20, 8).mean((3, 5)) / 8)
         for bad in (first.memory[..., :3], "a state"):
             with pytest.raises(FleetflowError, match="same network and size"):
                 model(*frames, previous=Prediction(first.flow, memory=bad))

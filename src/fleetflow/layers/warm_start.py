@@ -1,6 +1,10 @@
-"""Warm start: a recurrent network begins with the last pair's flow, moved along by itself (RAFT, arXiv 2003.12039)."""
+"""Where a recurrent network begins: at rest, with the last pair's flow moved along by itself, or with a given flow.
+
+RAFT (arXiv 2003.12039, section 3.3) calls the second one warm start.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fleetflow.ops.constant import constant
@@ -11,19 +15,29 @@ CHUNK = 2**24  # distances at a time, 64 MB
 
 
 def starting_flow(previous: Prediction | None, features: Tensor) -> Tensor:
-    """Returns [N, 2, h, w] float32 in pixels of the features' grid: 0, or the previous flow moved along by itself.
+    """Returns [N, 2, h, w] float32 in pixels of the features' grid: 0, a given flow, or the last one moved along.
 
-    previous: a prediction whose memory is the last flow on this grid. Raises FleetflowError where it is another's.
+    previous: a prediction whose memory is the last flow on this grid, or one without a memory, whose flow is given for
+    this pair. Raises FleetflowError where the memory is another's.
     """
     shape = (features.shape[0], 2, *features.shape[-2:])
-    if previous is None or previous.memory is None:
+    if previous is None:
         return torch.zeros(shape, device=features.device)
+    if previous.memory is None:
+        return reduced(previous.flow, features.shape[-2:])
     if not isinstance(previous.memory, Tensor) or previous.memory.shape != shape:
         was = list(previous.memory.shape) if isinstance(previous.memory, Tensor) else type(previous.memory).__name__
         raise FleetflowError(
             f"the previous prediction's memory is {was}; expected {list(shape)}: pass that of the same network and size"
         )
     return carry_forward(previous.memory.float())
+
+
+def reduced(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the flow [N, 2, H, W] averaged on a coarser grid, [N, 2, *size] float32 in its pixels; NaN is 0."""
+    factors = constant((size[1] / flow.shape[3], size[0] / flow.shape[2]), flow.float())
+    flow = flow.detach().float().nan_to_num(0, 0, 0)
+    return F.interpolate(flow, size=tuple(size), mode="area") * factors[:, None, None]
 
 
 @torch.no_grad()

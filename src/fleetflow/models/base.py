@@ -65,11 +65,21 @@ class FlowModel(nn.Module, ABC):
 
         frame1, frame2: [N, 3, H, W] float in [0, 1], RGB, any H and W >= 1. In training, networks that pad want
             multiples of `stride`, and those that scale return no steps for other sizes: only the flow can be judged.
-        previous: the prediction for the pair before this one, for networks with a memory.
+        previous: for networks that refine, where to begin: their own prediction for the pair before this one; or a
+            prediction without a memory, such as FastFlowNet's for this very pair, whose flow [N, 2, H, W] they refine.
         steps: number of refinement steps, for networks that refine; None takes the network's own.
         Raises FleetflowError for frames of other shapes, types or ranges.
         """
         _check(frame1, frame2)
+        if (
+            previous is not None
+            and previous.memory is None
+            and previous.flow.shape != (len(frame1), 2, *frame1.shape[2:])
+        ):
+            raise FleetflowError(
+                f"the flow to begin with is {list(previous.flow.shape)}; expected "
+                f"{[len(frame1), 2, *frame1.shape[2:]]}: resize it"
+            )
         steps = self.steps_of(steps)
         if self.fit not in FITS:
             raise FleetflowError(f'fit is "{self.fit}"; expected {", ".join(FITS[:-1])} or {FITS[-1]}')
@@ -100,6 +110,8 @@ class FlowModel(nn.Module, ABC):
         left = (new_width - width) // 2
         top = 0 if self.fit == "pad_bottom" else (new_height - height) // 2
         sides = (left, new_width - width - left, top, new_height - height - top)
+        if previous is not None and previous.memory is None:
+            previous = previous._replace(flow=F.pad(previous.flow, sides, mode="replicate"))
         prediction = self.estimate(
             F.pad(frame1, sides, mode="replicate"), F.pad(frame2, sides, mode="replicate"), previous, steps
         )

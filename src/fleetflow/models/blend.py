@@ -1,8 +1,9 @@
 """Blend: several networks asked about one pair, their flows mixed pixel by pixel by how well each explains the frames.
 
 Ours. Networks err in different places, and where one is wrong frame2, brought back by its flow, does not look like
-frame1. FlowNet 2.0 (CVPR 2017) trains a network that chooses between two flows so; here nothing is trained, so any
-networks can be mixed, published weights too. docs/weights.md says what it brings.
+frame1. Those that refine begin with what the networks before them found, so large motion need not be found again.
+FlowNet 2.0 (CVPR 2017) trains networks for both; here nothing is trained, and any networks can be mixed, published
+weights too. docs/weights.md says what it brings.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fleetflow.layers.warm_start import reduced
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.census import census_distance
-from fleetflow.ops.constant import constant
 from fleetflow.ops.warp import inside, warp
 from fleetflow.types import FleetflowError, Prediction
 
@@ -25,8 +26,9 @@ PATCH, WINDOW = 5, 7  # of the census, and the square it is averaged over, in pi
 class Blend(FlowModel):
     """The flow of several networks; `fleetflow.load("fastflownet+raft_small")` makes one.
 
-    Its residual is how far they disagree: the weighted mean distance in pixels of their flows from the blended one. Its
-    memory holds those of the networks that have one. Each takes its own number of steps and fits frames its own way.
+    A network that refines begins with the blend of those before it, or with its own memory of the pair before. Each
+    takes its own number of steps and fits frames its own way. The residual is how far they disagree: the weighted mean
+    distance in pixels of their flows from the blended one. The memory holds those of the networks that have one.
     """
 
     stride = 1
@@ -44,13 +46,17 @@ class Blend(FlowModel):
     def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
         if self.training:
             raise FleetflowError("a blend is not trained; train its networks one by one")
-        found = [member(frame1, frame2, last) for member, last in zip(self.members, self._memories(previous))]
-        flows = torch.stack([each.flow.float() for each in found], 1)  # [N, K, 2, H, W]
-        shares = resize(_shares(frame1, frame2, flows), flows.shape[-2:])[:, :, None]
-        flow = (shares * flows).sum(1)
-        apart = (shares[:, :, 0] * (flows - flow[:, None]).square().sum(2).sqrt()).sum(1)
-        memories = tuple(each.memory for each in found)
-        return Prediction(flow, memory=memories if any(each is not None for each in memories) else None, residual=apart)
+        costs, flows, memories = [], [], []
+        for member, last in zip(self.members, self._memories(previous)):
+            if last is None and flows and member.steps is not None:
+                last = Prediction(_mixed(costs, flows)[0])
+            found = member(frame1, frame2, last)
+            costs.append(_cost(frame1, frame2, found.flow.float()))
+            flows.append(found.flow.float())
+            memories.append(found.memory)
+        flow, apart = _mixed(costs, flows)
+        kept = tuple(memories) if any(memory is not None for memory in memories) else None
+        return Prediction(flow, memory=kept, residual=apart)
 
     def _memories(self, previous: Prediction | None) -> list[Prediction | None]:
         """What each network is told about the pair before this one."""
@@ -61,17 +67,20 @@ class Blend(FlowModel):
         return [None if memory is None else previous._replace(memory=memory) for memory in previous.memory]
 
 
-def _shares(frame1: Tensor, frame2: Tensor, flows: Tensor) -> Tensor:
-    """Returns what each of the flows [N, K, 2, H, W] counts, [N, K, h, w] at half the size; the sum over K is 1."""
+def _cost(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
+    """Returns [N, h, w], at half the size: how little frame2, brought back by the flow, agrees with frame1."""
     height, width = frame1.shape[-2:]
     size = (-(-height // 2), -(-width // 2))
-    factors = constant((size[1] / width, size[0] / height), flows)[:, None, None]
     frame1, frame2 = (F.interpolate(frame.float(), size, mode="area") for frame in (frame1, frame2))
-    margin = (WINDOW // 2,) * 4
-    costs = []
-    for flow in flows.unbind(1):
-        flow = F.interpolate(flow, size, mode="area") * factors
-        distance = census_distance(frame1, warp(frame2, flow), PATCH)
-        mean = F.avg_pool2d(F.pad(distance[:, None], margin, mode="replicate"), WINDOW, 1)[:, 0]
-        costs.append(mean.masked_fill(~inside(flow), OUTSIDE))
-    return torch.softmax(-SHARPNESS * torch.stack(costs, 1), 1)
+    flow = reduced(flow, size)
+    distance = census_distance(frame1, warp(frame2, flow), PATCH)
+    mean = F.avg_pool2d(F.pad(distance[:, None], (WINDOW // 2,) * 4, mode="replicate"), WINDOW, 1)[:, 0]
+    return mean.masked_fill(~inside(flow), OUTSIDE)
+
+
+def _mixed(costs: list[Tensor], flows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the flow [N, 2, H, W] mixed from several, the cheaper the more, and their distance from it, [N, H, W]."""
+    shares = resize(torch.softmax(-SHARPNESS * torch.stack(costs, 1), 1), flows[0].shape[-2:])
+    flow = sum(share[:, None] * each for share, each in zip(shares.unbind(1), flows))
+    apart = sum(share * (each - flow).norm(dim=1) for share, each in zip(shares.unbind(1), flows))
+    return flow, apart

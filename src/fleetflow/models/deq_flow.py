@@ -21,6 +21,7 @@ from fleetflow.layers.attention import Aggregate, Attention
 from fleetflow.layers.residual_encoder import ResidualEncoder
 from fleetflow.layers.update import GRU, LEVELS, SEPARABLE, FlowHead, MaskHead, MotionEncoder, grown, shrunk
 from fleetflow.layers.upsample import convex_upsample
+from fleetflow.layers.warm_start import reduced
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs, lookup
 from fleetflow.ops.warp import pixel_grid
@@ -247,9 +248,14 @@ class DEQFlow(FlowModel):
 
 
 def _started(previous: Prediction | None, cold: State) -> State:
-    """Returns the last pair's fixed point, or the cold start; raises FleetflowError where it is another network's."""
-    if previous is None or previous.memory is None:
+    """Returns the cold start, also with a given flow, or the last pair's fixed point.
+
+    Raises FleetflowError where that is another network's.
+    """
+    if previous is None:
         return cold
+    if previous.memory is None:
+        return cold[0], reduced(previous.flow, cold[1].shape[-2:]).to(cold[1])
     memory, shapes = previous.memory, [list(part.shape) for part in cold]
     fits = isinstance(memory, tuple | list) and all(isinstance(part, Tensor) for part in memory)
     if not fits or [list(part.shape) for part in memory] != shapes:
