@@ -4,8 +4,10 @@ Better: the product of mean EPE and percentage over 3 px is smaller. They are sc
 the same on any number of threads.
 
     python benchmarks/ship.py runs/NAME DIR
+    python benchmarks/ship.py blend DIR
 
-Then the table of the README and docs/results.md are written anew.
+Then, or alone as the second line asks, the blend of our best weights is scored, and the table of the README and
+docs/results.md are written anew.
 """
 
 import json
@@ -18,7 +20,7 @@ from fleetflow.data.pairs import pairs
 from fleetflow.evaluate import evaluate
 from fleetflow.models import weights
 from fleetflow.predict import Predictor
-from fleetflow.results import our_scores, page, score_table
+from fleetflow.results import BLEND, BLENDED, our_scores, page, score_table
 from fleetflow.types import FleetflowError
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,16 @@ def main(run: Path, root: Path) -> None:
         return
     weights.save(model, target, {**header, "scores": scores}, dtype=torch.float16)
     print(f"{target.name}: {old} -> {new}")
+    blend(root)
+
+
+def blend(root: Path) -> None:
+    """Scores the blend of our best weights, and writes all tables."""
+    model = weights.load(BLEND)
+    digest = Predictor(model, device="cpu", precision="fp32").label()["sha256"]
+    scores = score(weights.load(BLEND), root)
+    print(json.dumps(scores, indent=1))
+    BLENDED.write_text(json.dumps({"sha256": digest, "scores": scores}, indent=1) + "\n")
     publish()
 
 
@@ -62,4 +74,4 @@ def publish() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    blend(Path(sys.argv[2])) if sys.argv[1] == "blend" else main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,9 +1,12 @@
 """Blends of networks: which flow counts where, memories, names."""
 
+import json
+
 import pytest
 import torch
 
 import fleetflow
+from fleetflow import results
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
 from fleetflow.models import weights
@@ -103,6 +106,16 @@ def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():
                 error = (model(pairs.frame1, pairs.frame2).flow - pairs.flow).norm(dim=1)
             wrong[k] += ((error > 3) & pairs.valid).sum()
     assert wrong[0] < 0.95 * wrong[1:].min(), wrong
+
+
+def test_the_published_score_is_that_of_these_weights():
+    label = Predictor(fleetflow.load(results.BLEND), device="cpu", precision="fp32").label()
+    stored = json.loads(results.BLENDED.read_text())
+    assert stored["sha256"] == label["sha256"], "python benchmarks/ship.py blend DIR scores the blend again"
+    every = results.our_scores()
+    blend, parts = every[results.BLEND], [every[name] for name in weights.members(results.BLEND)]
+    for key in ("epe", "out3"):
+        assert blend["mean of sets"][key] < min(part["mean of sets"][key] for part in parts)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (37, 50)])
