@@ -17,7 +17,7 @@ from fleetflow.types import FleetflowError
 Scores = dict[str, dict[str, float]]  # set -> epe (pixels), out3 (%)
 
 BLEND = "fastflownet+deq_flow_tiny+raft_small"  # of our weights that score best
-BLENDED = Path(__file__).parent / "weights" / "blend.json"  # its scores, and of which weights they are
+BLENDED = Path(__file__).parent / "blend_scores.json"  # and of which weights they are
 
 
 class Published(NamedTuple):
@@ -171,7 +171,7 @@ so, or submitted.
 def our_scores() -> dict[str, Scores]:
     """Returns the scores in the headers of the weights in the package, by network; weights without are left out.
 
-    And that of BLEND, from the file beside them.
+    And that of BLEND.
     """
     found = {}
     for name in models:
