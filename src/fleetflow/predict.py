@@ -106,7 +106,8 @@ class Predictor:
     ) -> Prediction:
         """Returns all the network has to say about the pair, as tensors of a batch of one on the device.
 
-        previous: what it said about the last pair of a video, for networks that can start from there.
+        previous: what it said about the last pair of a video, for networks that can start from there; or, without a
+            memory, what another network said about this pair.
         """
         frame1, frame2 = self._frame(image1, "image1"), self._frame(image2, "image2")
         if frame1.shape != frame2.shape:
