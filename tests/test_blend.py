@@ -98,7 +98,7 @@ def test_a_network_that_refines_begins_with_the_blend_of_those_before_it(pair):
 
 
 def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():
-    blend, wrong = fleetflow.load("fastflownet+raft_small"), torch.zeros(3, dtype=torch.float64)
+    blend, wrong = fleetflow.load(results.BLEND), torch.zeros(3, dtype=torch.float64)
     for index in range(2):
         pairs = generate(4, 256, 352, seed=77, index=index)
         for k, model in enumerate((blend, *blend.members)):

@@ -16,7 +16,7 @@ from fleetflow.types import FleetflowError
 
 Scores = dict[str, dict[str, float]]  # set -> epe (pixels), out3 (%)
 
-BLEND = "fastflownet+deq_flow_tiny+raft_small"  # of our weights that score best
+BLEND = "fastflownet+deq_flow_tiny"  # of our weights that score best
 BLENDED = Path(__file__).parent / "blend_scores.json"  # and of which weights they are
 
 

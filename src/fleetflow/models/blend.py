@@ -24,7 +24,7 @@ PATCH, WINDOW = 5, 7  # of the census, and the square it is averaged over, in pi
 
 
 class Blend(FlowModel):
-    """The flow of several networks; `fleetflow.load("fastflownet+raft_small")` makes one.
+    """The flow of several networks; `fleetflow.load("fastflownet+deq_flow_tiny")` makes one.
 
     A network that refines begins with the blend of those before it, or with its own memory of the pair before. Each
     takes its own number of steps and fits frames its own way. The residual is how far they disagree: the weighted mean
