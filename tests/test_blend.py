@@ -29,7 +29,7 @@ class Says(FlowModel):
         return frame1, frame2
 
     def estimate(self, frame1, frame2, previous, steps):
-        self.previous = previous
+        self.previous, self.took = previous, steps
         return Prediction(self.flow, memory=self.memory)
 
 
@@ -106,6 +106,19 @@ def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():
                 error = (model(pairs.frame1, pairs.frame2).flow - pairs.flow).norm(dim=1)
             wrong[k] += ((error > 3) & pairs.valid).sum()
     assert wrong[0] < 0.95 * wrong[1:].min(), wrong
+
+
+def test_steps_are_for_the_networks_that_refine(pair):
+    plain, refines = Says(pair.flow), Says(pair.flow, steps=3)
+    blend = Blend([plain, refines]).eval()
+    blend(pair.frame1, pair.frame2)
+    assert (plain.took, refines.took) == (None, 3)
+    blend(pair.frame1, pair.frame2, steps=7)
+    assert (plain.took, refines.took) == (None, 7)
+    with pytest.raises(FleetflowError, match="at least 1"):
+        blend(pair.frame1, pair.frame2, steps=0)
+    with pytest.raises(FleetflowError, match="Says has no refinement steps"):
+        Blend([plain, plain]).eval()(pair.frame1, pair.frame2, steps=7)
 
 
 def test_the_published_score_is_that_of_these_weights():

@@ -27,8 +27,9 @@ class Blend(FlowModel):
     """The flow of several networks; `fleetflow.load("fastflownet+deq_flow_tiny")` makes one.
 
     A network that refines begins with the blend of those before it, or with its own memory of the pair before. Each
-    takes its own number of steps and fits frames its own way. The residual is how far they disagree: the weighted mean
-    distance in pixels of their flows from the blended one. The memory holds those of the networks that have one.
+    fits frames its own way and takes its own number of steps, unless `steps` says. The residual is how far they
+    disagree: the weighted mean distance in pixels of their flows from the blended one. The memory holds those of the
+    networks that have one.
     """
 
     stride = 1
@@ -40,6 +41,13 @@ class Blend(FlowModel):
             raise FleetflowError(f"a blend of {len(members)} networks; expected two or more")
         self.members = nn.ModuleList(members)
 
+    def steps_of(self, steps: int | None) -> int | None:
+        """Returns the steps asked for, which all networks take that refine; None lets each take its own number."""
+        if steps is None:
+            return None
+        refining = [member for member in self.members if member.steps is not None]
+        return [member.steps_of(steps) for member in refining or self.members][0]
+
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return frame1, frame2
 
@@ -50,7 +58,7 @@ class Blend(FlowModel):
         for member, last in zip(self.members, self._memories(previous)):
             if last is None and flows and member.steps is not None:
                 last = Prediction(_mixed(costs, flows)[0])
-            found = member(frame1, frame2, last)
+            found = member(frame1, frame2, last, None if member.steps is None else steps)
             costs.append(_cost(frame1, frame2, found.flow.float()))
             flows.append(found.flow.float())
             memories.append(found.memory)
