@@ -50,7 +50,7 @@ def blend(root: Path) -> None:
     """Scores the blend of our best weights, and writes all tables."""
     model = weights.load(BLEND)
     digest = Predictor(model, device="cpu", precision="fp32").label()["sha256"]
-    scores = score(weights.load(BLEND), root)
+    scores = score(model, root)
     print(json.dumps(scores, indent=1))
     BLENDED.write_text(json.dumps({"sha256": digest, "scores": scores}, indent=1) + "\n")
     publish()

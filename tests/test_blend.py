@@ -95,6 +95,9 @@ def test_a_network_that_refines_begins_with_the_blend_of_those_before_it(pair):
     torch.testing.assert_close(refines.previous.flow, Blend([first, second]).eval()(pair.frame1, pair.frame2).flow)
     blend(pair.frame1, pair.frame2, found)
     assert refines.previous.memory is memory, "along a video, the pair before"
+    given = Prediction(pair.flow - 2)
+    blend(pair.frame1, pair.frame2, given)
+    assert refines.previous is given
 
 
 def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():

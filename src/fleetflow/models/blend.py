@@ -69,7 +69,7 @@ class Blend(FlowModel):
     def _memories(self, previous: Prediction | None) -> list[Prediction | None]:
         """What each network is told about the pair before this one."""
         if previous is None or previous.memory is None:
-            return [None] * len(self.members)
+            return [previous] * len(self.members)
         if not isinstance(previous.memory, tuple) or len(previous.memory) != len(self.members):
             raise FleetflowError("the previous prediction is not that of this blend: pass what it returned itself")
         return [None if memory is None else previous._replace(memory=memory) for memory in previous.memory]

@@ -169,7 +169,6 @@ GENERATED: dict[str, Recipe] = {
             _solving("widens", MODERATE, 24, Batches(1_700, 4, 160, 224)),
             _solving("roams", worlds.MIXTURE, 24, Batches(750, 4, 256, 352)),
             _solving("sweeps", worlds.MIXTURE, 24, Batches(1_500, 4, 256, 352), Batches(500, 3, 384, 512)),
-            _solving("furnishes", worlds.MIXTURE, 24, Batches(700, 3, 352, 512)),
         ),
         "ours: some hours on two CPU cores",
     ),

@@ -54,9 +54,9 @@ def _furniture(x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     size = float(_uniform(generator, 0.35, 0.6))
     cx, cy = _uniform(generator, -0.3, 0.3, 2)
     field = size * _polygon((x - cx) / size, (y - cy) / size, generator)
-    along = float(_uniform(generator, 0, 6.3))  # the way the legs point, more or less
+    along = _uniform(generator, 0, 6.3)  # the way the legs point, more or less
     for _ in range(int(torch.randint(3, 8, (), generator=generator))):
-        angle = torch.tensor(along) + _uniform(generator, -0.25, 0.25)
+        angle = along + _uniform(generator, -0.25, 0.25)
         if torch.rand((), generator=generator) < 0.25:
             angle = angle + torch.pi / 2  # a strut between them
         sx, sy = torch.stack([cx, cy]) + _uniform(generator, -0.5, 0.5, 2) * size
