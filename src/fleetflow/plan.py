@@ -54,6 +54,7 @@ class Stage:
     refinements: refinement steps in training, for networks that refine; None takes the network's own.
     network: of this stage, where it differs from the recipe's.
     build: makes the network, where training needs arguments of it.
+    opening: a network with weights of ours, whose flow every other pair begins with, as the networks of a blend do.
     begin: what is done to fresh weights, where nothing comes before.
     grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to like.
     tunes: the stage needs trained weights to start from.
@@ -75,6 +76,7 @@ class Stage:
     refinements: int | None = None
     network: str | None = None
     build: Callable[[], FlowModel] | None = None
+    opening: str | None = None
     begin: Callable[[FlowModel], None] | None = None
     grow: Callable[..., None] | None = None
     tunes: bool = False
@@ -139,6 +141,7 @@ def described(stage: Stage) -> str:
         f"network {stage.network}" if stage.network else "",
         _built(stage.build) if stage.build else "",
         f"{stage.refinements} refinements" if stage.refinements else "",
+        f"every other pair begins with the flow of {stage.opening}" if stage.opening else "",
         f"begins by {_called(stage.begin)}" if stage.begin else "",
         f"grows by {_called(stage.grow)}" if stage.grow else "",
         "norm frozen" if stage.freeze_norm else "",

@@ -41,7 +41,7 @@ from fleetflow.predict import Precision, Predictor, autocast, choose_dtype
 from fleetflow.recipes import recipe
 from fleetflow.registry import models, unknown
 from fleetflow.runlog import Log, header
-from fleetflow.types import FleetflowError, Sample
+from fleetflow.types import FleetflowError, Prediction, Sample
 
 BAD_STEPS = 20  # so many steps with a loss that is no number or explodes end the run
 EXPLODED = 50.0  # a loss so many times the median of the last 200 is not learned from
@@ -202,6 +202,7 @@ def train(
         few = min(8, (os.cpu_count() or 1) // world) if feed.sources else 1
         here = (few if workers is None else workers) if feed.sources or where.type == "cpu" else 0
         stream = batches(feed, first, last, own, workers=here)
+        opening = weights.load(part.opening).to(where) if part.opening else None
         step = first - 1
         for step in range(first, last):
             factor = part.schedule(step, part.steps)
@@ -214,7 +215,8 @@ def train(
                 sample = Sample(*(tensor.to(where, non_blocking=True) for tensor in tensors))
                 trained.require_backward_grad_sync = k + 1 == len(own)  # processes meet at the last part
                 with autocast(where, dtype):
-                    prediction = trained(sample.frame1, sample.frame2, steps=part.refinements)
+                    given = _opened(opening, sample, step) if opening else None
+                    prediction = trained(sample.frame1, sample.frame2, given, steps=part.refinements)
                 loss = part.loss(prediction, sample)
                 scaler.scale(loss / len(own)).backward()
                 error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid]
@@ -422,6 +424,14 @@ def _begin(
             ) from None
         trained = torch.compile(trained, dynamic=False)  # the sizes of a stage are few
     return trained, average, updates, scaler
+
+
+@torch.no_grad()
+def _opened(network: FlowModel, sample: Sample, step: int) -> Prediction:
+    """The flow of a network for every other pair, by turns, and none for those between."""
+    flow = network(sample.frame1, sample.frame2).flow
+    flow[step % 2 :: 2] = 0
+    return Prediction(flow)
 
 
 def _repeatable(block: nn.Module) -> bool:

@@ -15,6 +15,7 @@ def convex_upsample(flow: Tensor, weights: Tensor, factor: int = 8) -> Tensor:
     weights = weights.to(flow.dtype).view(count, 1, 9, factor, factor, height, width).softmax(2)
     padded = F.pad(factor * flow, (1, 1, 1, 1))[:, :, None, None]
     fine = sum(  # one neighbour at a time: the product of all nine would be the largest tensor of the network
-        weights[:, :, k] * padded[..., k // 3 : k // 3 + height, k % 3 : k % 3 + width] for k in range(9)
+        weight * padded[..., k // 3 : k // 3 + height, k % 3 : k % 3 + width]
+        for k, weight in enumerate(weights.unbind(2))
     )
     return fine.permute(0, 1, 4, 2, 5, 3).reshape(count, 2, factor * height, factor * width)

@@ -22,6 +22,7 @@ class AllPairs(NamedTuple):
     volumes: tuple[Tensor, ...] | None  # per level [N, H * W, H / 2^level, W / 2^level]; None: compute at the lookup
     table: Tensor | None = None  # [N, H * W, K], of which the volumes are views, as the fast lookup on the CPU reads it
     last: list[Tensor] | None = None  # what that has read last, without gradients: windows that stay are read once
+    sums: list[Tensor] | None = None  # where the gradients of all that is read from the table meet
 
 
 def halve(picture: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ def _refining(
     loss: Callable = losses.sequence,
     refinements: int | None = None,
     build: Callable[[], FlowModel] | None = None,
+    opening: str | None = None,
 ) -> Stage:
     """A stage for networks that refine: Muon, and a loss on several points of the way."""
     return Stage(
@@ -88,14 +89,17 @@ def _refining(
         mixture=mixture,
         refinements=refinements,
         build=build,
+        opening=opening,
     )
 
 
-def _solving(name: str, mixture: dict[worlds.World, float], evaluations: int, *sizes: Batches) -> Stage:
+def _solving(
+    name: str, mixture: dict[worlds.World, float], evaluations: int, *sizes: Batches, opening: str | None = None
+) -> Stage:
     """A stage for the small DEQ-Flow: so many evaluations, one-step gradients at three points of them."""
     equilibrium = equilibrium_of(deq_flow.PLAIN, evaluations, 3, 1)
     build = partial(deq_flow.deq_flow_tiny, equilibrium=equilibrium)
-    return _refining(name, mixture, *sizes, loss=losses.correction, build=build)
+    return _refining(name, mixture, *sizes, loss=losses.correction, build=build, opening=opening)
 
 
 GENERATED: dict[str, Recipe] = {
@@ -169,6 +173,7 @@ GENERATED: dict[str, Recipe] = {
             _solving("widens", MODERATE, 24, Batches(1_700, 4, 160, 224)),
             _solving("roams", worlds.MIXTURE, 24, Batches(750, 4, 256, 352)),
             _solving("sweeps", worlds.MIXTURE, 24, Batches(1_500, 4, 256, 352), Batches(500, 3, 384, 512)),
+            _solving("follows", worlds.MIXTURE, 24, Batches(1_000, 3, 384, 640), opening="fastflownet"),
         ),
         "ours: some hours on two CPU cores",
     ),

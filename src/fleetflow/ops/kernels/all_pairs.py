@@ -49,7 +49,9 @@ def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: i
     volumes = []
     for scale, part in zip(pyramid.features2, table.split([part.shape[2] for part in columns], 2)):
         volumes.append(part.unflatten(2, (scale.shape[3], PAD + scale.shape[2]))[..., PAD:].mT)
-    return pyramid._replace(volumes=tuple(volumes), table=table, last=[])
+    sums = []
+    table = _Table.apply(table, sums) if trains else table
+    return pyramid._replace(volumes=tuple(volumes), table=table, last=[], sums=sums)
 
 
 def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
@@ -83,7 +85,7 @@ def _gathered(pyramid: AllPairs, origin: Tensor, side: int) -> Tensor:
     """The windows [N, P, levels, side^2], column by column, with their corners at origin [N, 2, P, levels]."""
     start = _starts(origin, *_places(pyramid, origin), side)
     index = start[..., None] + torch.arange(side)
-    return pyramid.table.gather(2, index.flatten(2)).view(*start.shape[:3], side * side)
+    return _Gathered.apply(pyramid.table, index.flatten(2), pyramid.sums).view(*start.shape[:3], side * side)
 
 
 def _read(pyramid: AllPairs, origin: Tensor, side: int) -> Tensor:
@@ -122,6 +124,42 @@ def _starts(origin: Tensor, widths: Tensor, heights: Tensor, first: Tensor, side
     column = x[..., None] + torch.arange(side)
     start = (first + PAD + y)[..., None] + column * (PAD + heights)[:, None]
     return start * ((column >= 0) & (column < widths[:, None]))  # every row of the table begins with zeros
+
+
+class _Table(torch.autograd.Function):
+    """The table. All that `_Gathered` reads of it has one gradient, the only tensor in `sums` while it is made.
+
+    By itself autograd would make a table of zeros for every lookup, and add them up.
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, sums: list[Tensor]) -> Tensor:
+        ctx.sums = sums
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        ctx.sums.clear()
+        return gradient, None
+
+
+class _Gathered(torch.autograd.Function):
+    """table.gather(2, index)."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, index: Tensor, sums: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.sums, ctx.shape = sums, table.shape
+        return table.gather(2, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        first = not ctx.sums
+        if first:
+            ctx.sums.append(gradient.new_zeros(ctx.shape))
+        ctx.sums[0].scatter_add_(2, *ctx.saved_tensors, gradient)
+        return ctx.sums[0] if first else None, None, None  # autograd holds the first, and the others add to it
 
 
 class _Windows(torch.autograd.Function):
