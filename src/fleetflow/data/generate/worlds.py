@@ -232,6 +232,23 @@ def blank_world(draw: Draw, height: int, width: int) -> Scene:
     return scene._replace(surface=surface, present=present)
 
 
+def bare_world(draw: Draw, height: int, width: int) -> Scene:
+    """Large objects, most of one colour, some of two parts: only outlines and corners tell how they move."""
+    scene = _flat(draw, height, width, 2.0)
+    motion, outline, surface = (part.clone() for part in scene[:3])
+    outline[:, 1:, :2] /= draw.uniform(1.0, 2.5, SHEETS - 1)[..., None, None]
+    wobble, joined = scene.wobble.clone(), draw.chance(0.5, 3)  # at the side of the one below, and moving with it
+    wobble[:, 2::2] = torch.where(joined, wobble[:, 1:7:2], wobble[:, 2::2])
+    joined = joined[..., None, None]
+    beside = shift(draw.uniform(-1.5, 1.5, 3), draw.uniform(-1.5, 1.5, 3)) @ outline[:, 1:7:2]
+    outline[:, 2::2] = torch.where(joined, beside, outline[:, 2::2])
+    motion[:, 2::2] = torch.where(joined, motion[:, 1:7:2], motion[:, 2::2])
+    plain = draw.chance(0.7)
+    plain[:, 0] = False
+    surface[..., :2, :2] *= torch.where(plain, 5e-3, 1.0)[..., None, None]
+    return scene._replace(motion=motion, outline=outline, surface=surface, wobble=wobble)
+
+
 def drive_world(draw: Draw, height: int, width: int) -> Scene:
     return _camera(draw, height, width, "drive")
 
@@ -246,8 +263,9 @@ def hand_world(draw: Draw, height: int, width: int) -> Scene:
 
 World = Callable[[Draw, int, int], Scene]
 MIXTURE: dict[World, float] = {
-    shapes_world: 0.26,
-    large_world: 0.26,
+    shapes_world: 0.23,
+    large_world: 0.19,
+    bare_world: 0.10,
     small_world: 0.05,
     still_world: 0.02,
     drive_world: 0.24,
