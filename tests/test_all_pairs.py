@@ -97,6 +97,25 @@ def test_gradients_in_double_precision(monkeypatch):
         )
 
 
+def test_all_lookups_of_a_pyramid_share_a_gradient():
+    """Three lookups, one of them by a window that is too wide for the fast way; the same graph again gives the same."""
+    a, b, positions = inputs(16, 7)
+
+    def gradients() -> list[tuple]:
+        pyramid = all_pairs(a, b, 3)
+        values = [lookup(pyramid, positions + k, radius) for k, radius in enumerate((3, 2, 6))]
+        total = sum((value * value).sum() for value in values)
+        found = [torch.autograd.grad(total, (a, b, positions), retain_graph=True) for _ in range(2)]
+        assert not pyramid.sums  # nothing is kept that the next pass would add to
+        return found
+
+    with kernels.reference():
+        plain = gradients()[0]
+    for fast_ones in gradients():
+        for ours, theirs in zip(fast_ones, plain, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 @torch.no_grad()
 def test_lookups_that_follow_one_another():
     """Windows that stay are not read again: on one pyramid each of many lookups is that of a fresh pyramid."""

@@ -50,6 +50,7 @@ CHANGES = {
     "refinements": 7,
     "network": "raft",
     "build": partial(deq_flow_b, equilibrium=ANDERSON),
+    "opening": "fastflownet",
     "begin": partial(print, "weights"),
     "grow": print,
     "tunes": True,

@@ -380,6 +380,29 @@ def test_learns_on_one_batch(monkeypatch, tmp_path):
     assert rows[-1]["epe"] < 0.5 * fixed.flow.norm(dim=1).mean().item()
 
 
+def test_every_other_pair_begins_with_the_flow_of_another_network(monkeypatch, tmp_path):
+    given = []
+
+    def watched():
+        model = models["raft_small"]()
+        model.register_forward_pre_hook(lambda _, args: given.append(args))
+        return model
+
+    stage = dataclasses.replace(
+        GENERATED, batches=(Batches(2, 3, 64, 128),), loss=losses.sequence, begin=None, refinements=2, build=watched
+    )
+    plan = Recipe("raft_small", (dataclasses.replace(stage, opening="fastflownet"),), "a test")
+    monkeypatch.setitem(recipes.RECIPES, "follows", plan)
+    job.train("follows", folder=tmp_path, workers=0, precision="fp32", report=quiet)
+    network = weights.load("fastflownet")
+    for (frame1, frame2, previous), begins in zip(given, [(False, True, False), (True, False, True)], strict=True):
+        with torch.no_grad():
+            flow = network(frame1, frame2).flow
+        expected = flow * torch.tensor(begins)[:, None, None, None]
+        torch.testing.assert_close(previous.flow, expected, rtol=1e-3, atol=1e-3)
+        assert previous.memory is None and flow.abs().mean() > 0.1
+
+
 def test_a_loss_that_is_no_number_is_skipped_then_ends_the_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "BAD_STEPS", 3)
     calls = []

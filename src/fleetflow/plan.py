@@ -141,7 +141,7 @@ def described(stage: Stage) -> str:
         f"network {stage.network}" if stage.network else "",
         _built(stage.build) if stage.build else "",
         f"{stage.refinements} refinements" if stage.refinements else "",
-        f"every other pair begins with the flow of {stage.opening}" if stage.opening else "",
+        f"half begin with {stage.opening}" if stage.opening else "",
         f"begins by {_called(stage.begin)}" if stage.begin else "",
         f"grows by {_called(stage.grow)}" if stage.grow else "",
         "norm frozen" if stage.freeze_norm else "",
