@@ -112,10 +112,12 @@ def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():
 
 
 def test_steps_are_for_the_networks_that_refine(pair):
-    plain, refines = Says(pair.flow), Says(pair.flow, steps=3)
+    plain, refines = Says(pair.flow), Says(pair.flow, torch.ones(2), steps=12)
     blend = Blend([plain, refines]).eval()
-    blend(pair.frame1, pair.frame2)
-    assert (plain.took, refines.took) == (None, 3)
+    found = blend(pair.frame1, pair.frame2)
+    assert (plain.took, refines.took) == (None, 3), "a quarter, as it begins with the flow of the first"
+    blend(pair.frame1, pair.frame2, found)
+    assert refines.took == 12, "all of them from its own memory on"
     blend(pair.frame1, pair.frame2, steps=7)
     assert (plain.took, refines.took) == (None, 7)
     with pytest.raises(FleetflowError, match="at least 1"):

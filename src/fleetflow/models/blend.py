@@ -20,16 +20,17 @@ from fleetflow.types import FleetflowError, Prediction
 
 SHARPNESS = 15.0  # a census distance smaller by 1 / 15 counts e times as much
 OUTSIDE = 0.35  # census distance that a flow is given where it leaves the picture, and nothing can be compared
+FOLLOWS = 0.25  # of its own number of steps takes a network that begins with the blend: it has not far to go
 PATCH, WINDOW = 5, 7  # of the census, and the square it is averaged over, in pixels of half the size
 
 
 class Blend(FlowModel):
     """The flow of several networks; `fleetflow.load("fastflownet+deq_flow_tiny")` makes one.
 
-    A network that refines begins with the blend of those before it, or with its own memory of the pair before. Each
-    fits frames its own way and takes its own number of steps, unless `steps` says. The residual is how far they
-    disagree: the weighted mean distance in pixels of their flows from the blended one. The memory holds those of the
-    networks that have one.
+    A network that refines begins with the blend of those before it, and takes a quarter of its own number of steps; or
+    with its own memory of the pair before, and takes them all. `steps` is for both. Each fits frames its own way. The
+    residual is how far they disagree: the weighted mean distance in pixels of their flows from the blended one. The
+    memory holds those of the networks that have one.
     """
 
     stride = 1
@@ -56,9 +57,11 @@ class Blend(FlowModel):
             raise FleetflowError("a blend is not trained; train its networks one by one")
         costs, flows, memories = [], [], []
         for member, last in zip(self.members, self._memories(previous)):
+            takes = None if member.steps is None else steps
             if last is None and flows and member.steps is not None:
                 last = Prediction(_mixed(costs, flows)[0])
-            found = member(frame1, frame2, last, None if member.steps is None else steps)
+                takes = steps or max(round(FOLLOWS * member.steps), 1)
+            found = member(frame1, frame2, last, takes)
             costs.append(_cost(frame1, frame2, found.flow.float()))
             flows.append(found.flow.float())
             memories.append(found.memory)
