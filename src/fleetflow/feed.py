@@ -17,8 +17,9 @@ from fleetflow.data.dataset import Files, datasets
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.textures import Textures
 from fleetflow.evaluate import open_files
+from fleetflow.models.base import FlowModel
 from fleetflow.plan import Recipe, Source, Stage
-from fleetflow.types import FleetflowError, Sample
+from fleetflow.types import FleetflowError, Prediction, Sample
 
 
 class Feed(Dataset):
@@ -114,6 +115,16 @@ def batches(
             yield *key, tensors
     except FleetflowError as error:  # torch puts the traceback of a worker before its one line
         raise FleetflowError(str(error).strip().splitlines()[-1].rpartition("FleetflowError: ")[2]) from None
+
+
+@torch.no_grad()
+def opened(network: FlowModel | None, sample: Sample, step: int) -> Prediction | None:
+    """Returns the flow of the network for every other pair, by turns, and none for those between (`Stage.opening`)."""
+    if network is None:
+        return None
+    flow = network(sample.frame1, sample.frame2).flow
+    flow[step % 2 :: 2] = 0
+    return Prediction(flow)
 
 
 @lru_cache(maxsize=2)

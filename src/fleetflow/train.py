@@ -30,7 +30,7 @@ from fleetflow.data.dataset import Files
 from fleetflow.data.generate import default_textures
 from fleetflow.data.generate.textures import photographs
 from fleetflow.evaluate import evaluate, fit_for
-from fleetflow.feed import Feed, batches, dataset_of, on_data, open_sources
+from fleetflow.feed import Feed, batches, dataset_of, on_data, open_sources, opened
 from fleetflow.io import reason, write_atomically
 from fleetflow.memory import keep_freed
 from fleetflow.metrics import end_point_error
@@ -41,7 +41,7 @@ from fleetflow.predict import Precision, Predictor, autocast, choose_dtype
 from fleetflow.recipes import recipe
 from fleetflow.registry import models, unknown
 from fleetflow.runlog import Log, header
-from fleetflow.types import FleetflowError, Prediction, Sample
+from fleetflow.types import FleetflowError, Sample
 
 BAD_STEPS = 20  # so many steps with a loss that is no number or explodes end the run
 EXPLODED = 50.0  # a loss so many times the median of the last 200 is not learned from
@@ -215,8 +215,7 @@ def train(
                 sample = Sample(*(tensor.to(where, non_blocking=True) for tensor in tensors))
                 trained.require_backward_grad_sync = k + 1 == len(own)  # processes meet at the last part
                 with autocast(where, dtype):
-                    given = _opened(opening, sample, step) if opening else None
-                    prediction = trained(sample.frame1, sample.frame2, given, steps=part.refinements)
+                    prediction = trained(*sample[:2], opened(opening, sample, step), steps=part.refinements)
                 loss = part.loss(prediction, sample)
                 scaler.scale(loss / len(own)).backward()
                 error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid]
@@ -424,14 +423,6 @@ def _begin(
             ) from None
         trained = torch.compile(trained, dynamic=False)  # the sizes of a stage are few
     return trained, average, updates, scaler
-
-
-@torch.no_grad()
-def _opened(network: FlowModel, sample: Sample, step: int) -> Prediction:
-    """The flow of a network for every other pair, by turns, and none for those between."""
-    flow = network(sample.frame1, sample.frame2).flow
-    flow[step % 2 :: 2] = 0
-    return Prediction(flow)
 
 
 def _repeatable(block: nn.Module) -> bool:
