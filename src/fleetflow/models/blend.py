@@ -43,7 +43,7 @@ class Blend(FlowModel):
         self.members = nn.ModuleList(members)
 
     def steps_of(self, steps: int | None) -> int | None:
-        """Returns the steps asked for, which all networks take that refine; None lets each take its own number."""
+        """Returns the steps asked for, which all networks take that refine; None lets each choose."""
         if steps is None:
             return None
         refining = [member for member in self.members if member.steps is not None]
