@@ -1,5 +1,6 @@
 """Scene -> frames, flows and occlusion: which sheet is in front at each pixel, then one texture look-up per pixel."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -77,8 +78,8 @@ def _project(matrix: Tensor, points: Tensor) -> Tensor:
     return torch.stack(((m[0] * x + m[1] * y + m[2]) * scale, (m[3] * x + m[4] * y + m[5]) * scale, depth), 1)
 
 
-def _inside(scene: Scene, shapes: Tensor, k: int, matrix: Tensor, points: Tensor) -> Tensor:
-    """[B, h, w] field of sheet k at the points: positive where it covers them."""
+def _covers(scene: Scene, shapes: Tensor, k: int, matrix: Tensor, points: Tensor) -> Tensor:
+    """[B, h, w] field of sheet k at the points: positive where it covers them, should it be present."""
     projected = _project(matrix[:, k], points)
     whole = (scene.shape[:, k] < 0)[:, None, None]
     at = (projected[:, :2] + 1) * ((GRID - 1) / 2)
@@ -89,32 +90,43 @@ def _inside(scene: Scene, shapes: Tensor, k: int, matrix: Tensor, points: Tensor
     ).view(whole.shape[0], *points.shape[-2:])
     beyond = projected[:, :2].abs().amax(1) - 1
     field = torch.minimum(field, -beyond).masked_fill(whole, 1.0)
-    return field.masked_fill((projected[:, 2] <= 1e-6) | ~scene.present[:, k, None, None], -1.0)
+    return field.masked_fill(projected[:, 2] <= 1e-6, -1.0)
+
+
+def _sheets(scene: Scene) -> Iterator[tuple[int, Tensor]]:
+    """Yields each sheet but the first, from back to front, with the numbers of the scenes that have it."""
+    present = scene.present.cpu()
+    for k in range(1, present.shape[1]):
+        rows = present[:, k].nonzero()[:, 0]
+        if len(rows):
+            yield k, rows.to(scene.present.device)
 
 
 def _front(scene: Scene, shapes: Tensor, matrix: Tensor, pixels: Tensor, bend: Tensor | None, size) -> Tensor:
     """[B, H, W] number of the foremost sheet at every pixel."""
     height, width = size
-    count, sheets = scene.shape.shape
+    count = len(scene.shape)
     coarse = _pixels(height, width, pixels.device, COARSE).expand(count, -1, -1, -1)
     if bend is not None:
         bend = F.interpolate(bend, size=coarse.shape[-2:], mode="bilinear", align_corners=True)
-    front = torch.zeros(count, height, width, dtype=torch.long, device=pixels.device)
-    for k in range(1, sheets):
-        points = coarse if bend is None else coarse + scene.wobble[:, k, None, None, None] * bend
-        field = _inside(scene, shapes, k, matrix, points)[:, None]
-        full = ((coarse.shape[-2] - 1) * COARSE + 1, (coarse.shape[-1] - 1) * COARSE + 1)
+    front = torch.zeros(count, height, width, dtype=torch.uint8, device=pixels.device)
+    full = ((coarse.shape[-2] - 1) * COARSE + 1, (coarse.shape[-1] - 1) * COARSE + 1)
+    for k, rows in _sheets(scene):
+        some = Scene(*(part[rows] for part in scene))
+        points = coarse[rows] if bend is None else coarse[rows] + some.wobble[:, k, None, None, None] * bend[rows]
+        field = _covers(some, shapes, k, matrix[rows], points)[:, None]
         field = F.interpolate(field, size=full, mode="bilinear", align_corners=True)[:, 0, :height, :width]
-        front.masked_fill_(field > 0, k)
-    return front
+        front[rows] = front[rows].masked_fill(field > 0, k)
+    return front.long()
 
 
 def _front_at(scene: Scene, shapes: Tensor, matrix: Tensor, points: Tensor) -> Tensor:
     """[B, H, W] number of the foremost sheet at arbitrary points [B, 2, H, W] of a frame."""
-    front = torch.zeros(points.shape[0], *points.shape[-2:], dtype=torch.long, device=points.device)
-    for k in range(1, scene.shape.shape[1]):
-        front.masked_fill_(_inside(scene, shapes, k, matrix, points) > 0, k)
-    return front
+    front = torch.zeros(points.shape[0], *points.shape[-2:], dtype=torch.uint8, device=points.device)
+    for k, rows in _sheets(scene):
+        some = Scene(*(part[rows] for part in scene))
+        front[rows] = front[rows].masked_fill(_covers(some, shapes, k, matrix[rows], points[rows]) > 0, k)
+    return front.long()
 
 
 def _chosen(values: Tensor, front: Tensor) -> Tensor:
@@ -123,10 +135,11 @@ def _chosen(values: Tensor, front: Tensor) -> Tensor:
 
 
 def _chosen_matrix(matrix: Tensor, front: Tensor) -> Tensor:
-    """[B, L, 3, 3] -> [B, 9, H, W], the homography of each pixel's sheet."""
+    """[B, L, 3, 3] -> [B, 9, H, W], the homography of each pixel's sheet, stored as nine planes."""
     count, sheets = matrix.shape[:2]
     row = front + torch.arange(count, device=front.device)[:, None, None] * sheets
-    return F.embedding(row, matrix.reshape(-1, 9)).permute(0, 3, 1, 2)
+    planes = matrix.reshape(-1, 9).mT.contiguous().index_select(1, row.flatten())
+    return planes.view(9, *front.shape).transpose(0, 1)
 
 
 def _four(at: Tensor, side: int, place) -> tuple[Tensor, Tensor]:
@@ -151,20 +164,21 @@ def _shade(scene: Scene, textures: Textures, surface: Tensor, front: Tensor, poi
     a, b = m[0] - u * m[6], m[1] - u * m[7]
     c, d = m[3] - v * m[6], m[4] - v * m[7]
     zoom = ((a * d - b * c).abs() / (depth * depth).clamp(min=1e-12)).clamp(1e-6, 1e6)
-    level = (0.5 * zoom.log2() + 0.25).floor().clamp(0, LEVELS - 1).long()
+    level = (0.5 * zoom.log2() + 0.25).floor().clamp(0, LEVELS - 1).int()
     shrink = torch.exp2(-level.float())
     at = (projected[:, :2].clamp(-1e6, 1e6) + 0.5) * shrink[:, None] - 0.5
     side = SIDE >> level
     period = 2 * side[:, None]
 
     def mirrored(position: Tensor) -> Tensor:
-        position = position.remainder(period)
+        position = position & (period - 1)  # a power of two
         return torch.minimum(position, period - 1 - position)
 
     low = at.floor()
     fx, fy = (at - low).unbind(1)
-    x0, y0 = mirrored(low.long()).unbind(1)
-    x1, y1 = mirrored(low.long() + 1).unbind(1)
+    low = low.int()
+    x0, y0 = mirrored(low).unbind(1)
+    x1, y1 = mirrored(low + 1).unbind(1)
     index = torch.stack((y0 * side + x0, y0 * side + x1, y1 * side + x0, y1 * side + x1), -1)
     first = level_start(level, textures.count) + _chosen(scene.texture, front) * side * side
     gx, gy = 1 - fx, 1 - fy
