@@ -263,9 +263,9 @@ def hand_world(draw: Draw, height: int, width: int) -> Scene:
 
 World = Callable[[Draw, int, int], Scene]
 MIXTURE: dict[World, float] = {
-    shapes_world: 0.23,
-    large_world: 0.19,
-    bare_world: 0.10,
+    shapes_world: 0.20,
+    large_world: 0.15,
+    bare_world: 0.17,
     small_world: 0.05,
     still_world: 0.02,
     drive_world: 0.24,
