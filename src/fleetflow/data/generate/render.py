@@ -93,13 +93,14 @@ def _covers(scene: Scene, shapes: Tensor, k: int, matrix: Tensor, points: Tensor
     return field.masked_fill(projected[:, 2] <= 1e-6, -1.0)
 
 
-def _sheets(scene: Scene) -> Iterator[tuple[int, Tensor]]:
-    """Yields each sheet but the first, from back to front, with the numbers of the scenes that have it."""
+def _sheets(scene: Scene) -> Iterator[tuple[int, Tensor, Scene]]:
+    """Yields each sheet but the first, from back to front, with the numbers of the scenes that have it, and those."""
     present = scene.present.cpu()
     for k in range(1, present.shape[1]):
         rows = present[:, k].nonzero()[:, 0]
         if len(rows):
-            yield k, rows.to(scene.present.device)
+            rows = rows.to(scene.present.device)
+            yield k, rows, Scene(*(part[rows] for part in scene))
 
 
 def _front(scene: Scene, shapes: Tensor, matrix: Tensor, pixels: Tensor, bend: Tensor | None, size) -> Tensor:
@@ -111,8 +112,7 @@ def _front(scene: Scene, shapes: Tensor, matrix: Tensor, pixels: Tensor, bend: T
         bend = F.interpolate(bend, size=coarse.shape[-2:], mode="bilinear", align_corners=True)
     front = torch.zeros(count, height, width, dtype=torch.uint8, device=pixels.device)
     full = ((coarse.shape[-2] - 1) * COARSE + 1, (coarse.shape[-1] - 1) * COARSE + 1)
-    for k, rows in _sheets(scene):
-        some = Scene(*(part[rows] for part in scene))
+    for k, rows, some in _sheets(scene):
         points = coarse[rows] if bend is None else coarse[rows] + some.wobble[:, k, None, None, None] * bend[rows]
         field = _covers(some, shapes, k, matrix[rows], points)[:, None]
         field = F.interpolate(field, size=full, mode="bilinear", align_corners=True)[:, 0, :height, :width]
@@ -123,8 +123,7 @@ def _front(scene: Scene, shapes: Tensor, matrix: Tensor, pixels: Tensor, bend: T
 def _front_at(scene: Scene, shapes: Tensor, matrix: Tensor, points: Tensor) -> Tensor:
     """[B, H, W] number of the foremost sheet at arbitrary points [B, 2, H, W] of a frame."""
     front = torch.zeros(points.shape[0], *points.shape[-2:], dtype=torch.uint8, device=points.device)
-    for k, rows in _sheets(scene):
-        some = Scene(*(part[rows] for part in scene))
+    for k, rows, some in _sheets(scene):
         front[rows] = front[rows].masked_fill(_covers(some, shapes, k, matrix[rows], points[rows]) > 0, k)
     return front.long()
 
