@@ -51,11 +51,13 @@ def watch(seen, name, layer, before=None):
 
 
 def compare(seen, golden):
+    """To 2e-5 of the largest value: processors round differently, and FlowNetSD's flow is 84 of its units long."""
     for name, value in seen.items():
         expected = torch.from_numpy(golden[name])
         if name.endswith("corr"):  # every seventh channel is stored, as it was before the leaky ReLU
             value, expected = value[:, ::7], F.leaky_relu(expected, 0.1)
-        torch.testing.assert_close(value[:, : expected.shape[1]], expected, rtol=0, atol=2e-4, msg=name)
+        bar = 2e-5 * float(expected.abs().max())
+        torch.testing.assert_close(value[:, : expected.shape[1]], expected, rtol=0, atol=bar, msg=name)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
