@@ -7,7 +7,7 @@ from fleetflow.data.generate import generate, worlds
 from fleetflow.data.generate.photometric import photometric
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.shapes import GRID, shape_bank
-from fleetflow.data.generate.textures import SIDE, _overexposed, bank, level_start, photographs, procedural
+from fleetflow.data.generate.textures import SIDE, bank, level_start, photographs, procedural
 from fleetflow.io import write_image
 from fleetflow.ops.warp import warp
 from fleetflow.types import FleetflowError
@@ -133,16 +133,6 @@ def test_textures_from_a_folder(tmp_path):
     assert textures.count == 1 and textures.table.shape == (sum((SIDE >> k) ** 2 for k in range(5)), 4)
     torch.testing.assert_close(textures.table[-1].float(), torch.tensor([0, 200 / 255, 0, 0]), rtol=0, atol=1e-3)
     assert level_start(torch.tensor([0, 1]), 1).tolist() == [0, SIDE**2]
-
-
-@pytest.mark.parametrize("dark,edge", [(1.0, 0.0), (3.0, 1.0)])
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_overexposed_pictures_are_plain_in_part(share, dark, edge):
-    picture = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(1))
-    exposed = _overexposed(picture, share, dark)
-    plain = (exposed == edge).all(0).float().mean()
-    assert plain == pytest.approx(0.1 + 0.6 * share, abs=0.01)
-    assert exposed.min() >= 0 and exposed.max() <= 1 and exposed.std() > 0.1
 
 
 def test_shapes_are_neither_empty_nor_outside():

@@ -47,34 +47,20 @@ def bank(pictures: Tensor) -> Textures:
 
 
 def photographs(folder: str | Path, limit: int | None = None, seed: int = 0) -> Textures:
-    """Returns a bank with a square crop of every picture below `folder` (of `limit` of them, drawn by `seed`).
-
-    Every fourth is over- or underexposed, as skies and shadows are: plain regions of a surface with texture elsewhere.
-    """
+    """Returns a bank with a square crop of every picture below `folder` (of `limit` of them, drawn by `seed`)."""
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
     if not files:
         raise FleetflowError(f"{folder} holds no pictures ({', '.join(PICTURES)}); name a folder of photographs")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(files), generator=generator).tolist()[:limit]
     pictures = torch.empty(len(order), 3, SIDE, SIDE, dtype=torch.float16)
-    plain = _rand(generator, len(order), 2)
     for row, k in enumerate(order):
         picture = torch.from_numpy(read_image(files[k])).permute(2, 0, 1)[None].float() / 255
         side = min(picture.shape[-2:])
         y, x = (int(torch.randint(size - side + 1, (), generator=generator)) for size in picture.shape[-2:])
         picture = picture[..., y : y + side, x : x + side]
-        picture = F.interpolate(picture, size=(SIDE, SIDE), mode="bilinear", antialias=True)[0].clamp(0, 1)
-        pictures[row] = _overexposed(picture, *plain[row].mul(4).tolist()) if plain[row, 0] < 0.25 else picture
+        pictures[row] = F.interpolate(picture, size=(SIDE, SIDE), mode="bilinear", antialias=True)[0].clamp(0, 1)
     return bank(pictures)
-
-
-def _overexposed(picture: Tensor, share: float, dark: float) -> Tensor:
-    """Brightens the picture until 0.1 to 0.7 of it (share: 0 to 1) is white; or darkens it until as much is black."""
-    negative = dark < 2
-    light = 1 - picture if negative else picture
-    white = light.amin(0).quantile(0.9 - 0.6 * share).clamp(min=0.05)
-    light = (light / white).clamp(max=1)
-    return 1 - light if negative else light
 
 
 def procedural(count: int = 48, seed: int = 0) -> Textures:
