@@ -8,10 +8,12 @@ import torch
 import fleetflow
 from fleetflow import results
 from fleetflow.data.generate import generate
-from fleetflow.data.generate.worlds import shapes_world
+from fleetflow.data.generate.worlds import drive_world, large_world, shapes_world
+from fleetflow.layers.planes import OUTSIDE, halved, matching_cost, with_planes
+from fleetflow.layers.warm_start import reduced
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
-from fleetflow.models.blend import OUTSIDE, SHARPNESS, Blend, _cost, _mixed
+from fleetflow.models.blend import SHARPNESS, Blend, _mixed
 from fleetflow.predict import Predictor
 from fleetflow.types import FleetflowError, Prediction
 
@@ -41,7 +43,7 @@ def pair():
 def test_the_true_flow_counts_where_another_is_wrong(pair):
     wrong = pair.flow + 8
     wrong[..., 64:] = pair.flow[..., 64:]
-    found = Blend([Says(wrong), Says(pair.flow)]).eval()(pair.frame1, pair.frame2)
+    found = Blend([Says(wrong), Says(pair.flow)], planes=False).eval()(pair.frame1, pair.frame2)
     error = (found.flow - pair.flow).norm(dim=1)
     known = pair.valid & (torch.arange(128) < 60)
     assert error[known].median() < 0.35 * 8 * 2**0.5  # a plain mean has half
@@ -51,7 +53,7 @@ def test_the_true_flow_counts_where_another_is_wrong(pair):
 def test_what_a_flow_counts_is_the_softmax_of_the_census_and_of_a_fixed_cost_outside():
     frame = torch.rand(1, 3, 32, 41)
     flows = [torch.zeros(1, 2, 32, 41), torch.full((1, 2, 32, 41), 1e3)]
-    costs = [_cost(frame, frame, flow) for flow in flows]  # two equal frames: the census of no motion is 0
+    costs = [matching_cost(*[halved(frame)] * 2, reduced(flow, (16, 21))) for flow in flows]  # equal frames: 0
     assert torch.equal(costs[0], torch.zeros(1, 16, 21)) and (costs[1] == OUTSIDE).all()
     share = torch.sigmoid(torch.tensor(-SHARPNESS * OUTSIDE))
     flow, apart = _mixed(costs, flows)
@@ -60,7 +62,7 @@ def test_what_a_flow_counts_is_the_softmax_of_the_census_and_of_a_fixed_cost_out
 
 
 def test_one_network_twice_is_that_network(pair):
-    found = Blend([Says(pair.flow), Says(pair.flow)]).eval()(pair.frame1, pair.frame2)
+    found = Blend([Says(pair.flow), Says(pair.flow)], planes=False).eval()(pair.frame1, pair.frame2)
     torch.testing.assert_close(found.flow, pair.flow)
     assert found.residual.shape == (2, 96, 128) and found.residual.max() < 1e-4
     assert found.memory is None
@@ -92,7 +94,8 @@ def test_a_network_that_refines_begins_with_the_blend_of_those_before_it(pair):
     blend = Blend([first, second, refines]).eval()
     found = blend(pair.frame1, pair.frame2)
     assert second.previous is None and refines.previous.memory is None
-    torch.testing.assert_close(refines.previous.flow, Blend([first, second]).eval()(pair.frame1, pair.frame2).flow)
+    mixed = Blend([first, second], planes=False).eval()(pair.frame1, pair.frame2)
+    torch.testing.assert_close(refines.previous.flow, mixed.flow)
     blend(pair.frame1, pair.frame2, found)
     assert refines.previous.memory is memory, "along a video, the pair before"
     given = Prediction(pair.flow - 2)
@@ -102,13 +105,23 @@ def test_a_network_that_refines_begins_with_the_blend_of_those_before_it(pair):
 
 def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():
     blend, wrong = fleetflow.load(results.BLEND), torch.zeros(3, dtype=torch.float64)
+    mixture = {shapes_world: 0.3, large_world: 0.3, drive_world: 0.4}
     for index in range(2):
-        pairs = generate(4, 256, 352, seed=77, index=index)
+        pairs = generate(4, 256, 352, seed=77, index=index, mixture=mixture)
         for k, model in enumerate((blend, *blend.members)):
             with torch.inference_mode():
                 error = (model(pairs.frame1, pairs.frame2).flow - pairs.flow).norm(dim=1)
             wrong[k] += ((error > 3) & pairs.valid).sum()
     assert wrong[0] < 0.95 * wrong[1:].min(), wrong
+
+
+def test_plain_regions_take_the_flow_of_a_plane_in_the_end(pair):
+    wrong = pair.flow + torch.randn(pair.flow.shape, generator=torch.Generator().manual_seed(0))
+    without, found = (
+        Blend([Says(wrong), Says(wrong)], planes).eval()(pair.frame1, pair.frame2) for planes in (False, True)
+    )
+    assert torch.equal(found.flow, with_planes(pair.frame1, pair.frame2, without.flow))
+    assert not torch.equal(found.flow, without.flow) and torch.equal(found.residual, without.residual)
 
 
 def test_steps_are_for_the_networks_that_refine(pair):

@@ -3,25 +3,22 @@
 Ours. Networks err in different places, and where one is wrong frame2, brought back by its flow, does not look like
 frame1. Those that refine begin with what the networks before them found, so large motion need not be found again.
 FlowNet 2.0 (CVPR 2017) trains networks for both; here nothing is trained, and any networks can be mixed, published
-weights too. docs/weights.md says what it brings.
+weights too. Where the frames are plain, a plane takes the place of what networks guess (`layers/planes.py`).
+docs/weights.md says what each brings.
 """
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fleetflow.layers.planes import halved, matching_cost, with_planes
 from fleetflow.layers.warm_start import reduced
 from fleetflow.models.base import FlowModel, resize
-from fleetflow.ops.census import census_distance
-from fleetflow.ops.warp import inside, warp
 from fleetflow.types import FleetflowError, Prediction
 
 SHARPNESS = 15.0  # a census distance smaller by 1 / 15 counts e times as much
-OUTSIDE = 0.35  # census distance that a flow is given where it leaves the picture, and nothing can be compared
 FOLLOWS = 0.25  # of its own number of steps takes a network that begins with the blend: it has not far to go
-PATCH, WINDOW = 5, 7  # of the census, and the square it is averaged over, in pixels of half the size
 
 
 class Blend(FlowModel):
@@ -31,16 +28,19 @@ class Blend(FlowModel):
     with its own memory of the pair before, and takes them all. `steps` is for both. Each fits frames its own way. The
     residual is how far they disagree: the weighted mean distance in pixels of their flows from the blended one. The
     memory holds those of the networks that have one.
+
+    planes: whether plain regions take the flow of a plane in the end.
     """
 
     stride = 1
     fit = "pad"
 
-    def __init__(self, members: Sequence[FlowModel]):
+    def __init__(self, members: Sequence[FlowModel], planes: bool = True):
         super().__init__()
         if len(members) < 2:
             raise FleetflowError(f"a blend of {len(members)} networks; expected two or more")
         self.members = nn.ModuleList(members)
+        self.planes = planes
 
     def steps_of(self, steps: int | None) -> int | None:
         """Returns the steps asked for, which all networks take that refine; None lets each choose."""
@@ -56,16 +56,19 @@ class Blend(FlowModel):
         if self.training:
             raise FleetflowError("a blend is not trained; train its networks one by one")
         costs, flows, memories = [], [], []
+        half1, half2 = halved(frame1), halved(frame2)
         for member, last in zip(self.members, self._memories(previous)):
             takes = None if member.steps is None else steps
             if last is None and flows and member.steps is not None:
                 last = Prediction(_mixed(costs, flows)[0])
                 takes = steps or max(round(FOLLOWS * member.steps), 1)
             found = member(frame1, frame2, last, takes)
-            costs.append(_cost(frame1, frame2, found.flow.float()))
             flows.append(found.flow.float())
+            costs.append(matching_cost(half1, half2, reduced(flows[-1], half1.shape[-2:])))
             memories.append(found.memory)
         flow, apart = _mixed(costs, flows)
+        if self.planes:
+            flow = with_planes(frame1, frame2, flow)
         kept = tuple(memories) if any(memory is not None for memory in memories) else None
         return Prediction(flow, memory=kept, residual=apart)
 
@@ -76,17 +79,6 @@ class Blend(FlowModel):
         if not isinstance(previous.memory, tuple) or len(previous.memory) != len(self.members):
             raise FleetflowError("the previous prediction is not that of this blend: pass what it returned itself")
         return [None if memory is None else previous._replace(memory=memory) for memory in previous.memory]
-
-
-def _cost(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
-    """Returns [N, h, w], at half the size: how little frame2, brought back by the flow, agrees with frame1."""
-    height, width = frame1.shape[-2:]
-    size = (-(-height // 2), -(-width // 2))
-    frame1, frame2 = (F.interpolate(frame.float(), size, mode="area") for frame in (frame1, frame2))
-    flow = reduced(flow, size)
-    distance = census_distance(frame1, warp(frame2, flow), PATCH)
-    mean = F.avg_pool2d(F.pad(distance[:, None], (WINDOW // 2,) * 4, mode="replicate"), WINDOW, 1)[:, 0]
-    return mean.masked_fill(~inside(flow), OUTSIDE)
 
 
 def _mixed(costs: list[Tensor], flows: list[Tensor]) -> tuple[Tensor, Tensor]:

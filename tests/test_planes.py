@@ -1,0 +1,102 @@
+"""Planes in plain regions: which pixels hang together, what is fitted, where it is taken and where not."""
+
+import pytest
+import torch
+
+from fleetflow.layers import planes
+from fleetflow.layers.planes import _fitted, _planar, components, plain_regions, with_planes
+from fleetflow.ops.warp import inside, pixel_grid, warp
+
+
+def flooded(mask):
+    """The plain definition of `components`, one mask [H, W]: a set of pixels for each part."""
+    left, parts = {tuple(at) for at in mask.nonzero().tolist()}, set()
+    while left:
+        part, todo = set(), [left.pop()]
+        while todo:
+            y, x = todo.pop()
+            part.add((y, x))
+            near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & left
+            left -= near
+            todo += near
+        parts.add(frozenset(part))
+    return parts
+
+
+def test_components_are_those_of_a_flood():
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(3, 17, 23, generator=generator) < share for share in (0.0, 0.3, 0.55, 0.6, 0.7, 1.0)]
+    snake = torch.ones(1, 15, 16, dtype=torch.bool)
+    snake[:, 1::4, :-1], snake[:, 3::4, 1:] = False, False
+    for mask in (*masks, snake, torch.ones(1, 1, 1, dtype=torch.bool)):
+        label = components(mask)
+        assert torch.equal(label > 0, mask)
+        for one, numbers in zip(mask, label):
+            parts = {frozenset(map(tuple, (numbers == k).nonzero().tolist())) for k in numbers.unique() if k}
+            assert parts == flooded(one)
+        alone = [set(numbers[one].tolist()) for one, numbers in zip(mask, label)]
+        assert sum(map(len, alone)) == len(set().union(*alone)), "pictures of a batch share no part"
+
+
+def test_the_eight_numbers_of_a_plane_are_found_among_outliers():
+    generator = torch.Generator().manual_seed(1)
+    at = torch.rand(2, 400, 2, generator=generator) * 4 - 2
+    true = torch.randn(2, 8, generator=generator)
+    x, y = at.unbind(-1)
+    a0, a1, a2, b0, b1, b2, g, h = true[:, :, None].unbind(1)
+    flow = torch.stack((a0 + a1 * x + a2 * y + (g * x + h * y) * x, b0 + b1 * x + b2 * y + (g * x + h * y) * y), -1)
+    flow[:, ::3] += 5 + 20 * torch.rand(2, 134, 2, generator=generator)
+    found = _fitted(_planar(at), flow, torch.ones(2, 400))
+    torch.testing.assert_close(found, true, atol=0.02, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def wall():
+    """Frames of a wall of one colour with a texture around it, all of it one moving plane, and its flow."""
+    height, width = 160, 220
+    grid = pixel_grid(height, width, torch.zeros(1))
+    x, y = (grid - torch.tensor([110.0, 80.0])[:, None, None]) / 100
+    flow = torch.stack((6 + 4 * x - 2 * y + 3 * x * x, -3 + x + 3 * y + 3 * x * y))[None]
+    rough = torch.rand(1, 3, 40, 55, generator=torch.Generator().manual_seed(2))
+    frame2 = torch.nn.functional.interpolate(rough, (height, width), mode="bicubic").clamp(0, 1)
+    frame2[..., 45:125, 50:180] = 0.5
+    beyond = torch.rand(frame2.shape, generator=torch.Generator().manual_seed(4))
+    return torch.where(inside(flow)[:, None], warp(frame2, flow), beyond), frame2, flow
+
+
+def test_a_wall_takes_the_flow_that_its_border_tells(wall):
+    frame1, frame2, flow = wall
+    region, texture = plain_regions(planes.halved(frame1))
+    inner = (slice(65, 105), slice(70, 150))
+    assert region.max() == 1 and (region[0, 32:52, 35:75] == 1).all()
+    assert texture.max() <= 1 and texture[0, 42, 55] < 0.03 and texture[0, :15].mean() > 0.9
+    wrong = flow.clone()
+    wrong[:, :, *inner] += torch.tensor([7.0, -4.0])[:, None, None]
+    found = with_planes(frame1, frame2, wrong)
+    assert (found - flow)[:, :, *inner].norm(dim=1).max() < 0.3
+    beyond = torch.nn.functional.interpolate((region == 0)[:, None].float(), flow.shape[-2:])[0, 0] > 0
+    assert torch.equal(found[..., beyond], wrong[..., beyond])
+    twice = with_planes(*(torch.cat((part, part)) for part in (frame1, frame2, wrong)))
+    torch.testing.assert_close(twice, torch.cat((found, found)), atol=1e-3, rtol=0)
+
+
+def test_a_plane_that_explains_the_frames_less_well_is_not_taken(wall, monkeypatch):
+    frame1, frame2, flow = wall
+    wrong = flow + torch.tensor([9.0, 0.0])[:, None, None]
+    wrong[..., 60:110, 65:165] = flow[..., 60:110, 65:165]  # its border says something else than most of it
+    monkeypatch.setattr(planes, "WORTH", -1.0)
+    assert torch.equal(with_planes(frame1, frame2, wrong), wrong)
+
+
+def test_frames_with_texture_everywhere_are_left_alone():
+    frames = torch.rand(2, 1, 3, 60, 90, generator=torch.Generator().manual_seed(3))
+    flow = torch.randn(1, 2, 60, 90)
+    assert with_planes(*frames, flow) is flow
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 1), (33, 50)])
+def test_any_size_and_one_colour(size):
+    frame = torch.full((2, 3, *size), 0.5)
+    flow = torch.randn(2, 2, *size)
+    found = with_planes(frame, frame, flow)
+    assert found.shape == flow.shape and found.isfinite().all()
