@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fleetflow.data.generate.scene import Scene
-from fleetflow.data.generate.shapes import GRID
 from fleetflow.data.generate.textures import LEVELS, SIDE, Textures, level_start
 
 LARGEST = 1000.0  # pixels; what moves farther counts as unknown
@@ -82,12 +81,9 @@ def _covers(scene: Scene, shapes: Tensor, k: int, matrix: Tensor, points: Tensor
     """[B, h, w] field of sheet k at the points: positive where it covers them, should it be present."""
     projected = _project(matrix[:, k], points)
     whole = (scene.shape[:, k] < 0)[:, None, None]
-    at = (projected[:, :2] + 1) * ((GRID - 1) / 2)
-    index, weights = _four(at.clamp(-1e4, 1e4), GRID, lambda p: p.clamp(0, GRID - 1))
-    first = scene.shape[:, k].clamp(min=0)[:, None, None, None] * GRID**2
-    field = F.embedding_bag(
-        (index + first).view(-1, 4), shapes.reshape(-1, 1), per_sample_weights=weights.view(-1, 4), mode="sum"
-    ).view(whole.shape[0], *points.shape[-2:])
+    outlines = shapes[scene.shape[:, k].clamp(min=0)][:, None]
+    grid = projected[:, :2].clamp(-2, 2).permute(0, 2, 3, 1)
+    field = F.grid_sample(outlines, grid, padding_mode="border", align_corners=True)[:, 0]
     beyond = projected[:, :2].abs().amax(1) - 1
     field = torch.minimum(field, -beyond).masked_fill(whole, 1.0)
     return field.masked_fill(projected[:, 2] <= 1e-6, -1.0)
@@ -141,19 +137,6 @@ def _chosen_matrix(matrix: Tensor, front: Tensor) -> Tensor:
     return planes.view(9, *front.shape).transpose(0, 1)
 
 
-def _four(at: Tensor, side: int, place) -> tuple[Tensor, Tensor]:
-    """Row numbers and bilinear weights, both [B, h, w, 4], of positions [B, 2, h, w] in pictures `side` wide."""
-    low = at.floor()
-    share = at - low
-    low = low.long()
-    x0, y0 = place(low).unbind(1)
-    x1, y1 = place(low + 1).unbind(1)
-    fx, fy = share.unbind(1)
-    index = torch.stack((y0 * side + x0, y0 * side + x1, y1 * side + x0, y1 * side + x1), -1)
-    gx, gy = 1 - fx, 1 - fy
-    return index, torch.stack((gx * gy, fx * gy, gx * fy, fx * fy), -1)
-
-
 def _shade(scene: Scene, textures: Textures, surface: Tensor, front: Tensor, points: Tensor) -> Tensor:
     """[B, 3, H, W] colours of each pixel's sheet at the points, from the mip level that fits, edges softened."""
     matrix = _chosen_matrix(surface, front)
@@ -180,11 +163,12 @@ def _shade(scene: Scene, textures: Textures, surface: Tensor, front: Tensor, poi
     x1, y1 = mirrored(low + 1).unbind(1)
     index = torch.stack((y0 * side + x0, y0 * side + x1, y1 * side + x0, y1 * side + x1), -1)
     first = level_start(level, textures.count) + _chosen(scene.texture, front) * side * side
+    first = first.to(torch.int32 if len(textures.table) < 2**31 else torch.int64)
     gx, gy = 1 - fx, 1 - fy
     weights = torch.stack((gx * gy, fx * gy, gx * fy, fx * fy), -1)
     rows = (index + first[..., None]).view(-1, 4)
     colours = F.embedding_bag(rows, textures.table, per_sample_weights=weights.view(-1, 4).half(), mode="sum")
-    frame = colours.view(*front.shape, 4)[..., :3].float().permute(0, 3, 1, 2).contiguous()
+    frame = colours.view(*front.shape, 4).permute(0, 3, 1, 2)[:, :3].contiguous().float()
     return _soft_edges(frame, front)
 
 
