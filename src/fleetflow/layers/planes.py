@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fleetflow.layers.warm_start import reduced
-from fleetflow.models.base import resize
 from fleetflow.ops.census import census_distance
 from fleetflow.ops.constant import constant
 from fleetflow.ops.warp import inside, pixel_grid, warp
@@ -72,7 +71,7 @@ def with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
     best = costs.argmin(0)[member] * (region > 0)
     chosen = torch.stack(found).gather(0, best[None, :, None].expand(1, -1, 2, -1, -1))[0]
     factors = constant([full / half for full, half in zip(flow.shape[:1:-1], coarse.shape[:1:-1])], coarse)
-    fine = resize(chosen, flow.shape[-2:]) * factors[:, None, None]
+    fine = F.interpolate(chosen, flow.shape[-2:], mode="bilinear", align_corners=False) * factors[:, None, None]
     new = F.interpolate((best > 0)[:, None].float(), flow.shape[-2:], mode="nearest") > 0
     return torch.where(new, fine.to(flow.dtype), flow)
 
