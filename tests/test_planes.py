@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fleetflow.layers import planes
-from fleetflow.layers.planes import _fitted, _planar, components, plain_regions, with_planes
+from fleetflow.layers.planes import _fitted, _terms, components, plain_regions, with_planes
 from fleetflow.ops.warp import inside, pixel_grid, warp
 
 
@@ -46,7 +46,7 @@ def test_the_eight_numbers_of_a_plane_are_found_among_outliers():
     a0, a1, a2, b0, b1, b2, g, h = true[:, :, None].unbind(1)
     flow = torch.stack((a0 + a1 * x + a2 * y + (g * x + h * y) * x, b0 + b1 * x + b2 * y + (g * x + h * y) * y), -1)
     flow[:, ::3] += 5 + 20 * torch.rand(2, 134, 2, generator=generator)
-    found = _fitted(_planar(at), flow, torch.ones(2, 400))
+    found = _fitted(_terms(at), flow, torch.ones(2, 400))
     torch.testing.assert_close(found, true, atol=0.02, rtol=0)
 
 
@@ -76,8 +76,12 @@ def test_a_wall_takes_the_flow_that_its_border_tells(wall):
     assert (found - flow)[:, :, *inner].norm(dim=1).max() < 0.3
     beyond = torch.nn.functional.interpolate((region == 0)[:, None].float(), flow.shape[-2:])[0, 0] > 0
     assert torch.equal(found[..., beyond], wrong[..., beyond])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(with_planes(frame1, frame2, wrong), found)
     twice = with_planes(*(torch.cat((part, part)) for part in (frame1, frame2, wrong)))
-    torch.testing.assert_close(twice, torch.cat((found, found)), atol=1e-3, rtol=0)
+    assert (twice - flow)[:, :, *inner].norm(dim=1).max() < 0.3 and torch.equal(
+        twice[..., beyond][0], twice[..., beyond][1]
+    )
 
 
 def test_a_plane_that_explains_the_frames_less_well_is_not_taken(wall, monkeypatch):

@@ -7,8 +7,8 @@ Soc. B 1980; Bergen et al., ECCV 1992):
     u = a0 + a1 x + a2 y + (g x + h y) x
     v = b0 + b1 x + b2 y + (g x + h y) y
 
-They are fitted, robustly, to the flow that is there, and so are the six without g and h. A region that neither explains
-about as well as the flow did is left as it was. All of it happens at half the size.
+They are fitted, robustly, to the flow that is there. A region that they do not explain about as well as the flow did is
+left as it was. All of it happens at half the size.
 """
 
 import torch
@@ -23,7 +23,7 @@ from fleetflow.ops.warp import inside, pixel_grid, warp
 PLAIN = 3.0  # gray levels of 255 from one pixel to the next: below it there is no texture
 SMALLEST = 0.005  # of the picture: smaller regions are left as they are
 SAMPLES, ROUNDS = 1024, 15  # pixels of a region that its plane is fitted to, and how often they are weighed anew
-WORTH = 0.02  # census distance that a plane may cost more than the flow it takes the place of
+WORTH = 0.025  # census distance that a plane may cost more than the flow it takes the place of
 OUTSIDE = 0.35  # census distance that a flow is given where it leaves the picture, and nothing can be compared
 PATCH, WINDOW = 5, 7  # of the census, and the square it is averaged over, in pixels of half the size
 
@@ -41,6 +41,11 @@ def matching_cost(half1: Tensor, half2: Tensor, flow: Tensor) -> Tensor:
 
 def with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
     """Returns the flow [N, 2, H, W], in pixels, with planes in those plain regions of frame1 that they suit."""
+    with torch.autocast(flow.device.type, enabled=False):
+        return _with_planes(frame1, frame2, flow)
+
+
+def _with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
     half1, half2 = halved(frame1), halved(frame2)
     region, texture = plain_regions(half1)
     count = int(region.max())
@@ -60,20 +65,16 @@ def with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
     member = (region - 1).clamp(min=0)
     everywhere = (at - centre[member, 0]) / reach[member, 0]
 
-    found = [coarse]
-    for terms in (_affine, _planar):
-        plane = _fitted(terms((points - centre) / reach), vectors, texture.flatten()[sample])
-        moved = (terms(everywhere) @ plane[member][..., None])[..., 0].movedim(-1, 1)
-        found.append(torch.where(region[:, None] > 0, moved, coarse))
-    costs = torch.stack([matching_cost(half1, half2, each).flatten() for each in found])
-    costs = torch.zeros(3, count + 1, device=flow.device).index_add_(1, wide.flatten(), costs)[:, 1:] / sizes[1:]
-    costs[0] += WORTH
-    best = costs.argmin(0)[member] * (region > 0)
-    chosen = torch.stack(found).gather(0, best[None, :, None].expand(1, -1, 2, -1, -1))[0]
+    numbers = _fitted(_terms((points - centre) / reach), vectors, texture.flatten()[sample])  # [S, 8]
+    plane = (_terms(everywhere) @ numbers[member][..., None])[..., 0].movedim(-1, 1)
+    plane = torch.where(region[:, None] > 0, plane, coarse)
+    dearer = matching_cost(half1, half2, plane) - matching_cost(half1, half2, coarse)
+    dearer = torch.zeros(count + 1, device=flow.device).index_add_(0, wide.flatten(), dearer.flatten()) / sizes
+    takes = (dearer[region] <= WORTH) & (region > 0)
     factors = constant([full / half for full, half in zip(flow.shape[:1:-1], coarse.shape[:1:-1])], coarse)
-    fine = F.interpolate(chosen, flow.shape[-2:], mode="bilinear", align_corners=False) * factors[:, None, None]
-    new = F.interpolate((best > 0)[:, None].float(), flow.shape[-2:], mode="nearest") > 0
-    return torch.where(new, fine.to(flow.dtype), flow)
+    fine = F.interpolate(plane, flow.shape[-2:], mode="bilinear", align_corners=False) * factors[:, None, None]
+    takes = F.interpolate(takes[:, None].float(), flow.shape[-2:], mode="nearest") > 0
+    return torch.where(takes, fine.to(flow.dtype), flow)
 
 
 def plain_regions(frame: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,17 +120,12 @@ def components(mask: Tensor) -> Tensor:
         parent = new
 
 
-def _affine(at: Tensor) -> Tensor:
-    """[..., 2] positions -> [..., 2, 6], what six numbers are multiplied with."""
-    x, y = at.unbind(-1)
-    one, none = torch.ones_like(x), torch.zeros_like(x)
-    rows = (one, x, y, none, none, none), (none, none, none, one, x, y)
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-
-def _planar(at: Tensor) -> Tensor:
-    """[..., 2] positions -> [..., 2, 8], what eight numbers are multiplied with."""
-    return torch.cat((_affine(at), at[..., None] * at[..., None, :]), -1)
+def _terms(at: Tensor) -> Tensor:
+    """[..., 2] positions -> [..., 2, 8], what the eight numbers are multiplied with: a0 a1 a2 b0 b1 b2 g h."""
+    one, none = torch.ones_like(at[..., :1]), torch.zeros_like(at[..., :1].expand(*at.shape[:-1], 3))
+    linear = torch.cat((one, at), -1)
+    rows = torch.cat((linear, none), -1), torch.cat((none, linear), -1)
+    return torch.cat((torch.stack(rows, -2), at[..., None] * at[..., None, :]), -1)
 
 
 def _fitted(terms: Tensor, flow: Tensor, weight: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class FlowModel(nn.Module, ABC):
         may be told which way: RAFT and its descendants take `model.fit = "pad_bottom"` for KITTI.
     steps: the published number of refinement steps, None for a network without refinement.
     translate: published checkpoint -> names of this network, where they differ; "module." is gone before it is called.
+    recordable: False for one whose kernels depend on what the frames show, so that no CUDA graph can hold them.
     grid, paper, licence: for the catalogue: stride of the flow that the network computes, before it is enlarged; whose
         paper it is, where it appeared; licence of the published code and checkpoints.
     """
@@ -31,6 +32,7 @@ class FlowModel(nn.Module, ABC):
     fit: Literal["pad", "pad_bottom", "scale"]
     steps: int | None = None
     translate: ClassVar[Callable[[dict[str, Tensor]], dict[str, Tensor]] | None] = None
+    recordable: bool = True
     grid: ClassVar[int | None] = None
     paper: ClassVar[str] = ""
     licence: ClassVar[str] = ""

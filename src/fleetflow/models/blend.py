@@ -41,6 +41,7 @@ class Blend(FlowModel):
             raise FleetflowError(f"a blend of {len(members)} networks; expected two or more")
         self.members = nn.ModuleList(members)
         self.planes = planes
+        self.recordable = not planes  # their number is the frames'
 
     def steps_of(self, steps: int | None) -> int | None:
         """Returns the steps asked for, which all networks take that refine; None lets each choose."""
