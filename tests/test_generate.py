@@ -54,14 +54,16 @@ def test_occlusion_by_hand():
     """One square moves 20 px to the right over a still background: it hides what lies to its right."""
     scene = worlds.draw_scene(1, 64, 96, torch.Generator().manual_seed(0), {worlds.still_world: 1.0})
     eye = torch.eye(3)
-    motion = eye.repeat(1, 8, 1, 1)
+    motion = eye.repeat(1, worlds.SHEETS, 1, 1)
     motion[0, 1, 0, 2] = 20.0
-    outline = eye.repeat(1, 8, 1, 1)
+    outline = eye.repeat(1, worlds.SHEETS, 1, 1)
     outline[0, 1] = torch.linalg.inv(torch.tensor([[10.0, 0, 30], [0, 10, 30], [0, 0, 1]]))
-    shape = torch.zeros(1, 8, dtype=torch.long)
+    shape = torch.zeros(1, worlds.SHEETS, dtype=torch.long)
     shape[0, 0] = -1
-    present = torch.tensor([[True, True] + [False] * 6])
-    scene = scene._replace(motion=motion, outline=outline, shape=shape, present=present, wobble=torch.zeros(1, 8))
+    present = torch.arange(worlds.SHEETS)[None] < 2
+    scene = scene._replace(
+        motion=motion, outline=outline, shape=shape, present=present, wobble=torch.zeros(1, worlds.SHEETS)
+    )
     textures = procedural(2)
     scene = scene._replace(texture=scene.texture % 2)
     rendered = render(scene, textures, shape_bank(2), 64, 96)
@@ -105,6 +107,26 @@ def test_some_surfaces_have_one_colour_but_never_the_one_behind_all():
     scene = worlds.large_world(worlds.Draw(200, torch.Generator().manual_seed(0)), 96, 128)
     plain = scene.surface[..., :2, :2].det().sqrt() < 0.02  # texture pixels per frame pixel
     assert 0.1 < plain[:, 1:].float().mean() < 0.2 and not plain[:, 0].any()
+
+
+def test_crowd_moves_by_pieces_before_a_landscape_that_hardly_moves():
+    """The legs of a piece move with its body, pieces apart from one another; sky and land alike, seldom far."""
+    height, width = 384, 512
+    scene = worlds.crowd_world(worlds.Draw(300, torch.Generator().manual_seed(0)), height, width)
+    motion = scene.motion
+    assert torch.equal(motion[:, 2::2], motion[:, 3::2]) and torch.equal(motion[:, 0], motion[:, 1])
+    assert not torch.isclose(motion[:, 3], motion[:, 5]).all(-1).all(-1).any()
+    middle = torch.tensor([width / 2, height / 2, 1.0])
+    behind = (motion[:, 0] @ middle - middle)[:, :2].norm(dim=1)
+    assert behind.median() < 4 and behind.max() < 120
+    there = torch.linalg.inv(scene.outline[:, 3::2])[..., 2]  # where the bodies' middles are
+    there = there / there[..., 2:]
+    moved = ((motion[:, 3::2] @ there[..., None])[..., 0] - there)[..., :2].norm(dim=-1)
+    assert moved.median() > 2 * behind.median() and (moved > 40).float().mean() > 0.1
+    bodies = scene.present[:, 3::2].sum(1)
+    assert bodies.min() >= 2 and bodies.max() == (worlds.SHEETS - 2) // 2
+    used = 1 + scene.shape[:, 2::2] % (len(shape_bank()) - 1)
+    assert (used % 7 == 6).all(), "legs are furniture"
 
 
 def test_still_world_has_no_motion_and_small_world_little():

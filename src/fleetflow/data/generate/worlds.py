@@ -14,7 +14,8 @@ from torch import Tensor
 from fleetflow.data.generate.scene import Scene
 from fleetflow.data.generate.textures import SIDE
 
-SHEETS = 8
+SHEETS = 14
+FEW = 8  # most worlds show no more; a crowd shows all
 
 
 class Draw:
@@ -113,7 +114,7 @@ def _flat(draw: Draw, height: int, width: int, strength: float) -> Scene:
     shape = draw.integer(1 << 20)
     shape[:, 0] = -1
     wobble, field = _bend(draw, height, width, 0.35, strength)
-    present = torch.arange(SHEETS) <= draw.uniform(1, SHEETS, 1)
+    present = torch.arange(SHEETS) <= draw.uniform(1, FEW, 1)
     return Scene(motion, outline, surface, shape, draw.integer(1 << 20), present, wobble, field)
 
 
@@ -151,7 +152,7 @@ def _camera(draw: Draw, height: int, width: int, style: str) -> Scene:
     px, py = draw.uniform(-0.1, 1.1) * width, draw.uniform(-0.1, 1.1) * height
     depth = draw.log_uniform(3.0, 30.0) if drive else draw.log_uniform(1.5, 15.0)
     depth[:, 0:1] = draw.log_uniform(25, 200, 1) if drive else draw.log_uniform(6, 40, 1)
-    depth[:, 4:] = depth[:, 4:].sort(1, descending=True).values
+    depth[:, 4:FEW] = depth[:, 4:FEW].sort(1, descending=True).values
     point = (back @ torch.stack((px * depth, py * depth, depth), -1)[..., None])[..., 0]
     tilt = 0.15 if drive else 0.35
     normal = torch.stack((draw.normal(tilt), draw.normal(tilt), torch.ones(count, SHEETS)), -1)
@@ -202,7 +203,7 @@ def _camera(draw: Draw, height: int, width: int, style: str) -> Scene:
     present = draw.chance(0.75)
     present[:, 1:2] = draw.chance(0.9 if drive else 0.4, 1)
     present[:, 2:4] &= draw.chance(0.8 if drive else 0.3, 2)
-    present[:, 0] = True
+    present[:, 0], present[:, FEW:] = True, False
     field = torch.zeros(count, 2, 5, 6)
     return Scene(motion, outline, surface, shape, draw.integer(1 << 20), present, torch.zeros(count, SHEETS), field)
 
@@ -238,15 +239,75 @@ def bare_world(draw: Draw, height: int, width: int) -> Scene:
     motion, outline, surface = (part.clone() for part in scene[:3])
     outline[:, 1:, :2] /= draw.uniform(1.0, 2.5, SHEETS - 1)[..., None, None]
     wobble, joined = scene.wobble.clone(), draw.chance(0.5, 3)  # at the side of the one below, and moving with it
-    wobble[:, 2::2] = torch.where(joined, wobble[:, 1:7:2], wobble[:, 2::2])
+    wobble[:, 2:FEW:2] = torch.where(joined, wobble[:, 1:7:2], wobble[:, 2:FEW:2])
     joined = joined[..., None, None]
     beside = shift(draw.uniform(-1.5, 1.5, 3), draw.uniform(-1.5, 1.5, 3)) @ outline[:, 1:7:2]
-    outline[:, 2::2] = torch.where(joined, beside, outline[:, 2::2])
-    motion[:, 2::2] = torch.where(joined, motion[:, 1:7:2], motion[:, 2::2])
+    outline[:, 2:FEW:2] = torch.where(joined, beside, outline[:, 2:FEW:2])
+    motion[:, 2:FEW:2] = torch.where(joined, motion[:, 1:7:2], motion[:, 2:FEW:2])
     plain = draw.chance(0.7)
     plain[:, 0] = False
     surface[..., :2, :2] *= torch.where(plain, 5e-3, 1.0)[..., None, None]
     return scene._replace(motion=motion, outline=outline, surface=surface, wobble=wobble)
+
+
+def crowd_world(draw: Draw, height: int, width: int) -> Scene:
+    """Furniture before a landscape that hardly moves, every piece by itself, sizes and motions as in FlyingChairs.
+
+    Sheets 0 and 1 are a sky and what stands before it, moving alike; of the others two make a piece: legs, then a body
+    of another colour. A piece moves in the picture plane, relative to the landscape (FlowNet, section 3.2).
+    """
+    pieces = (SHEETS - 2) // 2
+
+    def peaked(most: float, power: int, part: float, sheets: int = pieces) -> Tensor:
+        """Most draws are near zero, those beyond `most` become zero: no motion."""
+        z = draw.normal(1.0, sheets)
+        drawn = most * z.sign() * z.abs() ** power / part
+        return torch.where(drawn.abs() <= most, drawn, 0.0)
+
+    def about(x: Tensor, y: Tensor, step: Tensor, rise: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
+        return shift(x + step, y + rise) @ turn(angle, zoom, zoom) @ shift(-x, -y)
+
+    def both(legs: Tensor, bodies: Tensor) -> Tensor:
+        """[B, pieces, ...] twice -> [B, 2 pieces, ...], one after the other."""
+        return torch.stack((legs, bodies), 2).flatten(1, 2)
+
+    extent, scale = math.sqrt(height * width), draw.log_uniform(0.7, 1.8, 1)  # FlyingChairs: 1, 443 px
+    unit = scale * extent / 443
+    middle_x, middle_y = torch.full((draw.count, 1), width / 2), torch.full((draw.count, 1), height / 2)
+    turned = peaked(math.radians(10), 2, 6, 1) * draw.chance(0.3, 1)
+    zoomed = 1 + peaked(0.07, 2, 6, 1) * draw.chance(0.6, 1)
+    landscape = about(middle_x, middle_y, *(unit * peaked(40, 4, 15, 1) for _ in range(2)), turned, zoomed)
+
+    x, y = draw.uniform(-0.1, 1.1, pieces) * width, draw.uniform(-0.1, 1.1, pieces) * height
+    radius = unit * (100 + draw.normal(70, pieces)).clamp(25, 300)
+    lean = draw.normal(0.2, pieces) + draw.uniform(0, 6.283, pieces) * draw.chance(0.2, pieces)
+    aspect = draw.normal(0.3, pieces).exp()
+    legs = torch.linalg.inv(shift(x, y) @ turn(lean, radius * aspect, radius / aspect))
+    share = draw.uniform(0.4, 0.8, pieces)
+    bodies = turn(draw.normal(0.3, pieces), 1 / share, 1 / share)
+    bodies = bodies @ shift(draw.uniform(-0.4, 0.4, pieces), draw.uniform(-0.4, 0.4, pieces)) @ legs
+    turned = peaked(math.radians(30), 2, 6) * draw.chance(0.7, pieces)
+    zoomed = 1 + peaked(0.2, 2, 6) * draw.chance(0.7, pieces)
+    own = landscape @ about(x, y, *(unit * peaked(120, 3, 10) for _ in range(2)), turned, zoomed)
+
+    ridge = shift(draw.uniform(-0.2, 1.2, 1) * width, draw.uniform(0.4, 1.2, 1) * height)
+    ridge = ridge @ turn(draw.normal(0.2, 1), *(draw.log_uniform(0.5, 1.2, 1) * extent for _ in range(2)))
+    ridge = torch.linalg.inv(ridge)
+    detail = torch.where(draw.chance(0.6), draw.log_uniform(2e-3, 0.1), draw.log_uniform(0.3, 1.5))
+    sky = draw.chance(0.4, 1)
+    detail[:, :1] = torch.where(sky, draw.log_uniform(1e-3, 3e-2, 1), draw.log_uniform(0.5, 2.0, 1))
+    detail[:, 1:2] = draw.log_uniform(0.5, 2.0, 1)
+    surface = shift(draw.uniform(0, SIDE), draw.uniform(0, SIDE)) @ turn(draw.uniform(0, 6.283), detail, detail)
+
+    shape = draw.integer(1 << 20)
+    shape[:, 0] = -1
+    shape[:, 2::2] = 5 + 7 * draw.integer(36, pieces)  # in the bank these are furniture
+    here = torch.arange(pieces) < draw.uniform(2, pieces + 2, 1)
+    present = torch.cat((torch.ones_like(sky), sky, both(here & draw.chance(0.85, pieces), here)), 1)
+    outline = torch.cat((ridge, ridge, both(legs, bodies)), 1)
+    motion = torch.cat((landscape, landscape, both(own, own)), 1)
+    texture, bend = draw.integer(1 << 20), torch.zeros(draw.count, SHEETS)
+    return Scene(motion, outline, surface, shape, texture, present, bend, torch.zeros(draw.count, 2, 5, 6))
 
 
 def drive_world(draw: Draw, height: int, width: int) -> Scene:
@@ -263,14 +324,15 @@ def hand_world(draw: Draw, height: int, width: int) -> Scene:
 
 World = Callable[[Draw, int, int], Scene]
 MIXTURE: dict[World, float] = {
-    shapes_world: 0.20,
-    large_world: 0.15,
-    bare_world: 0.17,
-    small_world: 0.05,
+    shapes_world: 0.17,
+    crowd_world: 0.12,
+    large_world: 0.14,
+    bare_world: 0.15,
+    small_world: 0.04,
     still_world: 0.02,
-    drive_world: 0.24,
-    stereo_world: 0.11,
-    hand_world: 0.06,
+    drive_world: 0.19,
+    stereo_world: 0.09,
+    hand_world: 0.05,
     blank_world: 0.03,
 }
 
