@@ -124,7 +124,7 @@ def test_crowd_moves_by_pieces_before_a_landscape_that_hardly_moves():
     moved = ((motion[:, 3::2] @ there[..., None])[..., 0] - there)[..., :2].norm(dim=-1)
     assert moved.median() > 2 * behind.median() and (moved > 40).float().mean() > 0.1
     bodies = scene.present[:, 3::2].sum(1)
-    assert bodies.min() >= 2 and bodies.max() == (worlds.SHEETS - 2) // 2
+    assert bodies.min() >= 2 and bodies.max() == (worlds.CROWD - 2) // 2
     used = 1 + scene.shape[:, 2::2] % (len(shape_bank()) - 1)
     assert (used % 7 == 6).all(), "legs are furniture"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fleetflow.data.generate import default_textures, shapes
 from fleetflow.data.generate.render import render
-from fleetflow.data.generate.worlds import MIXTURE, draw_scene
+from fleetflow.data.generate.worlds import MIXTURE, blank_world, draw_scene, still_world
 from fleetflow.deq import Anderson, Broyden, Picard, Solver, fixed_point, held
 from fleetflow.layers.update import SMALLEST
 from fleetflow.models.deq_flow import DEQFlow, State
@@ -150,8 +150,9 @@ def evaluations(trace: Sequence[float], residual: float) -> float:
 @torch.no_grad()
 def generated_clips(count: int, frames: int, height: int, width: int, *, seed: int = 0) -> dict[str, list[Tensor]]:
     """Returns `count` generated clips: the motion of a generated pair, in as many equal parts as there are frames."""
+    moving = {world: share for world, share in MIXTURE.items() if world not in (still_world, blank_world)}
     generator = torch.Generator().manual_seed(seed)
-    scene = draw_scene(count, height, width, generator, MIXTURE)
+    scene = draw_scene(count, height, width, generator, moving)
     textures, outlines = default_textures(), shapes()
     scene = scene._replace(  # as in `generate`: the draw does not know the banks
         texture=scene.texture % textures.count,

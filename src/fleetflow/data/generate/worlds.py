@@ -14,8 +14,8 @@ from torch import Tensor
 from fleetflow.data.generate.scene import Scene
 from fleetflow.data.generate.textures import SIDE
 
-SHEETS = 14
-FEW = 8  # most worlds show no more; a crowd shows all
+SHEETS = 8
+CROWD = 14  # sheets of a crowd
 
 
 class Draw:
@@ -114,7 +114,7 @@ def _flat(draw: Draw, height: int, width: int, strength: float) -> Scene:
     shape = draw.integer(1 << 20)
     shape[:, 0] = -1
     wobble, field = _bend(draw, height, width, 0.35, strength)
-    present = torch.arange(SHEETS) <= draw.uniform(1, FEW, 1)
+    present = torch.arange(SHEETS) <= draw.uniform(1, SHEETS, 1)
     return Scene(motion, outline, surface, shape, draw.integer(1 << 20), present, wobble, field)
 
 
@@ -152,7 +152,7 @@ def _camera(draw: Draw, height: int, width: int, style: str) -> Scene:
     px, py = draw.uniform(-0.1, 1.1) * width, draw.uniform(-0.1, 1.1) * height
     depth = draw.log_uniform(3.0, 30.0) if drive else draw.log_uniform(1.5, 15.0)
     depth[:, 0:1] = draw.log_uniform(25, 200, 1) if drive else draw.log_uniform(6, 40, 1)
-    depth[:, 4:FEW] = depth[:, 4:FEW].sort(1, descending=True).values
+    depth[:, 4:] = depth[:, 4:].sort(1, descending=True).values
     point = (back @ torch.stack((px * depth, py * depth, depth), -1)[..., None])[..., 0]
     tilt = 0.15 if drive else 0.35
     normal = torch.stack((draw.normal(tilt), draw.normal(tilt), torch.ones(count, SHEETS)), -1)
@@ -203,7 +203,7 @@ def _camera(draw: Draw, height: int, width: int, style: str) -> Scene:
     present = draw.chance(0.75)
     present[:, 1:2] = draw.chance(0.9 if drive else 0.4, 1)
     present[:, 2:4] &= draw.chance(0.8 if drive else 0.3, 2)
-    present[:, 0], present[:, FEW:] = True, False
+    present[:, 0] = True
     field = torch.zeros(count, 2, 5, 6)
     return Scene(motion, outline, surface, shape, draw.integer(1 << 20), present, torch.zeros(count, SHEETS), field)
 
@@ -239,11 +239,11 @@ def bare_world(draw: Draw, height: int, width: int) -> Scene:
     motion, outline, surface = (part.clone() for part in scene[:3])
     outline[:, 1:, :2] /= draw.uniform(1.0, 2.5, SHEETS - 1)[..., None, None]
     wobble, joined = scene.wobble.clone(), draw.chance(0.5, 3)  # at the side of the one below, and moving with it
-    wobble[:, 2:FEW:2] = torch.where(joined, wobble[:, 1:7:2], wobble[:, 2:FEW:2])
+    wobble[:, 2::2] = torch.where(joined, wobble[:, 1:7:2], wobble[:, 2::2])
     joined = joined[..., None, None]
     beside = shift(draw.uniform(-1.5, 1.5, 3), draw.uniform(-1.5, 1.5, 3)) @ outline[:, 1:7:2]
-    outline[:, 2:FEW:2] = torch.where(joined, beside, outline[:, 2:FEW:2])
-    motion[:, 2:FEW:2] = torch.where(joined, motion[:, 1:7:2], motion[:, 2:FEW:2])
+    outline[:, 2::2] = torch.where(joined, beside, outline[:, 2::2])
+    motion[:, 2::2] = torch.where(joined, motion[:, 1:7:2], motion[:, 2::2])
     plain = draw.chance(0.7)
     plain[:, 0] = False
     surface[..., :2, :2] *= torch.where(plain, 5e-3, 1.0)[..., None, None]
@@ -256,7 +256,7 @@ def crowd_world(draw: Draw, height: int, width: int) -> Scene:
     Sheets 0 and 1 are a sky and what stands before it, moving alike; of the others two make a piece: legs, then a body
     of another colour. A piece moves in the picture plane, relative to the landscape (FlowNet, section 3.2).
     """
-    pieces = (SHEETS - 2) // 2
+    pieces = (CROWD - 2) // 2
 
     def peaked(most: float, power: int, part: float, sheets: int = pieces) -> Tensor:
         """Most draws are near zero, those beyond `most` become zero: no motion."""
@@ -293,20 +293,21 @@ def crowd_world(draw: Draw, height: int, width: int) -> Scene:
     ridge = shift(draw.uniform(-0.2, 1.2, 1) * width, draw.uniform(0.4, 1.2, 1) * height)
     ridge = ridge @ turn(draw.normal(0.2, 1), *(draw.log_uniform(0.5, 1.2, 1) * extent for _ in range(2)))
     ridge = torch.linalg.inv(ridge)
-    detail = torch.where(draw.chance(0.6), draw.log_uniform(2e-3, 0.1), draw.log_uniform(0.3, 1.5))
+    detail = torch.where(draw.chance(0.6, CROWD), draw.log_uniform(2e-3, 0.1, CROWD), draw.log_uniform(0.3, 1.5, CROWD))
     sky = draw.chance(0.4, 1)
     detail[:, :1] = torch.where(sky, draw.log_uniform(1e-3, 3e-2, 1), draw.log_uniform(0.5, 2.0, 1))
     detail[:, 1:2] = draw.log_uniform(0.5, 2.0, 1)
-    surface = shift(draw.uniform(0, SIDE), draw.uniform(0, SIDE)) @ turn(draw.uniform(0, 6.283), detail, detail)
+    surface = shift(draw.uniform(0, SIDE, CROWD), draw.uniform(0, SIDE, CROWD))
+    surface = surface @ turn(draw.uniform(0, 6.283, CROWD), detail, detail)
 
-    shape = draw.integer(1 << 20)
+    shape = draw.integer(1 << 20, CROWD)
     shape[:, 0] = -1
     shape[:, 2::2] = 5 + 7 * draw.integer(36, pieces)  # in the bank these are furniture
     here = torch.arange(pieces) < draw.uniform(2, pieces + 2, 1)
     present = torch.cat((torch.ones_like(sky), sky, both(here & draw.chance(0.85, pieces), here)), 1)
     outline = torch.cat((ridge, ridge, both(legs, bodies)), 1)
     motion = torch.cat((landscape, landscape, both(own, own)), 1)
-    texture, bend = draw.integer(1 << 20), torch.zeros(draw.count, SHEETS)
+    texture, bend = draw.integer(1 << 20, CROWD), torch.zeros(draw.count, CROWD)
     return Scene(motion, outline, surface, shape, texture, present, bend, torch.zeros(draw.count, 2, 5, 6))
 
 
@@ -325,7 +326,6 @@ def hand_world(draw: Draw, height: int, width: int) -> Scene:
 World = Callable[[Draw, int, int], Scene]
 MIXTURE: dict[World, float] = {
     shapes_world: 0.17,
-    crowd_world: 0.12,
     large_world: 0.14,
     bare_world: 0.15,
     small_world: 0.04,
@@ -334,7 +334,17 @@ MIXTURE: dict[World, float] = {
     stereo_world: 0.09,
     hand_world: 0.05,
     blank_world: 0.03,
+    crowd_world: 0.12,
 }
+
+
+def _padded(scene: Scene, sheets: int) -> Scene:
+    """The scene with sheets that are not present after its own, so many in all."""
+    count, own = scene.present.shape
+    none = torch.zeros(count, sheets - own)
+    still = torch.eye(3).expand(count, sheets - own, 3, 3)
+    new = Scene(still, still, still, none.long(), none.long(), none.bool(), none, scene.field)
+    return Scene(*(torch.cat(both, 1) for both in zip(scene[:-1], new[:-1])), scene.field)
 
 
 def draw_scene(count: int, height: int, width: int, generator: torch.Generator, mixture: dict[World, float]) -> Scene:
@@ -343,5 +353,6 @@ def draw_scene(count: int, height: int, width: int, generator: torch.Generator, 
     which = torch.multinomial(weights, count, replacement=True, generator=generator)
     draw = Draw(count, generator)
     scenes = [world(draw, height, width) for world in mixture]
+    scenes = [_padded(scene, max(other.present.shape[1] for other in scenes)) for scene in scenes]
     rows = torch.arange(count)
     return Scene(*(torch.stack(fields)[which, rows] for fields in zip(*scenes)))
