@@ -5,6 +5,7 @@ import torch
 
 from fleetflow.layers import planes
 from fleetflow.layers.planes import _fitted, _terms, components, plain_regions, with_planes
+from fleetflow.layers.warm_start import reduced
 from fleetflow.ops.warp import inside, pixel_grid, warp
 
 
@@ -79,17 +80,24 @@ def test_a_wall_takes_the_flow_that_its_border_tells(wall):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(with_planes(frame1, frame2, wrong), found)
     twice = with_planes(*(torch.cat((part, part)) for part in (frame1, frame2, wrong)))
-    assert (twice - flow)[:, :, *inner].norm(dim=1).max() < 0.3 and torch.equal(
-        twice[..., beyond][0], twice[..., beyond][1]
-    )
+    assert (twice - flow)[:, :, *inner].norm(dim=1).max() < 0.3
+    assert torch.equal(twice[..., beyond], torch.cat((wrong, wrong))[..., beyond])
 
 
-def test_a_plane_that_explains_the_frames_less_well_is_not_taken(wall, monkeypatch):
+@pytest.mark.parametrize(("dearer", "taken"), [(-0.2, True), (0.9, True), (1.1, False)])
+def test_a_plane_that_explains_the_frames_less_well_is_not_taken(wall, monkeypatch, dearer, taken):
     frame1, frame2, flow = wall
-    wrong = flow + torch.tensor([9.0, 0.0])[:, None, None]
-    wrong[..., 60:110, 65:165] = flow[..., 60:110, 65:165]  # its border says something else than most of it
-    monkeypatch.setattr(planes, "WORTH", -1.0)
-    assert torch.equal(with_planes(frame1, frame2, wrong), wrong)
+    wrong = flow.clone()
+    wrong[..., 65:105, 70:150] += 7
+    shown = []  # flows whose cost was asked for: the plane's, that of the flow as it was
+
+    def cost(half1, half2, given):
+        shown.append(given)
+        return torch.full(given[:, 0].shape, 0.1 + dearer * planes.WORTH * (len(shown) == 1))
+
+    monkeypatch.setattr(planes, "matching_cost", cost)
+    assert torch.equal(with_planes(frame1, frame2, wrong), wrong) is not taken
+    assert torch.equal(shown[1], reduced(wrong, (80, 110))) and not torch.equal(shown[0], shown[1])
 
 
 def test_frames_with_texture_everywhere_are_left_alone():

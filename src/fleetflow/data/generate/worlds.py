@@ -254,7 +254,8 @@ def crowd_world(draw: Draw, height: int, width: int) -> Scene:
     """Furniture before a landscape that hardly moves, every piece by itself, sizes and motions as in FlyingChairs.
 
     Sheets 0 and 1 are a sky and what stands before it, moving alike; of the others two make a piece: legs, then a body
-    of another colour. A piece moves in the picture plane, relative to the landscape (FlowNet, section 3.2).
+    of another colour. A piece moves in the picture plane, relative to the landscape (Dosovitskiy et al., "FlowNet",
+    ICCV 2015).
     """
     pieces = (CROWD - 2) // 2
 
