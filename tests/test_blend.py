@@ -1,6 +1,7 @@
 """Blends of networks: which flow counts where, memories, names."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -25,13 +26,14 @@ class Says(FlowModel):
 
     def __init__(self, flow: torch.Tensor, memory: torch.Tensor | None = None, steps: int | None = None):
         super().__init__()
-        self.flow, self.memory, self.previous, self.steps = flow, memory, "not called", steps
+        self.flow, self.memory, self.previous, self.steps, self.begun = flow, memory, "not called", steps, []
 
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
     def estimate(self, frame1, frame2, previous, steps):
         self.previous, self.took = previous, steps
+        self.begun.append(previous)
         return Prediction(self.flow, memory=self.memory)
 
 
@@ -95,12 +97,26 @@ def test_a_network_that_refines_begins_with_the_blend_of_those_before_it(pair):
     found = blend(pair.frame1, pair.frame2)
     assert second.previous is None and refines.previous.memory is None
     mixed = Blend([first, second], planes=False).eval()(pair.frame1, pair.frame2)
-    torch.testing.assert_close(refines.previous.flow, mixed.flow)
+    begun, again = refines.begun
+    torch.testing.assert_close(begun.flow, mixed.flow)
+    without = Blend([first, second, refines], planes=False).eval()(pair.frame1, pair.frame2)
+    torch.testing.assert_close(again.flow, without.flow)  # with what it found in the first round
     blend(pair.frame1, pair.frame2, found)
     assert refines.previous.memory is memory, "along a video, the pair before"
     given = Prediction(pair.flow - 2)
     blend(pair.frame1, pair.frame2, given)
     assert refines.previous is given
+
+
+@pytest.mark.parametrize("motion, handicap", [(0.0, 0.0), (5.0, 0.02), (100.0, 0.12)])
+def test_networks_count_less_the_more_one_moves_that_has_seen_their_flows(motion, handicap):
+    flat = torch.full((1, 3, 64, 512), 0.5)  # nothing to compare: the costs are alike
+    flow = torch.zeros(1, 2, 64, 512)
+    flow[:, 0] = motion
+    first, refines = Says(flow + torch.tensor([0.0, 2.0]).view(2, 1, 1)), Says(flow, torch.ones(1), steps=1)
+    found = Blend([first, refines], planes=False).eval()(flat, flat).flow[..., 8:40, 8:200]
+    share = 1 / (1 + math.exp(SHARPNESS * handicap))
+    torch.testing.assert_close(found[:, 1], torch.full_like(found[:, 1], 2 * share))
 
 
 def test_a_blend_of_our_networks_has_fewer_wrong_pixels_than_the_best_of_them():

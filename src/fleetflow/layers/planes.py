@@ -7,9 +7,11 @@ Soc. B 1980; Bergen et al., ECCV 1992):
     u = a0 + a1 x + a2 y + (g x + h y) x
     v = b0 + b1 x + b2 y + (g x + h y) y
 
-They are fitted, robustly, to the flow that is there. A region that they do not explain about as well as the flow did is
-left as it was. All of it happens at half the size.
+They are fitted, robustly, to the flow that is there, or to several, of which the frames choose. A region that they do
+not explain about as well as the flow did is left as it was. All of it happens at half the size.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,13 +41,17 @@ def matching_cost(half1: Tensor, half2: Tensor, flow: Tensor) -> Tensor:
     return _mean(distance, WINDOW).masked_fill(~inside(flow), OUTSIDE)
 
 
-def with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
-    """Returns the flow [N, 2, H, W], in pixels, with planes in those plain regions of frame1 that they suit."""
+def with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor, guides: Sequence[Tensor] = ()) -> Tensor:
+    """Returns the flow [N, 2, H, W], in pixels, with planes in those plain regions of frame1 that they suit.
+
+    guides: other flows like it. A plane is fitted to each of them, and the one that the frames agree with most is
+    taken; without any, to the flow itself.
+    """
     with torch.autocast(flow.device.type, enabled=False):
-        return _with_planes(frame1, frame2, flow)
+        return _with_planes(frame1, frame2, flow, guides or [flow])
 
 
-def _with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
+def _with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor, guides: Sequence[Tensor]) -> Tensor:
     half1, half2 = halved(frame1), halved(frame2)
     region, texture = plain_regions(half1)
     count = int(region.max())
@@ -60,19 +66,32 @@ def _with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor) -> Tensor:
     first = sizes.cumsum(0)[:-1, None]
     sample = order[first + torch.arange(SAMPLES, device=order.device) * sizes[1:, None] // SAMPLES]  # [S, P]
     at = pixel_grid(*half1.shape[-2:], coarse).movedim(0, -1).expand(len(flow), -1, -1, -1)  # [N, h, w, 2]
-    points, vectors = (part.reshape(-1, 2)[sample] for part in (at, coarse.movedim(1, -1)))
+    points = at.reshape(-1, 2)[sample]
     centre, reach = points.mean(1, keepdim=True), points.std(1, keepdim=True).amax(2, keepdim=True).clamp(min=1)
+    terms = _terms((points - centre) / reach)
     member = (region - 1).clamp(min=0)
-    everywhere = (at - centre[member, 0]) / reach[member, 0]
+    everywhere = _terms((at - centre[member, 0]) / reach[member, 0])
 
-    numbers = _fitted(_terms((points - centre) / reach), vectors, texture.flatten()[sample])  # [S, 8]
-    plane = (_terms(everywhere) @ numbers[member][..., None])[..., 0].movedim(-1, 1)
-    plane = torch.where(region[:, None] > 0, plane, coarse)
-    dearer = matching_cost(half1, half2, plane) - matching_cost(half1, half2, coarse)
-    dearer = torch.zeros(count + 1, device=flow.device).index_add_(0, wide.flatten(), dearer.flatten()) / sizes
-    takes = (dearer[region] <= WORTH) & (region > 0)
+    def cost(flow: Tensor) -> Tensor:
+        """Returns the mean cost in each region and its borders, and first that outside of all, [S + 1]."""
+        each = matching_cost(half1, half2, flow).flatten()
+        return torch.zeros(count + 1, device=each.device).index_add_(0, wide.flatten(), each) / sizes
+
+    best, least = coarse, cost(coarse) + WORTH
+    takes = torch.zeros(count + 1, dtype=torch.bool, device=flow.device)
+    for guide in guides:
+        vectors = reduced(guide.float(), half1.shape[-2:]).movedim(1, -1).reshape(-1, 2)[sample]
+        numbers = _fitted(terms, vectors, texture.flatten()[sample])  # [S, 8]
+        plane = (everywhere @ numbers[member][..., None])[..., 0].movedim(-1, 1)
+        plane = torch.where(region[:, None] > 0, plane, coarse)
+        costs = cost(plane)
+        cheaper = costs <= least
+        best = torch.where(cheaper[region][:, None], plane, best)
+        least = torch.where(cheaper, costs, least)
+        takes = takes | cheaper
+    takes = takes[region] & (region > 0)
     factors = constant([full / half for full, half in zip(flow.shape[:1:-1], coarse.shape[:1:-1])], coarse)
-    fine = F.interpolate(plane, flow.shape[-2:], mode="bilinear", align_corners=False) * factors[:, None, None]
+    fine = F.interpolate(best, flow.shape[-2:], mode="bilinear", align_corners=False) * factors[:, None, None]
     takes = F.interpolate(takes[:, None].float(), flow.shape[-2:], mode="nearest") > 0
     return torch.where(takes, fine.to(flow.dtype), flow)
 

@@ -19,15 +19,18 @@ from fleetflow.types import FleetflowError, Prediction
 
 SHARPNESS = 15.0  # a census distance smaller by 1 / 15 counts e times as much
 FOLLOWS = 0.25  # of its own number of steps takes a network that begins with the blend: it has not far to go
+ROUNDS = 2  # it goes on from the blend, then from the blend of that and those before
+EARLIER, MOST = 0.004, 0.12  # census distance that those before it cost more, for each pixel that it moves; at most
 
 
 class Blend(FlowModel):
     """The flow of several networks; `fleetflow.load("fastflownet+deq_flow_tiny")` makes one.
 
-    A network that refines begins with the blend of those before it, and takes a quarter of its own number of steps; or
-    with its own memory of the pair before, and takes them all. `steps` is for both. Each fits frames its own way. The
-    residual is how far they disagree: the weighted mean distance in pixels of their flows from the blended one. The
-    memory holds those of the networks that have one.
+    A network that refines begins with the blend of those before it, and takes a quarter of its own number of steps,
+    and as many from the blend with what it found; or with its own memory of the pair before, and takes them all.
+    Those before it count less where motion is large: there the census says little, and it has seen their flows.
+    `steps` is for both. Each fits frames its own way. The residual is how far they disagree: the weighted mean
+    distance in pixels of their flows from the blended one. The memory holds those of the networks that have one.
 
     planes: whether plain regions take the flow of a plane in the end.
     """
@@ -56,20 +59,32 @@ class Blend(FlowModel):
     def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
         if self.training:
             raise FleetflowError("a blend is not trained; train its networks one by one")
-        costs, flows, memories = [], [], []
+        costs, matching, flows, memories = [], [], [], []
         half1, half2 = halved(frame1), halved(frame2)
+
+        def half(flow: Tensor) -> Tensor:
+            return reduced(flow.float(), half1.shape[-2:])
+
         for member, last in zip(self.members, self._memories(previous)):
-            takes = None if member.steps is None else steps
-            if last is None and flows and member.steps is not None:
-                last = Prediction(_mixed(costs, flows)[0])
-                takes = steps or max(round(FOLLOWS * member.steps), 1)
-            found = member(frame1, frame2, last, takes)
+            if member.steps is None or last is not None or not flows:
+                found = member(frame1, frame2, last, None if member.steps is None else steps)
+                cost = matching_cost(half1, half2, half(found.flow))
+            else:
+                blended, takes = _mixed(costs, flows)[0], steps or max(round(FOLLOWS * member.steps), 1)
+                for _ in range(ROUNDS):
+                    found = member(frame1, frame2, Prediction(blended), takes)
+                    cost = matching_cost(half1, half2, half(found.flow))
+                    handicap = (2 * EARLIER * half(found.flow).norm(dim=1)).clamp(max=MOST)
+                    after = [each + handicap for each in costs]
+                    blended = _mixed([*after, cost], [*flows, found.flow.float()])[0]
+                costs = after
+            costs.append(cost)
+            matching.append(cost)
             flows.append(found.flow.float())
-            costs.append(matching_cost(half1, half2, reduced(flows[-1], half1.shape[-2:])))
             memories.append(found.memory)
         flow, apart = _mixed(costs, flows)
         if self.planes:
-            flow = with_planes(frame1, frame2, flow)
+            flow = with_planes(frame1, frame2, flow, [_mixed(matching, flows)[0], *flows])
         kept = tuple(memories) if any(memory is not None for memory in memories) else None
         return Prediction(flow, memory=kept, residual=apart)
 

@@ -162,6 +162,7 @@ GENERATED: dict[str, Recipe] = {
             _refining("widens", MODERATE, Batches(800, 6, 160, 224), refinements=8),
             _refining("roams", worlds.MIXTURE, Batches(1_500, 4, 256, 352), refinements=10),
             _refining("sweeps", worlds.MIXTURE, Batches(1_500, 4, 384, 512), refinements=10),
+            _refining("follows", worlds.MIXTURE, Batches(1_000, 3, 384, 640), refinements=6, opening="fastflownet"),
         ),
         "ours: some hours on two CPU cores",
     ),
