@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fleetflow.data.generate import generate, worlds
+from fleetflow.data.generate.own_texture import STRONGEST, _texture, faint
 from fleetflow.data.generate.photometric import photometric
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.shapes import GRID, shape_bank
@@ -133,6 +134,35 @@ def test_still_world_has_no_motion_and_small_world_little():
     assert make(worlds.still_world, None).flow.abs().max() < 1e-3
     small = make(worlds.small_world, None).flow.norm(dim=1)
     assert 0.05 < small.mean() < 3
+
+
+def test_before_a_still_camera_only_objects_move():
+    sample = generate(6, 96, 160, seed=3, mixture={worlds.watch_world: 1.0}, camera=False)
+    length = sample.flow.norm(dim=1)
+    assert (length == 0).float().mean() > 0.3 and (length > 3).float().mean() > 0.05
+
+
+def test_frames_have_texture_of_their_own():
+    """Equal frames without motion differ afterwards, more often than frames that move, and stay in range."""
+    frame, nothing = torch.rand(64, 3, 48, 64) * 0.2 + 0.4, torch.zeros(64, 2, 48, 64)
+    one, two = faint(frame, frame, nothing, torch.Generator().manual_seed(1))
+    again, _ = faint(frame, frame, nothing, torch.Generator().manual_seed(1))
+    assert torch.equal(one, again) and one.min() >= 0 and one.max() <= 1
+    differ = (one - two).flatten(1).std(1)
+    assert 0.5 < (differ > 0).float().mean() < 0.9
+    assert 0.005 < differ[differ > 0].median() and differ.max() < 2 * STRONGEST
+    moved = faint(frame, frame, nothing + 9, torch.Generator().manual_seed(1))
+    assert ((moved[0] - moved[1]).flatten(1).std(1) > 0).float().mean() < 0.5
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.7, 4.2, 9.9])
+def test_own_texture_has_the_scale_asked_for(sigma):
+    """Noise blurred by sigma has the correlation exp(-d^2 / 4 sigma^2) at a distance d."""
+    noise = _texture(3, 300, 400, sigma, torch.Generator().manual_seed(0))
+    assert noise.shape == (3, 300, 400) and noise.std().item() == pytest.approx(1, abs=0.02)
+    shift = max(1, round(sigma))
+    measured = (noise[..., shift:] * noise[..., :-shift]).mean().item()
+    assert measured == pytest.approx(2.718 ** (-(shift**2) / (4 * sigma**2)), abs=0.12)
 
 
 def test_photometric_keeps_range_and_is_seeded():

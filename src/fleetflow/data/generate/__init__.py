@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import torch
 
+from fleetflow.data.generate.own_texture import faint
 from fleetflow.data.generate.photometric import photometric
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.shapes import shape_bank
@@ -34,7 +35,7 @@ def generate(
     textures: surfaces; None uses procedural ones. The batch is made on their device.
     mixture: world -> probability.
     full: also gives the backward flow and the occlusion.
-    camera: False leaves out exposure, blur and noise (frames then agree exactly along the flow).
+    camera: False leaves out faint texture, exposure, blur and noise (frames then agree exactly along the flow).
     """
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03) % 2**63)
     textures = textures or default_textures()
@@ -49,6 +50,7 @@ def generate(
         rendered = render(scene, textures, outlines.to(textures.device), height, width, full)
         frame1, frame2 = rendered.frame1, rendered.frame2
         if camera:
+            frame1, frame2 = faint(frame1, frame2, rendered.flow, generator)
             frame1, frame2 = photometric(frame1, frame2, generator)
     return Sample(frame1, frame2, rendered.flow, rendered.valid, rendered.backward, rendered.occluded)
 

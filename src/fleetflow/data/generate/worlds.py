@@ -224,6 +224,19 @@ def still_world(draw: Draw, height: int, width: int) -> Scene:
     return _flat(draw, height, width, 0.0)
 
 
+def watch_world(draw: Draw, height: int, width: int) -> Scene:
+    """A camera that stands still while objects move: all that is behind them has no motion, textured or not."""
+    scene = _flat(draw, height, width, 1.5)
+    motion, surface, wobble = scene.motion.clone(), scene.surface.clone(), scene.wobble.clone()
+    motion[:, 0], wobble[:, 0] = torch.eye(3), 0
+    smooth = torch.where(draw.chance(0.4, 1), draw.log_uniform(0.01, 0.3, 1), 1.0)[:, 0]
+    surface[:, 0, :2, :2] *= smooth[:, None, None]
+    resting = draw.chance(0.25)
+    motion = torch.where(resting[..., None, None], torch.eye(3), motion)
+    wobble = torch.where(resting, 0.0, wobble)
+    return scene._replace(motion=motion, surface=surface, wobble=wobble)
+
+
 def blank_world(draw: Draw, height: int, width: int) -> Scene:
     """One colour that does not move, and what the camera adds to it: nothing to match must mean no motion."""
     scene = _flat(draw, height, width, 0.0)
@@ -326,16 +339,17 @@ def hand_world(draw: Draw, height: int, width: int) -> Scene:
 
 World = Callable[[Draw, int, int], Scene]
 MIXTURE: dict[World, float] = {
-    shapes_world: 0.17,
-    large_world: 0.14,
-    bare_world: 0.15,
-    small_world: 0.04,
-    still_world: 0.02,
-    drive_world: 0.19,
-    stereo_world: 0.09,
-    hand_world: 0.05,
+    shapes_world: 0.14,
+    large_world: 0.13,
+    bare_world: 0.12,
+    small_world: 0.05,
+    still_world: 0.06,
+    watch_world: 0.16,
+    drive_world: 0.14,
+    stereo_world: 0.07,
+    hand_world: 0.04,
     blank_world: 0.03,
-    crowd_world: 0.12,
+    crowd_world: 0.06,
 }
 
 

@@ -1,0 +1,105 @@
+"""Faint texture, and texture that each frame has of its own: what codecs, denoisers and automatic exposure leave.
+
+Texture of its own does not move with the surface. Where there is no other, the frames do not say what moves; the truth
+stays the motion of the surface, and most such surfaces are still, so that the best answer is no motion.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STILL = 0.5  # pixels; a scene of which more than half moves less counts as still
+STRONGEST = 0.06  # standard deviation of what is added, of 1
+
+
+class _Rows:
+    """Random numbers [B, 1, 1, 1], drawn on the CPU so that every device sees the same."""
+
+    def __init__(self, count: int, generator: torch.Generator, device: torch.device):
+        self.count, self.generator, self.device = count, generator, device
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        return (torch.rand(self.count, 1, 1, 1, generator=self.generator) * (high - low) + low).to(self.device)
+
+    def log_uniform(self, low: float, high: float) -> Tensor:
+        return torch.exp(self.uniform(*torch.tensor([low, high]).log().tolist()))
+
+    def chance(self, still: Tensor, often: float, seldom: float) -> Tensor:
+        """True with probability `often` in still scenes and `seldom` in others."""
+        return self.uniform(0, 1) < torch.where(still, often, seldom)
+
+    def patches(self, height: int, width: int) -> Tensor:
+        """[B, 1, H, W] in [0, 1], smooth, about half of it near 1."""
+        field = torch.randn(self.count, 1, 4, 5, generator=self.generator).to(self.device)
+        return F.interpolate(field, size=(height, width), mode="bicubic", align_corners=True).mul(4).sigmoid()
+
+
+def faint(frame1: Tensor, frame2: Tensor, flow: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Returns both frames [B, 3, H, W] in [0, 1], some with less contrast, some with a texture of their own.
+
+    flow: [B, 2, H, W] pixels; still scenes get it more often and more of it.
+    generator: a CPU generator; the textures themselves are drawn on the frames' device, seeded from it.
+    """
+    rows = _Rows(len(frame1), generator, frame1.device)
+    still = ((flow.square().sum(1) < STILL**2).float().mean((1, 2)) > 0.5)[:, None, None, None]
+    frames = _low_contrast(rows, still, frame1, frame2)
+    return _with_own_texture(rows, still, *frames)
+
+
+def _low_contrast(rows: _Rows, still: Tensor, *frames: Tensor) -> list[Tensor]:
+    """The frames, some with 2 to 30 % of their contrast about one gray level, in all of the frame or in patches."""
+    height, width = frames[0].shape[-2:]
+    dull = rows.chance(still, 0.35, 0.08)
+    contrast, level = rows.log_uniform(0.02, 0.3), rows.uniform(0.05, 0.75)
+    part = torch.where(rows.chance(still, 0.5, 0.5), rows.patches(height, width), 1.0)
+    kept = 1 - dull * part * (1 - contrast)
+    return [level * (1 - kept) + frame * kept for frame in frames]
+
+
+def _with_own_texture(rows: _Rows, still: Tensor, *frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames, some with a texture each: as strong as their true texture or weaker, in patches far stronger.
+
+    Scales of 0.5 to 10 pixels. A part of the strength does not depend on the true texture: 0.3 to 5 levels of 255.
+    """
+    height, width = frames[0].shape[-2:]
+    ratio = torch.where(still, rows.log_uniform(0.2, 3.0), rows.log_uniform(0.1, 1.0))
+    beyond = rows.chance(still, 0.5, 0.15) * rows.patches(height, width)
+    least = rows.log_uniform(0.001, 0.02) * rows.chance(still, 0.6, 0.2)
+    own, gray, blur = rows.chance(still, 0.7, 0.3), rows.chance(still, 0.7, 0.7), rows.log_uniform(0.5, 10)
+    seed = int(torch.randint(2**62, (), generator=rows.generator))
+    some = own.flatten().nonzero()[:, 0]
+    if not len(some):
+        return frames[0], frames[1]
+    noise = torch.Generator(rows.device).manual_seed(seed)
+    strength = _detail(frames[0][some]) * ratio[some] * (1 + 3 * beyond[some]) + least[some]
+    strength = strength.clamp(max=STRONGEST)
+    changed = []
+    for frame in frames:
+        pictures = [
+            _texture(1 if plain else 3, height, width, sigma, noise).expand(3, -1, -1)
+            for sigma, plain in zip(blur[some].flatten().tolist(), gray[some].flatten().tolist())
+        ]
+        changed.append(frame.index_copy(0, some, (frame[some] + torch.stack(pictures) * strength).clamp(0, 1)))
+    return changed[0], changed[1]
+
+
+def _detail(frame: Tensor) -> Tensor:
+    """[B, 1, H, W]: standard deviation of the frame about its mean over 8 pixels, smoothed over some 32."""
+    coarse = F.avg_pool2d(frame, 8, ceil_mode=True)
+    variance = F.avg_pool2d(frame.square(), 8, ceil_mode=True) - coarse.square()
+    variance = F.avg_pool2d(variance.mean(1, keepdim=True).clamp(min=0), 3, 1, 1, count_include_pad=False)
+    return F.interpolate(variance, size=frame.shape[-2:], mode="bilinear").sqrt()
+
+
+def _texture(channels: int, height: int, width: int, sigma: float, generator: torch.Generator) -> Tensor:
+    """[channels, H, W] Gaussian noise of unit strength, blurred by sigma pixels: drawn on a grid that is as coarse."""
+    step, device = max(1, int(sigma)), generator.device
+    grid = torch.randn(channels, 1, height // step + 12, width // step + 12, generator=generator, device=device)
+    taps = torch.arange(-4, 5.0, device=device)
+    kernel = torch.exp(-taps.square() / (2 * (sigma / step) ** 2))
+    kernel = kernel / kernel.sum()
+    grid = F.conv2d(F.conv2d(grid, kernel[None, None, :, None]), kernel[None, None, None])
+    if step > 1:
+        grid = F.interpolate(grid, scale_factor=step, mode="bicubic")
+    grid = grid[:, 0, step : step + height, step : step + width]
+    return grid / grid.std(correction=0).clamp(min=1e-6)
