@@ -1,14 +1,20 @@
 """Generated pairs: exact, seeded, varied, and harmless in their extremes."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from fleetflow.data.generate import generate, worlds
+from fleetflow.data.generate import dressed, generate, worlds
+from fleetflow.data.generate.camera import draw_camera, film
+from fleetflow.data.generate.codec import KINDS, coded, quantized, through_codec
+from fleetflow.data.generate.held_out import held_out, use_of
+from fleetflow.data.generate.motion_blur import motion_blurred
 from fleetflow.data.generate.own_texture import STRONGEST, _texture, faint
-from fleetflow.data.generate.photometric import photometric
+from fleetflow.data.generate.photographs import photographs
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.shapes import GRID, shape_bank
-from fleetflow.data.generate.textures import SIDE, bank, level_start, photographs, procedural
+from fleetflow.data.generate.textures import SIDE, bank, level_start, procedural
 from fleetflow.io import write_image
 from fleetflow.ops.warp import warp
 from fleetflow.types import FleetflowError
@@ -165,14 +171,130 @@ def test_own_texture_has_the_scale_asked_for(sigma):
     assert measured == pytest.approx(2.718 ** (-(shift**2) / (4 * sigma**2)), abs=0.12)
 
 
-def test_photometric_keeps_range_and_is_seeded():
-    frames = torch.rand(2, 4, 3, 40, 50)
-    one = photometric(frames[0], frames[1], torch.Generator().manual_seed(4))
-    two = photometric(frames[0], frames[1], torch.Generator().manual_seed(4))
-    assert all(torch.equal(a, b) for a, b in zip(one, two))
+def test_camera_keeps_range_and_is_seeded():
+    frames = list(torch.rand(3, 6, 3, 40, 50))
+    one, two = (film(frames, draw_camera(6, 3, g), g) for g in (torch.Generator().manual_seed(4) for _ in range(2)))
+    assert len(one) == 3 and all(torch.equal(a, b) for a, b in zip(one, two))
     for frame in one:
         assert 0 <= frame.min() and frame.max() <= 1
         torch.testing.assert_close(frame * 255, (frame * 255).round(), rtol=0, atol=1e-4)
+
+
+def test_noise_grows_with_the_signal_and_exposure_changes_from_frame_to_frame():
+    """A camera without anything else: variance shot * signal + read^2, brightness as its exposure says."""
+    camera = draw_camera(1, 2, torch.Generator().manual_seed(0))
+    plain = camera._replace(**{name: torch.zeros(1) for name in ("lift", "fog", "defocus", "grain", "sharpen")})
+    plain = plain._replace(**{name: torch.ones(1) for name in ("contrast", "gamma", "saturation", "size")})
+    plain = plain._replace(tint=torch.ones(1, 3), balance=torch.ones(1, 2, 3), response=torch.ones(1, 2))
+    plain = plain._replace(light=torch.zeros(1, 2), subsampled=torch.tensor([False]), codec=torch.tensor([-1]))
+    plain = plain._replace(exposure=torch.tensor([[1.0, 1.2]]), shot=torch.tensor([4e-3]), read=torch.tensor([0.01]))
+    frame = torch.full((1, 3, 80, 160), 0.2)
+    frame[..., 80:] = 0.6
+    one, two = film([frame, frame], plain, torch.Generator().manual_seed(0))
+    for part, signal in ((one[..., :80], 0.2), (one[..., 80:], 0.6), (two[..., 80:], 0.72)):
+        assert part.mean().item() == pytest.approx(signal, abs=0.003)
+        assert part.std().item() == pytest.approx((4e-3 * signal + 1e-4) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=[kind[0] for kind in KINDS])
+def test_codecs_lose_more_the_worse_their_quality(kind):
+    pictures = [((frame[0] * 255).byte().permute(1, 2, 0).numpy()) for frame in generate(1, 63, 96, seed=1)[:2]]
+    errors = []
+    for quality in (0.0, 1.0):
+        out, again = coded(pictures, kind, quality), coded(pictures, kind, quality)
+        assert len(out) == 2 and out[0].shape == pictures[0].shape and all((a == b).all() for a, b in zip(out, again))
+        errors.append(sum(abs(a.astype(float) - b).mean() for a, b in zip(out, pictures)))
+    assert 0 < errors[0] < errors[1] < 60
+
+
+def test_codec_leaves_alone_whom_it_is_not_for_and_frames_too_small():
+    frames = list(torch.rand(2, 2, 3, 40, 48).mul(255).round() / 255)
+    kind, quality, begun = torch.tensor([-1, 0]), torch.tensor([0.5, 0.5]), torch.tensor([True, True])
+    out = through_codec(frames, kind, quality, begun)
+    for frame, left in zip(frames, out):
+        torch.testing.assert_close(left[0], frame[0], rtol=0, atol=0)
+        assert not torch.equal(left[1], frame[1])
+    small = [frame[..., :20, :] for frame in frames]
+    assert all(torch.equal(a, b) for a, b in zip(small, through_codec(small, kind, quality, begun)))
+
+
+def test_quantized_blocks():
+    """Flat blocks survive; detail goes as the quality does; sizes need not divide by 8."""
+    frame = torch.rand(2, 3, 37, 50, generator=torch.Generator().manual_seed(0))
+    good, bad = ((quantized(frame, torch.full((2,), q)) - frame).abs().mean() for q in (0.0, 1.0))
+    assert good < 0.01 < 0.05 < bad
+    flat = torch.full((1, 3, 16, 16), 0.5)
+    torch.testing.assert_close(quantized(flat, torch.ones(1)), flat)
+
+
+def test_motion_blur_is_the_mean_along_the_motion(smooth):
+    """A sheet that moves by 60 px with the shutter half open: the frame is the sharp one averaged over 30 px."""
+    scene = worlds.draw_scene(1, 64, 160, torch.Generator().manual_seed(0), {worlds.still_world: 1.0})
+    motion = torch.eye(3).repeat(1, worlds.SHEETS, 1, 1)
+    motion[0, 0, 0, 2] = 60.0
+    surface = torch.eye(3).repeat(1, worlds.SHEETS, 1, 1)  # blobs of some 40 texture pixels
+    scene = scene._replace(motion=motion, present=torch.arange(worlds.SHEETS)[None] < 1, texture=scene.texture % 6)
+    scene = scene._replace(wobble=torch.zeros(1, worlds.SHEETS), shutter=torch.tensor([0.5]), surface=surface)
+    rendered = render(scene, smooth, shape_bank(2), 64, 160)
+    for when, frame, front in ((0, rendered.frame1, rendered.front1), (1, rendered.frame2, rendered.front2)):
+        blurred = motion_blurred(frame, front, scene, smooth, shape_bank(2), when)
+        expected = torch.nn.functional.avg_pool2d(frame, (1, 31), 1)
+        torch.testing.assert_close(blurred[..., 15:-15], expected, rtol=0, atol=0.01)
+        assert (blurred - frame).abs().max() > 0.04
+    still = scene._replace(shutter=torch.zeros(1))
+    assert torch.equal(
+        motion_blurred(rendered.frame1, rendered.front1, still, smooth, shape_bank(2), 0), rendered.frame1
+    )
+
+
+def test_large_foregrounds_are_large_and_fast_before_what_is_slow():
+    scene = worlds.front_world(worlds.Draw(200, torch.Generator().manual_seed(0)), 256, 320)
+    middle = torch.tensor([160.0, 128.0, 1.0])
+
+    def moved(sheet):
+        there = scene.motion[:, sheet] @ middle
+        return (there[:, :2] / there[:, 2:] - middle[:2]).norm(dim=1)
+
+    assert moved(0).median() < 2 and moved(0).max() < 12
+    assert moved(3).median() > 30 and (scene.present[:, 3]).all() and (scene.shutter > 0).float().mean() > 0.5
+    assert scene.present[:, 4:].sum(1).float().mean() > 1
+
+
+def test_pictures_kept_for_tests_are_never_trained_on(tmp_path):
+    names = [f"{k}.jpg" for k in range(1000)] + [f"{k}.png" for k in range(1000)]
+    uses = [use_of(name) for name in names]
+    assert 40 < uses[:1000].count("test") < 80 and 60 < uses[1000:].count("validation") < 140
+    kept = next(name for name in names if held_out(name) and name.endswith(".png"))
+    other = next(name for name in names if not held_out(name) and name.endswith(".png"))
+    write_image(tmp_path / kept, torch.zeros(40, 40, 3, dtype=torch.uint8).numpy())
+    with pytest.raises(FleetflowError, match="kept for other uses"):
+        photographs(tmp_path)
+    write_image(tmp_path / other, torch.zeros(40, 40, 3, dtype=torch.uint8).numpy())
+    assert photographs(tmp_path).count == 1
+    assert photographs(tmp_path, use=use_of(kept)).count == 1
+
+
+def test_cut_outs_bring_their_outline(tmp_path):
+    """An opaque disc on nothing: its outline is a disc, its colors go on beyond it, and objects in scenes use it."""
+    y, x = np.mgrid[:100, :100]
+    disc = (x - 50) ** 2 + (y - 50) ** 2 < 45**2
+    rgba = np.dstack([np.full((100, 100), 250), np.zeros((100, 100)), np.zeros((100, 100)), 255 * disc]).astype(
+        np.uint8
+    )
+    rgba[~disc] = 0
+    Image.fromarray(rgba).save(tmp_path / "cut.png")
+    write_image(tmp_path / "b.bmp", np.full((60, 60, 3), 128, np.uint8))
+    textures = photographs(tmp_path)
+    assert (textures.count, len(textures.outlines)) == (1, 1)
+    axis = torch.linspace(-1, 1, GRID)
+    inside = (axis[:, None] ** 2 + axis**2).sqrt()
+    assert (textures.outlines[0][inside < 0.75] > 0).all() and (textures.outlines[0][inside > 0.95] < 0).all()
+    first = (textures.total - 1) * SIDE**2
+    picture = textures.table[first : first + SIDE**2, :3].view(SIDE, SIDE, 3).float()
+    assert (picture[..., 0] > 0.9).float().mean() > 0.95 and picture[..., 1:].max() < 0.05
+    scene = worlds.draw_scene(20, 64, 96, torch.Generator().manual_seed(0), worlds.MIXTURE)
+    dressed_scene, outlines = dressed(scene, textures, torch.Generator().manual_seed(0))
+    assert (dressed_scene.shape == len(outlines) - 1).any() and dressed_scene.texture.max() == textures.total - 1
 
 
 def test_textures_from_a_folder(tmp_path):
@@ -182,8 +304,8 @@ def test_textures_from_a_folder(tmp_path):
     image[..., 1] = 200
     write_image(tmp_path / "deep" / "green.png", image.numpy())
     textures = photographs(tmp_path)
-    assert textures.count == 1 and textures.table.shape == (sum((SIDE >> k) ** 2 for k in range(5)), 4)
-    torch.testing.assert_close(textures.table[-1].float(), torch.tensor([0, 200 / 255, 0, 0]), rtol=0, atol=1e-3)
+    assert textures.count == 1 and textures.table.shape == (25 * sum((SIDE >> k) ** 2 for k in range(5)), 4)
+    torch.testing.assert_close(textures.table[0].float(), torch.tensor([0, 200 / 255, 0, 0]), rtol=0, atol=1e-3)
     assert level_start(torch.tensor([0, 1]), 1).tolist() == [0, SIDE**2]
 
 

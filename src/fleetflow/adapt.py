@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fleetflow.data.dataset import to_frame
-from fleetflow.data.generate.photometric import photometric as camera
+from fleetflow.data.generate.camera import draw_camera, film
 from fleetflow.io import list_frames, read_image, reason, write_atomically
 from fleetflow.models import weights
 from fleetflow.ops.warp import pixel_grid, warp
@@ -369,5 +369,6 @@ def _another_view(
     place = torch.einsum("nij,jhw->nihw", matrix, grid - centre) + centre + shift[:, :, None, None]
     move = place - grid
     flow = torch.einsum("nij,njhw->nihw", torch.linalg.inv(matrix), warp(flow, move))
-    view1, view2 = camera(warp(frame1, move), warp(frame2, move), generator)
+    camera = draw_camera(len(frame1), 2, generator)
+    view1, view2 = film([warp(frame1, move), warp(frame2, move)], camera, generator)
     return view1, view2, flow, warp(trust[:, None], move)[:, 0]

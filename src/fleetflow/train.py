@@ -28,7 +28,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fleetflow import processes
 from fleetflow.data.dataset import Files
 from fleetflow.data.generate import default_textures
-from fleetflow.data.generate.textures import photographs
+from fleetflow.data.generate.photographs import photographs
 from fleetflow.evaluate import evaluate, fit_for
 from fleetflow.feed import Feed, batches, dataset_of, on_data, open_sources, opened
 from fleetflow.io import reason, write_atomically

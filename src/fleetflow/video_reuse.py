@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fleetflow.data.generate import default_textures, shapes
+from fleetflow.data.generate import default_textures, dressed
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.worlds import MIXTURE, blank_world, draw_scene, still_world
 from fleetflow.deq import Anderson, Broyden, Picard, Solver, fixed_point, held
@@ -153,11 +153,8 @@ def generated_clips(count: int, frames: int, height: int, width: int, *, seed: i
     moving = {world: share for world, share in MIXTURE.items() if world not in (still_world, blank_world)}
     generator = torch.Generator().manual_seed(seed)
     scene = draw_scene(count, height, width, generator, moving)
-    textures, outlines = default_textures(), shapes()
-    scene = scene._replace(  # as in `generate`: the draw does not know the banks
-        texture=scene.texture % textures.count,
-        shape=torch.where(scene.shape > 0, 1 + scene.shape % (len(outlines) - 1), scene.shape),
-    )
+    textures = default_textures()
+    scene, outlines = dressed(scene, textures, generator)
     clips: dict[str, list[Tensor]] = {f"generated {k}": [] for k in range(count)}
     whole = scene.motion / scene.motion[..., 2:, 2:]
     still = torch.eye(3)

@@ -31,7 +31,8 @@ class _Rows:
     def patches(self, height: int, width: int) -> Tensor:
         """[B, 1, H, W] in [0, 1], smooth, about half of it near 1."""
         field = torch.randn(self.count, 1, 4, 5, generator=self.generator).to(self.device)
-        return F.interpolate(field, size=(height, width), mode="bicubic", align_corners=True).mul(4).sigmoid()
+        field = F.interpolate(field, size=(32, 32), mode="bicubic", align_corners=True)
+        return F.interpolate(field, size=(height, width), mode="bilinear", align_corners=True).mul(4).sigmoid()
 
 
 def faint(frame1: Tensor, frame2: Tensor, flow: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -47,10 +48,11 @@ def faint(frame1: Tensor, frame2: Tensor, flow: Tensor, generator: torch.Generat
 
 
 def _low_contrast(rows: _Rows, still: Tensor, *frames: Tensor) -> list[Tensor]:
-    """The frames, some with 2 to 30 % of their contrast about one gray level, in all of the frame or in patches."""
+    """The frames, some with 2 to 40 % of their contrast about one gray level, in all of the frame or in patches."""
     height, width = frames[0].shape[-2:]
     dull = rows.chance(still, 0.35, 0.08)
-    contrast, level = rows.log_uniform(0.02, 0.3), rows.uniform(0.05, 0.75)
+    contrast = torch.where(still, rows.log_uniform(0.02, 0.3), rows.log_uniform(0.1, 0.4))
+    level = rows.uniform(0.08, 0.75)
     part = torch.where(rows.chance(still, 0.5, 0.5), rows.patches(height, width), 1.0)
     kept = 1 - dull * part * (1 - contrast)
     return [level * (1 - kept) + frame * kept for frame in frames]

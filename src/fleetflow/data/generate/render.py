@@ -23,6 +23,8 @@ class Rendered(NamedTuple):
     valid: Tensor  # [B, H, W] bool; False where the point of frame1 lies behind the camera in frame2 (flow is 0)
     backward: Tensor | None  # [B, 2, H, W] pixels
     occluded: Tensor | None  # [B, H, W] bool
+    front1: Tensor  # [B, H, W] number of the foremost sheet in frame1
+    front2: Tensor
 
 
 def render(scene: Scene, textures: Textures, shapes: Tensor, height: int, width: int, full: bool = True) -> Rendered:
@@ -30,43 +32,49 @@ def render(scene: Scene, textures: Textures, shapes: Tensor, height: int, width:
 
     shapes: [S, GRID, GRID], the bank that `scene.shape` counts in.
     """
-    pixels = _pixels(height, width, scene.motion.device)
+    pixels = pixel_places(height, width, scene.motion.device)
     inverse = torch.linalg.inv(scene.motion)
-    bend = _bend(scene, height, width)
+    bend = bend_of(scene, height, width) if bool(scene.wobble.any()) else None
 
-    front1 = _front(scene, shapes, scene.outline, pixels, bend, (height, width))
-    front2 = _front(scene, shapes, scene.outline @ inverse, pixels, None, (height, width))
-    sheet1 = pixels + _chosen(scene.wobble, front1)[:, None] * bend
-    frame1 = _shade(scene, textures, scene.surface, front1, sheet1)
-    frame2 = _shade(scene, textures, scene.surface @ inverse, front2, pixels.expand(len(front2), -1, -1, -1))
-    projected = _project(_chosen_matrix(scene.motion, front1), sheet1)
+    front1 = front_of(scene, shapes, scene.outline, bend, (height, width))
+    front2 = front_of(scene, shapes, scene.outline @ inverse, None, (height, width))
+    sheet1 = pixels.expand(len(front1), -1, -1, -1)
+    if bend is not None:
+        sheet1 = sheet1 + chosen(scene.wobble, front1)[:, None] * bend
+    frame1 = _soft_edges(shade(scene, textures, scene.surface, front1, sheet1), front1)
+    frame2 = _soft_edges(shade(scene, textures, scene.surface @ inverse, front2, pixels.expand_as(sheet1)), front2)
+    projected = project(chosen_matrix(scene.motion, front1), sheet1)
     target, ahead = projected[:, :2], projected[:, 2] > 1e-6
     flow = target - pixels
     valid = ahead & (flow.abs().amax(1) < LARGEST)
     flow = flow * valid[:, None]
     if not full:
-        return Rendered(frame1, frame2, flow, valid, None, None)
+        return Rendered(frame1, frame2, flow, valid, None, None, front1, front2)
 
-    sheet2 = _project(_chosen_matrix(inverse, front2), pixels.expand(len(front2), -1, -1, -1))[:, :2]
-    backward = _unbend(scene, sheet2, _chosen(scene.wobble, front2)) - pixels
+    sheet2 = project(chosen_matrix(inverse, front2), pixels.expand(len(front2), -1, -1, -1))[:, :2]
+    backward = _unbend(scene, sheet2, chosen(scene.wobble, front2)) - pixels
     hidden = _front_at(scene, shapes, scene.outline @ inverse, target) != front1
     outside = (
         (target[:, 0] < -0.5) | (target[:, 0] > width - 0.5) | (target[:, 1] < -0.5) | (target[:, 1] > height - 0.5)
     )
-    return Rendered(frame1, frame2, flow, valid, backward, hidden | outside | ~ahead)
+    return Rendered(frame1, frame2, flow, valid, backward, hidden | outside | ~ahead, front1, front2)
 
 
-def _pixels(height: int, width: int, device, step: int = 1) -> Tensor:
+def pixel_places(height: int, width: int, device, step: int = 1) -> Tensor:
     """[2, h, w] x and y of every `step`-th pixel, with one more than needed so that interpolation covers the last."""
     x, y = (torch.arange(0, size + step - 1, step, device=device, dtype=torch.float32) for size in (width, height))
     return torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))))
 
 
-def _bend(scene: Scene, height: int, width: int) -> Tensor:
-    return F.interpolate(scene.field, size=(height, width), mode="bicubic", align_corners=True)
+def bend_of(scene: Scene, height: int, width: int) -> Tensor:
+    """[B, 2, H, W] pixels, 0 in scenes without a bent sheet."""
+    bent = scene.wobble.any(1).nonzero()[:, 0]
+    bend = torch.zeros(len(scene.field), 2, height, width, device=scene.field.device)
+    bend[bent] = F.interpolate(scene.field[bent], size=(height, width), mode="bicubic", align_corners=True)
+    return bend
 
 
-def _project(matrix: Tensor, points: Tensor) -> Tensor:
+def project(matrix: Tensor, points: Tensor) -> Tensor:
     """[B, 9 or (3, 3), ...] homographies on [B, 2, h, w] points: [B, 3, h, w] x, y and the third coordinate."""
     x, y = points[:, 0], points[:, 1]
     if matrix.ndim == 3:  # one matrix for the whole picture
@@ -79,7 +87,7 @@ def _project(matrix: Tensor, points: Tensor) -> Tensor:
 
 def _covers(scene: Scene, shapes: Tensor, k: int, matrix: Tensor, points: Tensor) -> Tensor:
     """[B, h, w] field of sheet k at the points: positive where it covers them, should it be present."""
-    projected = _project(matrix[:, k], points)
+    projected = project(matrix[:, k], points)
     whole = (scene.shape[:, k] < 0)[:, None, None]
     outlines = shapes[scene.shape[:, k].clamp(min=0)][:, None]
     grid = projected[:, :2].clamp(-2, 2).permute(0, 2, 3, 1)
@@ -99,15 +107,17 @@ def _sheets(scene: Scene) -> Iterator[tuple[int, Tensor, Scene]]:
             yield k, rows, Scene(*(part[rows] for part in scene))
 
 
-def _front(scene: Scene, shapes: Tensor, matrix: Tensor, pixels: Tensor, bend: Tensor | None, size) -> Tensor:
-    """[B, H, W] number of the foremost sheet at every pixel."""
-    height, width = size
+def front_of(
+    scene: Scene, shapes: Tensor, matrix: Tensor, bend: Tensor | None, size: tuple[int, int], step: int = COARSE
+) -> Tensor:
+    """[B, H, W] number of the foremost sheet at every pixel; outlines are evaluated at every `step`-th."""
+    (height, width), device = size, matrix.device
     count = len(scene.shape)
-    coarse = _pixels(height, width, pixels.device, COARSE).expand(count, -1, -1, -1)
+    coarse = pixel_places(height, width, device, step).expand(count, -1, -1, -1)
     if bend is not None:
         bend = F.interpolate(bend, size=coarse.shape[-2:], mode="bilinear", align_corners=True)
-    front = torch.zeros(count, height, width, dtype=torch.uint8, device=pixels.device)
-    full = ((coarse.shape[-2] - 1) * COARSE + 1, (coarse.shape[-1] - 1) * COARSE + 1)
+    front = torch.zeros(count, height, width, dtype=torch.uint8, device=device)
+    full = ((coarse.shape[-2] - 1) * step + 1, (coarse.shape[-1] - 1) * step + 1)
     for k, rows, some in _sheets(scene):
         points = coarse[rows] if bend is None else coarse[rows] + some.wobble[:, k, None, None, None] * bend[rows]
         field = _covers(some, shapes, k, matrix[rows], points)[:, None]
@@ -124,12 +134,12 @@ def _front_at(scene: Scene, shapes: Tensor, matrix: Tensor, points: Tensor) -> T
     return front.long()
 
 
-def _chosen(values: Tensor, front: Tensor) -> Tensor:
+def chosen(values: Tensor, front: Tensor) -> Tensor:
     """[B, L] values -> [B, H, W], the value of each pixel's sheet."""
     return values.gather(1, front.flatten(1)).view(front.shape)
 
 
-def _chosen_matrix(matrix: Tensor, front: Tensor) -> Tensor:
+def chosen_matrix(matrix: Tensor, front: Tensor) -> Tensor:
     """[B, L, 3, 3] -> [B, 9, H, W], the homography of each pixel's sheet, stored as nine planes."""
     count, sheets = matrix.shape[:2]
     row = front + torch.arange(count, device=front.device)[:, None, None] * sheets
@@ -137,16 +147,22 @@ def _chosen_matrix(matrix: Tensor, front: Tensor) -> Tensor:
     return planes.view(9, *front.shape).transpose(0, 1)
 
 
-def _shade(scene: Scene, textures: Textures, surface: Tensor, front: Tensor, points: Tensor) -> Tensor:
-    """[B, 3, H, W] colours of each pixel's sheet at the points, from the mip level that fits, edges softened."""
-    matrix = _chosen_matrix(surface, front)
-    projected = _project(matrix, points)
+def shade(
+    scene: Scene, textures: Textures, surface: Tensor, front: Tensor, points: Tensor, softness: Tensor | None = None
+) -> Tensor:
+    """[B, 3, H, W] colours of each pixel's sheet at the points, from the mip level that fits.
+
+    softness: [L] mip levels that the texture of each sheet is read coarser by.
+    """
+    matrix = chosen_matrix(surface, front)
+    projected = project(matrix, points)
     m, (u, v, depth) = matrix.unbind(1), projected.unbind(1)
     # Jacobian of the projection; the root of its determinant is texture pixels per frame pixel.
     a, b = m[0] - u * m[6], m[1] - u * m[7]
     c, d = m[3] - v * m[6], m[4] - v * m[7]
     zoom = ((a * d - b * c).abs() / (depth * depth).clamp(min=1e-12)).clamp(1e-6, 1e6)
-    level = (0.5 * zoom.log2() + 0.25).floor().clamp(0, LEVELS - 1).int()
+    level = 0.5 * zoom.log2() + (0.25 if softness is None else 0.25 + softness[front])
+    level = level.floor().clamp(0, LEVELS - 1).int()
     shrink = torch.exp2(-level.float())
     at = (projected[:, :2].clamp(-1e6, 1e6) + 0.5) * shrink[:, None] - 0.5
     side = SIDE >> level
@@ -162,14 +178,13 @@ def _shade(scene: Scene, textures: Textures, surface: Tensor, front: Tensor, poi
     x0, y0 = mirrored(low).unbind(1)
     x1, y1 = mirrored(low + 1).unbind(1)
     index = torch.stack((y0 * side + x0, y0 * side + x1, y1 * side + x0, y1 * side + x1), -1)
-    first = level_start(level, textures.count) + _chosen(scene.texture, front) * side * side
+    first = level_start(level, textures.total) + chosen(scene.texture, front) * side * side
     first = first.to(torch.int32 if len(textures.table) < 2**31 else torch.int64)
     gx, gy = 1 - fx, 1 - fy
     weights = torch.stack((gx * gy, fx * gy, gx * fy, fx * fy), -1)
     rows = (index + first[..., None]).view(-1, 4)
     colours = F.embedding_bag(rows, textures.table, per_sample_weights=weights.view(-1, 4).half(), mode="sum")
-    frame = colours.view(*front.shape, 4).permute(0, 3, 1, 2)[:, :3].contiguous().float()
-    return _soft_edges(frame, front)
+    return colours.view(*front.shape, 4).permute(0, 3, 1, 2)[:, :3].contiguous().float()
 
 
 def _soft_edges(frame: Tensor, front: Tensor) -> Tensor:
@@ -189,7 +204,7 @@ def _soft_edges(frame: Tensor, front: Tensor) -> Tensor:
 def _unbend(scene: Scene, sheet: Tensor, wobble: Tensor, rounds: int = 20) -> Tensor:
     """The x with x + wobble * field(x) = sheet, by fixed-point iteration (the bend is a contraction): [B, 2, H, W]."""
     height, width = sheet.shape[-2:]
-    bend = _bend(scene, height, width)
+    bend = bend_of(scene, height, width)
     x = sheet
     for _ in range(rounds if bool((scene.wobble != 0).any()) else 0):
         grid = torch.stack((2 * x[:, 0] / max(width - 1, 1) - 1, 2 * x[:, 1] / max(height - 1, 1) - 1), -1)

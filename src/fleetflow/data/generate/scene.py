@@ -3,11 +3,14 @@
 Everything is exact by construction. A sheet has coordinates z. Frame1 shows the sheet at z = x + wobble * field(x), a
 smooth non-rigid bend; frame2 shows it at z = motion^-1(y). So the flow of a pixel of frame1 is motion(z) - x, with no
 search and no interpolation. A sheet is visible where its outline says so and where it lies in front of the camera.
+The flow is that of the middle of both exposures; while the shutter is open, sheets move on evenly (`motion_blur.py`).
 """
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+PLAIN = 1 << 24  # numbers of textures from here on mean the plain surfaces of the bank
 
 
 class Scene(NamedTuple):
@@ -21,3 +24,4 @@ class Scene(NamedTuple):
     present: Tensor  # [B, L] bool
     wobble: Tensor  # [B, L] strength of the bend
     field: Tensor  # [B, 2, h, w] pixels, coarse samples of the bend, shared by the sheets of a scene
+    shutter: Tensor  # [B] share of the time between frames that the shutter is open

@@ -1,66 +1,57 @@
-"""Texture banks: what the surfaces of generated scenes look like, procedural or cut from a folder of photographs."""
+"""Texture banks: what the surfaces of generated scenes look like, procedural ones here, others in `photographs.py`.
 
-from pathlib import Path
+A bank has three parts, in this order: pictures; plain surfaces (asphalt, walls, skies), always procedural; cut-outs,
+which are pictures of single objects and bring their outlines.
+"""
+
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fleetflow.io import read_image
-from fleetflow.types import FleetflowError
+from fleetflow.data.generate.shapes import GRID
 
 SIDE = 512  # pixels; a texture is square and continues mirrored beyond its edges
 LEVELS = 5  # mip levels: 512, 256, ... 32 pixels
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Textures(NamedTuple):
     """Square pictures with mip levels, one table of pixels so that one look-up can read from all of them."""
 
     table: Tensor  # [pixels, 4] float16: R, G, B in [0, 1] and a column of zeros (rows of 8 bytes)
-    count: int
+    count: int  # pictures
+    plain: int = 0  # plain surfaces
+    outlines: Tensor = torch.empty(0, GRID, GRID)  # [C, GRID, GRID] of the cut-outs, as of `shapes.shape_bank`
+
+    @property
+    def total(self) -> int:
+        return self.count + self.plain + len(self.outlines)
 
     @property
     def device(self) -> torch.device:
         return self.table.device
 
     def to(self, device) -> "Textures":
-        return self._replace(table=self.table.to(device))
+        return self._replace(table=self.table.to(device), outlines=self.outlines.to(device))
 
 
 def level_start(level: Tensor, count: int) -> Tensor:
-    """Returns the first row of a mip level in the table (integer tensor in, integer tensor out)."""
+    """Returns the first row of a mip level in a table of `count` textures (integer tensor in, integer tensor out)."""
     sizes = torch.tensor([count * (SIDE >> k) ** 2 for k in range(LEVELS)], device=level.device)
     return F.pad(sizes.cumsum(0)[:-1], (1, 0))[level]
 
 
-def bank(pictures: Tensor) -> Textures:
-    """Returns the bank of [T, 3, SIDE, SIDE] pictures in [0, 1]."""
+def bank(pictures: Tensor, plain: int = 0, outlines: Tensor | None = None) -> Textures:
+    """Returns the bank of [T, 3, SIDE, SIDE] pictures in [0, 1], the last of them plain surfaces, then cut-outs."""
     rows, level = [], pictures.half()
     for k in range(LEVELS):
         if k:
             level = F.avg_pool2d(level.float(), 2).half()
         pixels = level.permute(0, 2, 3, 1).reshape(-1, 3)
         rows.append(F.pad(pixels, (0, 1)))
-    return Textures(torch.cat(rows), len(pictures))
-
-
-def photographs(folder: str | Path, limit: int | None = None, seed: int = 0) -> Textures:
-    """Returns a bank with a square crop of every picture below `folder` (of `limit` of them, drawn by `seed`)."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
-    if not files:
-        raise FleetflowError(f"{folder} holds no pictures ({', '.join(PICTURES)}); name a folder of photographs")
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(files), generator=generator).tolist()[:limit]
-    pictures = torch.empty(len(order), 3, SIDE, SIDE, dtype=torch.float16)
-    for row, k in enumerate(order):
-        picture = torch.from_numpy(read_image(files[k])).permute(2, 0, 1)[None].float() / 255
-        side = min(picture.shape[-2:])
-        y, x = (int(torch.randint(size - side + 1, (), generator=generator)) for size in picture.shape[-2:])
-        picture = picture[..., y : y + side, x : x + side]
-        pictures[row] = F.interpolate(picture, size=(SIDE, SIDE), mode="bilinear", antialias=True)[0].clamp(0, 1)
-    return bank(pictures)
+    outlines = torch.empty(0, GRID, GRID) if outlines is None else outlines
+    return Textures(torch.cat(rows), len(pictures) - plain - len(outlines), plain, outlines)
 
 
 def procedural(count: int = 48, seed: int = 0) -> Textures:
@@ -68,7 +59,38 @@ def procedural(count: int = 48, seed: int = 0) -> Textures:
     generator = torch.Generator().manual_seed(seed)
     makers = (_clouds, _leaves, _stripes, _cells)
     pictures = torch.stack([_painted(makers[k % len(makers)](generator), generator) for k in range(count)])
-    return bank(pictures)
+    surfaces = plain_surfaces(seed=seed)
+    return bank(torch.cat((pictures, surfaces)), len(surfaces))
+
+
+def plain_surfaces(count: int = 24, seed: int = 0) -> Tensor:
+    """Returns [count, 3, SIDE, SIDE]: asphalt and concrete, walls, skies and water, all of low contrast."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([_plain(k % 3, generator) for k in range(count)])
+
+
+def _plain(kind: int, generator: torch.Generator) -> Tensor:
+    """A gray or dark ground with fine grain (0), a wall of hardly any texture (1), a gradient with soft clouds (2)."""
+    y, x = torch.meshgrid(torch.arange(SIDE) / SIDE, torch.arange(SIDE) / SIDE, indexing="ij")
+    tint = 1 + 0.04 * torch.randn(3, 1, 1, generator=generator)
+    angle = 6.283 * _rand(generator, 1)
+    ramp = (x - 0.5) * angle.cos() + (y - 0.5) * angle.sin()
+    if kind == 2:
+        level, contrast, slope = _rand(generator, 3, 1, 1, low=0.35, high=0.9), 0.08 * _rand(generator, 1), 0.3
+        grain = torch.zeros(3, SIDE, SIDE)
+        for octave in range(1, 6):
+            field = torch.randn(1, 1, 2**octave + 1, 2**octave + 1, generator=generator)
+            grain = grain + F.interpolate(field, size=(SIDE, SIDE), mode="bicubic")[0] * 2 ** (1 - octave)
+    else:
+        level = _rand(generator, 1, low=0.08, high=0.45) if kind == 0 else _rand(generator, 1, low=0.2, high=0.9)
+        contrast = 0.006 * 6 ** _rand(generator, 1) if kind == 0 else 0.002 * 6 ** _rand(generator, 1)
+        slope = 0.1
+        small = SIDE // int(2 ** torch.randint(0, 3, (), generator=generator))
+        fine = torch.randn(1, 1, small, small, generator=generator)
+        fine = F.interpolate(fine, size=(SIDE, SIDE), mode="bilinear")[0]
+        broad = _clouds(generator)[:1]
+        grain = fine / fine.std() + 0.7 * broad / broad.std()
+    return (level * tint + contrast * grain + slope * _rand(generator, 1) * ramp).clamp(0, 1)
 
 
 def _rand(generator: torch.Generator, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
