@@ -5,7 +5,7 @@
 All in one run at 448x1024, batch 1, as many threads as torch takes. The floor is the time that the multiply-adds of
 the network's definition take at the rate of a convolution; the shares are those of the operators' own time in one
 prediction. Networks without weights in the package run with random ones. The plain definition is timed twice: as torch
-runs it, and in a process that keeps its freed memory (`fleetflow.memory`), as fleetflow itself does.
+runs it, and in a process that keeps its freed memory (`fleetflow.inference.memory`), as fleetflow itself does.
 """
 
 import statistics
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fleetflow.benchmark import has_weights
-from fleetflow.catalog import SIZE, multiply_adds
-from fleetflow.evaluate import classical
+from fleetflow.evaluation.evaluate import classical
+from fleetflow.evaluation.speed import has_weights
+from fleetflow.inference.predictor import Predictor
 from fleetflow.models import weights
+from fleetflow.models.catalog import SIZE, multiply_adds
 from fleetflow.ops.kernels import reference
-from fleetflow.predict import Predictor
 
 NETWORKS = """fastflownet lightflow lightflow_050 flownet_s flownet_c flownet_sd flownet2 pwcnet liteflownet2
     raft_small raft gma deq_flow_tiny deq_flow_b""".split()

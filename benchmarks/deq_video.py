@@ -16,12 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fleetflow.io import read_image
-from fleetflow.models.deq_flow import DEQFlow, own_names
-from fleetflow.models.weights import load
-from fleetflow.registry import models
-from fleetflow.video import VideoReader
-from fleetflow.video_reuse import (
+from fleetflow.evaluation.video_reuse import (
     PICARD,
     Race,
     Reuse,
@@ -31,6 +26,11 @@ from fleetflow.video_reuse import (
     solver_race,
     video_reuse,
 )
+from fleetflow.io.images import read_image
+from fleetflow.io.video import VideoReader
+from fleetflow.models.deq_flow import DEQFlow, own_names
+from fleetflow.models.weights import load
+from fleetflow.registry import models
 
 RULES = {
     "deq_flow_tiny": "deq_flow_v2_tiny",

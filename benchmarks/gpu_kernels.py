@@ -20,17 +20,18 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from fleetflow.inference.device import autocast
 
-from fleetflow.benchmark import machine
 from fleetflow.data.generate import default_textures, generate
-from fleetflow.graphs import Graphed, Recording, record
-from fleetflow.losses import multi_scale
+from fleetflow.evaluation.speed import machine
+from fleetflow.inference.cuda_graphs import Graphed, Recording, record
+from fleetflow.inference.predictor import Predictor
 from fleetflow.models.fastflownet import KEPT, start_as_matcher
 from fleetflow.models.weights import load
 from fleetflow.ops import all_pairs, correlation, dilated_correlation, kernels, warp
-from fleetflow.optimise import optimisers
-from fleetflow.predict import Predictor, autocast
 from fleetflow.registry import models
+from fleetflow.training.losses import multi_scale
+from fleetflow.training.optimizers import optimisers
 from fleetflow.types import FleetflowError
 
 SECONDS = {"networks": 150, "training": 80, "kernels": 110, "tiles": 60, "profile": 60}  # longest time of each part

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from fleetflow.data.pairs import pairs
-from fleetflow.evaluate import evaluate
+from fleetflow.data.datasets.pairs import pairs
+from fleetflow.evaluation.evaluate import evaluate
+from fleetflow.evaluation.results import BLEND, BLENDED, our_scores, page, score_table
+from fleetflow.inference.predictor import Predictor
 from fleetflow.models import weights
-from fleetflow.predict import Predictor
-from fleetflow.results import BLEND, BLENDED, our_scores, page, score_table
 from fleetflow.types import FleetflowError
 
 ROOT = Path(__file__).parents[1]

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from fleetflow import adapt as job
-from fleetflow import unsupervised as losses
-from fleetflow.cli import main
+from fleetflow.cli.main import main
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
-from fleetflow.io import write_image
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.images import write_image
+from fleetflow.io.video import VideoWriter
 from fleetflow.models import weights
-from fleetflow.predict import Predictor
+from fleetflow.training import adapt as job
+from fleetflow.training import unsupervised as losses
 from fleetflow.types import FleetflowError
-from fleetflow.video import VideoWriter
 
 HEIGHT, WIDTH, SIDE = 96, 160, 40
 BEHIND, FRONT = (3, 1), (-4, 2)  # pixels (u, v) from one frame to the next

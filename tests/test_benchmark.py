@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fleetflow import benchmark as job
-from fleetflow import video_reuse
-from fleetflow.cli import main
-from fleetflow.io import read_image, write_flow, write_image
+from fleetflow.cli.main import main
+from fleetflow.evaluation import speed as job
+from fleetflow.evaluation import video_reuse
+from fleetflow.io.flow import write_flow
+from fleetflow.io.images import read_image, write_image
 from fleetflow.models import weights
 from fleetflow.types import FleetflowError
 
@@ -38,7 +39,7 @@ def root(tmp_path):
 
 def test_what_is_printed_and_kept(still, root, tmp_path, capsys, monkeypatch):
     """One row for each network, in a folder that was not there; accuracy of weights and peers, not of chance."""
-    monkeypatch.setattr(job, "training_speed", lambda *_: 7.25)
+    monkeypatch.setattr("fleetflow.training.speed.training_speed", lambda *_: 7.25)
     cv2 = pytest.importorskip("cv2")
     words = ["benchmark", "fastflownet", "lightflow_050", "--size", "64", "64", "--seconds", "0.1", "--threads", "1"]
     out = tmp_path / "to" / "come" / "rows.jsonl"

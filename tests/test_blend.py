@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import fleetflow
-from fleetflow import results
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import drive_world, shapes_world
+from fleetflow.evaluation import results
+from fleetflow.inference.predictor import Predictor
 from fleetflow.layers.planes import OUTSIDE, halved, matching_cost, with_planes
 from fleetflow.layers.warm_start import reduced
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
 from fleetflow.models.blend import SHARPNESS, Blend, _mixed
-from fleetflow.predict import Predictor
 from fleetflow.types import FleetflowError, Prediction
 
 

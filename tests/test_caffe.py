@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetflow import caffe
-from fleetflow.caffe import read_caffemodel
+from fleetflow.models import caffe
+from fleetflow.models.caffe import read_caffemodel
 from fleetflow.types import FleetflowError
 
 pytest.importorskip("google.protobuf", reason="reads .caffemodel files")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fleetflow import catalog
-from fleetflow.cli import main
+from fleetflow.cli.main import main
+from fleetflow.models import catalog
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import models
 from fleetflow.types import Prediction
@@ -54,7 +54,7 @@ CONVOLUTIONS = {
     "raft_small": 10.88 + 20 * 6.28,
     "gma": 113.5 + 20 * 32.57 - 19 * 3.17,
 }
-STALE = "run: python -m fleetflow.catalog docs/networks.md"
+STALE = "run: python -m fleetflow.models.catalog docs/networks.md"
 
 
 @pytest.fixture(scope="module")

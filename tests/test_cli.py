@@ -6,12 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fleetflow.io.flow import read_flow
 
-from fleetflow.cli import COMMANDS, main
-from fleetflow.io import read_flow, write_image
+from fleetflow.cli.console import gathered
+from fleetflow.cli.main import COMMANDS, main
+from fleetflow.io.images import write_image
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
-from fleetflow.terminal import gathered
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_pillow_does_not_speak_beside_us(tmp_path):
     """A directory of a TIFF file that goes on behind its end: Pillow warns, and then refuses it."""
     (tmp_path / "cut.tif").write_bytes(b"II*\0\x08\0\0\0" + b"\x20\0\0\1\3\0\1\0\0\0")
     words = ["predict", str(tmp_path / "cut.tif"), str(tmp_path / "cut.tif"), "-o", str(tmp_path / "out")]
-    run = subprocess.run([sys.executable, "-m", "fleetflow.cli", *words], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-m", "fleetflow", *words], capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.startswith("fleetflow: ") and run.stderr.count("\n") == 1, run.stderr
 
 
@@ -93,7 +94,7 @@ def test_unknown_option_is_refused(capsys):
 
 def test_every_command_has_help():
     for command in COMMANDS:
-        run = subprocess.run([sys.executable, "-m", "fleetflow.cli", command, "--help"], capture_output=True, text=True)
+        run = subprocess.run([sys.executable, "-m", "fleetflow", command, "--help"], capture_output=True, text=True)
         assert run.returncode == 0 and "usage: fleetflow" in run.stdout, run.stderr
 
 

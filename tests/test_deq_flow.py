@@ -15,13 +15,20 @@ import torch
 
 import fleetflow
 from fleetflow.deq import Anderson, Broyden, Implicit, Phantom, Picard, Unrolled, fixed_point, held
+from fleetflow.evaluation.video_reuse import (
+    _medians,
+    evaluations,
+    generated_clips,
+    reuse_cells,
+    solver_race,
+    video_reuse,
+)
 from fleetflow.layers.attention import Attention
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.models.base import resize
 from fleetflow.models.deq_flow import ANDERSON, BROYDEN, PLAIN, Equilibrium, _started, own_names
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
-from fleetflow.video_reuse import _medians, evaluations, generated_clips, reuse_cells, solver_race, video_reuse
 
 SLOW = bool(os.environ.get("FLEETFLOW_SLOW"))
 ON_REQUEST = pytest.mark.skipif(not SLOW, reason="takes minutes; set FLEETFLOW_SLOW=1")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fleetflow.io.flow import write_flow
 
-from fleetflow import doctor
-from fleetflow.cli import main
-from fleetflow.io import write_flow, write_image
+from fleetflow.cli.main import main
+from fleetflow.data import doctor
+from fleetflow.io.images import write_image
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.types import FleetflowError
 

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fleetflow.io.flow import write_flow
 
-from fleetflow import evaluate as job
-from fleetflow import report, results
-from fleetflow.cli import main
+from fleetflow.cli.main import main
 from fleetflow.data.dataset import Files, Pair, datasets
-from fleetflow.data.pairs import pairs
-from fleetflow.io import write_flow, write_image
-from fleetflow.metrics import mean_over_sets, pair_errors
+from fleetflow.data.datasets.pairs import pairs
+from fleetflow.evaluation import evaluate as job
+from fleetflow.evaluation import report, results
+from fleetflow.evaluation.metrics import mean_over_sets, pair_errors
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.images import write_image
 from fleetflow.models.base import FlowModel
-from fleetflow.predict import Predictor
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction, Sample
 
@@ -458,7 +459,7 @@ def test_dis_on_real_pairs(shared):
 def test_the_page_of_results_is_that_of_the_weights():
     page = Path(__file__).parents[1] / "docs" / "results.md"
     expected = results.page(results.our_scores())
-    assert page.read_text() == expected, "run: python -m fleetflow.results docs/results.md"
+    assert page.read_text() == expected, "run: python -m fleetflow.evaluation.results docs/results.md"
     assert "`fastflownet`, ours" in expected
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fleetflow
-from fleetflow.layers.fused import FusedConvolution, available, fuse
+from fleetflow.inference.fused import FusedConvolution, available, fuse
 
 pytestmark = pytest.mark.skipif(not available(), reason="this build of torch has no oneDNN convolutions")
 

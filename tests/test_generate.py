@@ -15,7 +15,7 @@ from fleetflow.data.generate.photographs import photographs
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.shapes import GRID, shape_bank
 from fleetflow.data.generate.textures import SIDE, bank, level_start, procedural
-from fleetflow.io import write_image
+from fleetflow.io.images import write_image
 from fleetflow.ops.warp import warp
 from fleetflow.types import FleetflowError
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fleetflow import graphs
-from fleetflow.graphs import Graphed, Recording
+from fleetflow.inference import cuda_graphs as graphs
+from fleetflow.inference.cuda_graphs import Graphed, Recording
 from fleetflow.models.weights import load
 from fleetflow.types import Prediction
 

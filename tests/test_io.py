@@ -14,21 +14,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from fleetflow.io.atomic import write_atomically
+from fleetflow.io.flow import FORMATS, read_flow, write_flow
 from PIL import Image
 
-from fleetflow.io import (
-    FORMATS,
-    IMAGE_SUFFIXES,
-    list_frames,
-    read_flow,
-    read_image,
-    read_mask,
-    write_atomically,
-    write_flow,
-    write_image,
-)
+from fleetflow.io.images import IMAGE_SUFFIXES, list_frames, read_image, read_mask, write_image
+from fleetflow.io.video import VideoReader, VideoWriter, join_videos
 from fleetflow.types import FleetflowError
-from fleetflow.video import VideoReader, VideoWriter, join_videos
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real pairs at {SHARED}")

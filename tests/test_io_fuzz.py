@@ -8,13 +8,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from fleetflow.io.flow import FORMATS, read_flow, write_flow
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fleetflow.io import FORMATS, read_flow, read_image, write_flow, write_image
+from fleetflow.io.images import read_image, write_image
+from fleetflow.io.video import VideoReader
 from fleetflow.types import FleetflowError
-from fleetflow.video import VideoReader
 
 few = settings(
     max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]

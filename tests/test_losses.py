@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fleetflow import losses, optimise
-from fleetflow.metrics import end_point_error
+from fleetflow.evaluation.metrics import end_point_error
+from fleetflow.training import losses
+from fleetflow.training import optimizers as optimise
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 CAFFE, PYTORCH = losses.FLOWNET2, losses.FLOWNET2_PYTORCH

@@ -11,7 +11,7 @@ SCRIPT = """
 import resource, numpy as np
 from fleetflow.memory import keep_freed
 from fleetflow.models.lightflow import LightFlow
-from fleetflow.predict import Predictor
+from fleetflow.inference.predictor import Predictor
 predict = Predictor(LightFlow(), device="cpu")
 image = np.zeros((448, 1024, 3), np.uint8)
 for _ in range(3):

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from fleetflow.io.flow import read_flow
 from PIL import Image
 
-from fleetflow.io import read_flow
-from fleetflow.metrics import (
+from fleetflow.evaluation.metrics import (
     Mean,
     angular_error,
     ause,

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetflow.losses import multi_scale
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import Registry, models
+from fleetflow.training.losses import multi_scale
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 LARGE = 9_500_000  # parameters; larger networks are checked without running them

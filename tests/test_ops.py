@@ -6,7 +6,7 @@ import torch
 
 from fleetflow.ops import kernels
 from fleetflow.ops.correlation import local_correlation
-from fleetflow.ops.less import less
+from fleetflow.ops.subtract_mean import less
 from fleetflow.ops.warp import pixel_grid, warp
 
 SIZES = [(1, 1), (1, 9), (8, 8), (9, 17), (16, 7), (33, 40)]

@@ -6,14 +6,14 @@ from functools import partial
 
 import pytest
 
-from fleetflow import losses, schedules
 from fleetflow.data.augment.raft import raft
+from fleetflow.data.datasets.sintel import sintel
 from fleetflow.data.generate import worlds
-from fleetflow.data.sintel import sintel
 from fleetflow.models.deq_flow import ANDERSON, deq_flow_b
-from fleetflow.optimise import adam, adamw
-from fleetflow.plan import Batches, Source, Stage, described
-from fleetflow.recipes import RECIPES, recipe
+from fleetflow.training import losses, schedules
+from fleetflow.training.optimizers import adam, adamw
+from fleetflow.training.recipe import Batches, Source, Stage, described
+from fleetflow.training.recipes import RECIPES, recipe
 
 STAGES = {f"{name}/{stage.name}": stage for name, plan in RECIPES.items() for stage in plan.stages}
 

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from fleetflow import predict as job
-from fleetflow.cli import main
-from fleetflow.data.pairs import pairs
-from fleetflow.io import list_frames, read_flow, read_image, write_flow, write_image
+from fleetflow.cli.main import main
+from fleetflow.data.datasets.pairs import pairs
+from fleetflow.inference import files as job
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.flow import read_flow, write_flow
+from fleetflow.io.images import list_frames, read_image, write_image
+from fleetflow.io.video import VideoReader, VideoWriter
 from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import FastFlowNet
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
-from fleetflow.video import VideoReader, VideoWriter
 
 
 class Brightness(FlowModel):
@@ -41,7 +43,7 @@ class Brightness(FlowModel):
 
 @pytest.fixture
 def predictor():
-    return job.Predictor(Brightness(), device="cpu", precision="fp32")
+    return Predictor(Brightness(), device="cpu", precision="fp32")
 
 
 @pytest.fixture
@@ -61,14 +63,14 @@ def video_of(path, frames, size=(32, 48)):
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 1, 3), (70, 33, 3), (64, 64), (64, 64, 1), (40, 50, 4)])
 def test_predictor_takes_pictures_of_any_size_and_kind(shape):
     torch.manual_seed(0)
-    predictor = job.Predictor(FastFlowNet(), device="cpu")
+    predictor = Predictor(FastFlowNet(), device="cpu")
     images = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
     flow = predictor(*images)
     assert flow.shape == (*shape[:2], 2) and flow.dtype == np.float32 and np.isfinite(flow).all()
 
 
 def test_predictor_refuses():
-    predictor = job.Predictor(Brightness(), device="cpu")
+    predictor = Predictor(Brightness(), device="cpu")
     good = np.zeros((8, 9, 3), np.uint8)
     for image1, image2, words in (
         (good, good[:, :8], "same size"),
@@ -79,14 +81,14 @@ def test_predictor_refuses():
             predictor(image1, image2)
     for device in ("cuda:99", "hpu", "meta"):
         with pytest.raises(FleetflowError, match="cannot be used"):
-            job.Predictor(Brightness(), device=device)
+            Predictor(Brightness(), device=device)
     with pytest.raises(FleetflowError, match="precision"):
-        job.Predictor(Brightness(), device="cpu", precision="fp64")
+        Predictor(Brightness(), device="cpu", precision="fp64")
 
 
 def test_a_label_tells_results_apart():
     def label(model, precision="fp32"):
-        label = job.Predictor(model, device="cpu", precision=precision).label()
+        label = Predictor(model, device="cpu", precision=precision).label()
         assert all(isinstance(value, str) for value in label.values())
         return label
 
@@ -109,7 +111,7 @@ def test_a_network_made_with_no_steps_says_so(steps):
 def test_bf16_stays_near_fp32(pair):
     torch.manual_seed(0)
     model = FastFlowNet()
-    flows = [job.Predictor(model, device="cpu", precision=kind)(*pair) for kind in ("fp32", "bf16")]
+    flows = [Predictor(model, device="cpu", precision=kind)(*pair) for kind in ("fp32", "bf16")]
     assert 0 < np.abs(flows[0] - flows[1]).mean() < 0.1
 
 
@@ -205,8 +207,8 @@ def test_a_folder_holds_results_of_one_network(predictor, folder, tmp_path):
     output = tmp_path / "out"
     first = job.predict_folder(predictor, folder, output, ["flo"])
     for other in (
-        job.Predictor(Brightness(50.0), device="cpu", precision="fp32"),
-        job.Predictor(Brightness(50.0), device="cpu", precision="bf16"),
+        Predictor(Brightness(50.0), device="cpu", precision="fp32"),
+        Predictor(Brightness(50.0), device="cpu", precision="bf16"),
     ):
         before = other.model.calls
         written = job.predict_folder(other, folder, output, ["flo"])
@@ -257,7 +259,7 @@ def test_steps_and_warm_start(tmp_path):
     folder, noise = tmp_path / "noise", np.random.default_rng(0)
     for k in range(3):
         write_image(folder / f"{k}.png", noise.integers(0, 255, (48, 64, 3), np.uint8))
-    predictor = job.Predictor(models["raft_small"](), device="cpu", precision="fp32", steps=2)
+    predictor = Predictor(models["raft_small"](), device="cpu", precision="fp32", steps=2)
     assert predictor.label()["steps"] == "2"
     images = [read_image(path) for path in job.list_frames(folder)]
     first = predictor.predict(*images[:2])
@@ -269,14 +271,14 @@ def test_steps_and_warm_start(tmp_path):
         np.testing.assert_array_equal(np.load(found[warm][0]), first.flow[0].permute(1, 2, 0))
     assert not np.array_equal(*(np.load(paths[1]) for paths in found.values()))
     with pytest.raises(FleetflowError, match="keeps nothing"):
-        plain = job.Predictor(FastFlowNet(), device="cpu", precision="fp32")
+        plain = Predictor(FastFlowNet(), device="cpu", precision="fp32")
         job.predict_folder(plain, folder, tmp_path / "none", ["npy"], warm_start=True)
     with pytest.raises(FleetflowError, match="no refinement steps"):
-        job.Predictor(FastFlowNet(), device="cpu", steps=3)
+        Predictor(FastFlowNet(), device="cpu", steps=3)
 
 
 def test_weights_without_numbers_are_one_line(folder, tmp_path):
-    predictor = job.Predictor(Brightness(float("nan")), device="cpu", precision="fp32")
+    predictor = Predictor(Brightness(float("nan")), device="cpu", precision="fp32")
     frames = folder / "f1.png", folder / "f3.png"
     clip = video_of(tmp_path / "clip.mp4", 3)
     for work, name in (
@@ -337,7 +339,7 @@ def test_a_finished_video_is_kept_as_a_folder_is(predictor, tmp_path):
     assert again(0, scale=40) == written
     again(6, scale=41)
     again(6, scale=41, again=True)
-    other = job.Predictor(Brightness(50.0), device="cpu", precision="fp32")
+    other = Predictor(Brightness(50.0), device="cpu", precision="fp32")
     again(6, other, scale=41)
     written[3].write_bytes(written[3].read_bytes()[:100])
     again(6, other, scale=41)
@@ -429,7 +431,7 @@ def test_a_request_for_something_else_starts_anew(predictor, tmp_path, monkeypat
     assert len(list((tmp_path / "out").glob("*.npz"))) == 5
     with pytest.raises(Interrupt):
         job.predict_video(predictor, video, tmp_path / "mixed", ["npy"], progress=stop)
-    other = job.Predictor(Brightness(50.0), device="cpu", precision="fp32")
+    other = Predictor(Brightness(50.0), device="cpu", precision="fp32")
     written, _ = job.predict_video(other, video, tmp_path / "mixed", ["npy"])
     assert other.model.calls == 5
     assert all(read_flow(path)[0][0, 0, 0] < 50 * (20 + 8 * 6) / 255 for path in written)

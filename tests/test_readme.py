@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fleetflow.io.flow import read_flow
 
-from fleetflow import cli
-from fleetflow.io import read_flow, read_image, write_image
-from fleetflow.results import our_scores
-from fleetflow.video import VideoWriter
+from fleetflow.cli import main as cli
+from fleetflow.evaluation.results import our_scores
+from fleetflow.io.images import read_image, write_image
+from fleetflow.io.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

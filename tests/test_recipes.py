@@ -8,9 +8,9 @@ import torch
 
 from fleetflow.data.generate import generate
 from fleetflow.models.flownet import start_stack
-from fleetflow.recipes import RECIPES, recipe
-from fleetflow.recipes.flownet_family import FINAL
 from fleetflow.registry import models
+from fleetflow.training.recipes import RECIPES, recipe
+from fleetflow.training.recipes.flownet_family import FINAL
 from fleetflow.types import FleetflowError, Sample
 
 STAGES = {f"{name}/{stage.name}": (plan, stage) for name, plan in RECIPES.items() for stage in plan.stages}

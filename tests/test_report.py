@@ -8,14 +8,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from fleetflow.io.flow import write_flow
 from PIL import Image
 
-from fleetflow import evaluate as job
-from fleetflow.cli import main
-from fleetflow.data.pairs import pairs
-from fleetflow.io import write_flow, write_image
-from fleetflow.metrics import sparsification
-from fleetflow.report import PICTURE_WIDTH, embedded, write_report
+from fleetflow.cli.main import main
+from fleetflow.data.datasets.pairs import pairs
+from fleetflow.evaluation import evaluate as job
+from fleetflow.evaluation.metrics import sparsification
+from fleetflow.evaluation.report import PICTURE_WIDTH, embedded, write_report
+from fleetflow.io.images import write_image
 
 
 @pytest.fixture

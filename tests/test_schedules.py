@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from fleetflow import schedules
+from fleetflow.training import schedules
 
 
 def of_torch(build, steps: int) -> list[float]:

@@ -8,14 +8,15 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from fleetflow.io.flow import read_flow, write_flow
 from PIL import Image
 
-from fleetflow import submit as job
-from fleetflow.cli import main
-from fleetflow.io import read_flow, write_flow, write_image
+from fleetflow.cli.main import main
+from fleetflow.evaluation import submit as job
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.images import write_image
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
-from fleetflow.predict import Predictor
 from fleetflow.types import FleetflowError, Prediction
 
 HEIGHT, WIDTH = 12, 16

@@ -16,19 +16,23 @@ import pytest
 import torch
 import torch._inductor.config as inductor
 
-from fleetflow import feed, losses, optimise, recipes, runlog
-from fleetflow import train as job
-from fleetflow.cli import main
+from fleetflow.cli.main import main
+from fleetflow.data.datasets.pairs import pairs
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
-from fleetflow.data.pairs import pairs
-from fleetflow.io import write_flow, write_image
+from fleetflow.io.flow import write_flow
+from fleetflow.io.images import write_image
 from fleetflow.models import weights
-from fleetflow.optimise import adamw
-from fleetflow.plan import Batches, Recipe, Source, changed
-from fleetflow.recipes.flownet_family import FINAL
 from fleetflow.registry import models
-from fleetflow.schedules import warm_flat_cool
+from fleetflow.training import dataloader as feed
+from fleetflow.training import logging as runlog
+from fleetflow.training import loop as job
+from fleetflow.training import losses, recipes
+from fleetflow.training import optimizers as optimise
+from fleetflow.training.optimizers import adamw
+from fleetflow.training.recipe import Batches, Recipe, Source, changed
+from fleetflow.training.recipes.flownet_family import FINAL
+from fleetflow.training.schedules import warm_flat_cool
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 GENERATED = recipes.RECIPES["fastflownet_synthetic"].stages[0]
@@ -252,12 +256,12 @@ def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
 
     git("init", "-q")
     package = tmp_path / "lib" / "fleetflow"
-    package.mkdir(parents=True)
-    (package / "runlog.py").touch()
+    (package / "training").mkdir(parents=True)
+    (package / "training" / "logging.py").touch()
     (tmp_path / "mine.py").touch()
     git("add", "mine.py")
     git("commit", "-qm", "theirs")
-    monkeypatch.setattr(runlog, "__file__", str(package / "runlog.py"))
+    monkeypatch.setattr(runlog, "__file__", str(package / "training" / "logging.py"))
     assert runlog._commit() == "unknown"
     git("add", "lib")
     git("commit", "-qm", "the package")

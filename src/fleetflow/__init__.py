@@ -16,11 +16,11 @@ _HOME = {
     "FleetflowError": "types",
     "load": "models.weights",
     "save": "models.weights",
-    "Predictor": "predict",
+    "Predictor": "inference.predictor",
     "reference": "ops.kernels",
-    "read_image": "io",
-    "read_flow": "io",
-    "write_flow": "io",
+    "read_image": "io.images",
+    "read_flow": "io.flow",
+    "write_flow": "io.flow",
     "flow_to_color": "visualise",
 }
 __all__ = [*_HOME, "__version__"]

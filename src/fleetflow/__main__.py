@@ -2,6 +2,6 @@
 
 import sys
 
-from fleetflow.cli import main
+from fleetflow.cli.main import main
 
 sys.exit(main())

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fleetflow.io import read_image, read_mask
+from fleetflow.io.images import read_image, read_mask
 from fleetflow.registry import Registry, unknown
 from fleetflow.types import FleetflowError, Sample
 
-datasets = Registry("data set", "fleetflow.data")
+datasets = Registry("data set", "fleetflow.data.datasets")
 
 Truth = Callable[[], tuple[np.ndarray, np.ndarray]]  # flow float32 [H, W, 2] pixels, valid bool [H, W]
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fleetflow.data.dataset import Files, Pair
-from fleetflow.io import write_atomically
+from fleetflow.io.atomic import write_atomically
 from fleetflow.types import FleetflowError
 
 SMALL = 1000  # so many names are listed faster than an index is read

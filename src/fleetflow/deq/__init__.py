@@ -10,14 +10,7 @@ from fleetflow.deq.diagnostics import jacobian_penalty, plot_convergence, spectr
 from fleetflow.deq.gradients import Implicit, Phantom, Unrolled
 from fleetflow.deq.newton_krylov import NewtonKrylov
 from fleetflow.deq.picard import Picard
-from fleetflow.deq.regularise import (
-    VariationalDropout,
-    held,
-    remove_norm,
-    reset_dropout,
-    spectral_norm,
-    weight_norm,
-)
+from fleetflow.deq.regularize import VariationalDropout, held, remove_norm, reset_dropout, spectral_norm, weight_norm
 from fleetflow.deq.solve import Gradient, Solution, Solver, fixed_point
 
 __all__ = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.correlation import local_correlation
-from fleetflow.ops.less import less
+from fleetflow.ops.subtract_mean import less
 from fleetflow.ops.warp import warp
 from fleetflow.registry import models
 from fleetflow.types import Prediction

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.constant import constant
 from fleetflow.ops.dilated_correlation import dilated_correlation
-from fleetflow.ops.less import less
+from fleetflow.ops.subtract_mean import less
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.registry import models
 from fleetflow.types import Prediction

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
-from fleetflow.ops.less import less
+from fleetflow.ops.subtract_mean import less
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 

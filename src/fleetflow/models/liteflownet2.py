@@ -32,7 +32,7 @@ from fleetflow.layers.resize_8bit import resize_8bit
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
 from fleetflow.ops.correlation import local_correlation
-from fleetflow.ops.less import less
+from fleetflow.ops.subtract_mean import less
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 

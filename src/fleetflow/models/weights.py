@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fleetflow.caffe import read_caffemodel
-from fleetflow.io import write_atomically
+from fleetflow.io.atomic import write_atomically
 from fleetflow.models.base import FlowModel
 from fleetflow.models.blend import Blend
+from fleetflow.models.caffe import read_caffemodel
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 

@@ -1,0 +1,62 @@
+"""The command `fleetflow evaluate`."""
+
+from pathlib import Path
+
+from fleetflow.cli.console import bar, table
+from fleetflow.cli.options import Positional, Precision
+
+
+def evaluate(
+    model: Positional[str],
+    dataset: Positional[str],
+    /,
+    root: Path,
+    options: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    steps: int | None = None,
+    warm_start: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    json: Path | None = None,
+    csv: Path | None = None,
+    html: Path | None = None,
+) -> None:
+    """Measure a network on a data set, per image and pooled: by set, speed, occlusion, distance to boundaries, ...
+
+    Args:
+        model: a network, NETWORK:CHECKPOINT, dis, farneback or deepflow (OpenCV), or a Python file with a function
+            predict(image1, image2) -> flow.
+        dataset: such as pairs.
+        root: the folder of the data set.
+        options: name=value of the data set, such as render=clean split=val.
+        without: names of pairs to leave out.
+        steps: refinement steps of the network; if not given those its authors took on the data set, else its own.
+        warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
+        device: auto, cpu, cuda, ...
+        precision: of the convolutions.
+        json: a file for all numbers with their protocol.
+        csv: a file for a line per pair.
+        html: a file for a report with curves and the worst and best pairs; it needs no other file.
+    """
+    from fleetflow.evaluation import evaluate as job
+    from fleetflow.evaluation import report
+
+    job.make_room(json, csv, html)
+    files = job.open_files(dataset, root, options=options, without=without)
+    predict = job.open_model(model, dataset, steps=steps, device=device, precision=precision)
+    predict = job.Warm(predict, files.pairs) if warm_start else predict
+    with bar(f"{model} on {dataset}") as progress:
+        what = {"model": model, "dataset": " ".join((dataset, *options))}
+        result = job.measure(predict, files, **what, progress=lambda *state: progress(state))
+    table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", job.SET_COLUMNS, job.rows_by_set(result))
+    table("all pixels together", ["error", "value", "pixels"], job.rows_pooled(result))
+    print(f"protocol: {job.protocol_line(result)}")
+    for line in job.left_out(result):
+        print(line)
+    if json:
+        report.as_json(result, json)
+    if csv:
+        report.as_csv(result, csv)
+    if html:
+        report.write_report(result, predict, files, html)
+        print(html)

@@ -1,0 +1,16 @@
+"""The command `fleetflow recipes`."""
+
+
+def recipes() -> None:
+    """List the training recipes: whose schedule each is, and two lines for each of its stages.
+
+    A stage: name, steps, batch x size, learning rate and its schedule, optimiser and weight decay, loss, data sets and
+    how their pairs are augmented.
+    """
+    from fleetflow.training.recipe import described
+    from fleetflow.training.recipes import RECIPES
+
+    for name, plan in RECIPES.items():
+        print(f"{name}: {plan.network}; {plan.source}")
+        for stage in plan.stages:
+            print(f"    {described(stage)}")

@@ -1,0 +1,55 @@
+"""A folder of sets of pairs with truth: how test pairs of many sources are kept side by side."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fleetflow.data.dataset import Files, Pair, datasets, read_masks
+from fleetflow.io.flow import read_flow
+from fleetflow.types import FleetflowError
+
+
+@datasets.register
+def pairs(root: Path, *, without: tuple[str, ...] = ()) -> Files:
+    """Returns all pairs below `root`, grouped by set.
+
+        root/SET/NAME/img1.png
+        root/SET/NAME/img2.png
+        root/SET/NAME/flow.npz      float16 "flow" [H, W, 2] and "valid", bits packed eight to a byte; or
+        root/SET/NAME/flow.png      KITTI 16-bit
+        root/SET/NAME/occ.png       if known: not black where img2 does not show the pixel; or
+        root/SET/NAME/noc.png       black where it does not
+        root/SET/NAME/invalid.png   if known: not black where the truth cannot be trusted
+
+    without: names of pairs to leave out.
+    Raises FleetflowError where there is no such pair.
+    """
+    found = []
+    for first in sorted(Path(root).glob("*/*/img1.png")):
+        folder = first.parent
+        truth = [folder / name for name in ("flow.npz", "flow.png") if (folder / name).is_file()]
+        if truth and folder.name not in without and (folder / "img2.png").is_file():
+            frames, masks = (first, folder / "img2.png"), partial(_masks, folder)
+            found.append(Pair(folder.parent.name, folder.name, *frames, partial(_truth, truth[0]), masks=masks))
+    if not found:
+        raise FleetflowError(f"{root} holds no pairs; expected SET/NAME/img1.png, img2.png and flow.png or flow.npz")
+    return Files(found)
+
+
+def _masks(folder: Path) -> dict[str, np.ndarray]:
+    files = {"occluded": folder / "occ.png", "noc": folder / "noc.png", "invalid": folder / "invalid.png"}
+    masks = read_masks({key: path for key, path in files.items() if path.is_file()})
+    return {"occluded": ~masks["noc"], **masks} if "noc" in masks else masks
+
+
+def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if path.suffix != ".npz":
+        return read_flow(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            flow = file["flow"].astype(np.float32)
+            valid = np.unpackbits(file["valid"])[: flow.shape[0] * flow.shape[1]].reshape(flow.shape[:2]).astype(bool)
+    except (OSError, KeyError, ValueError) as error:
+        raise FleetflowError(f"{path} cannot be read ({error}); expected arrays flow and valid") from None
+    return np.where(valid[..., None], flow, 0), valid

@@ -1,0 +1,1 @@
+"""Evaluation: errors, tables, reports, submissions, speed."""

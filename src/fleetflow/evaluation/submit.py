@@ -1,0 +1,304 @@
+"""Submissions to the public benchmarks: the official files for their test frames, checked as the servers would, zipped.
+
+Sintel     root/test/clean/SEQUENCE/frame_0001.png  ->  clean/SEQUENCE/frame0001.flo, and the same for final
+           (names: readme of Sintel's program `bundler`, which makes the file that is uploaded)
+KITTI 2012 root/testing/colored_0/000000_10.png     ->  000000_10.png, 16 bits, not in a folder (readme of its kit)
+KITTI 2015 root/testing/image_2/000000_10.png       ->  flow/000000_10.png, 16 bits (its upload page)
+Spring     root/test/0003/frame_left/frame_left_0001.png  ->  0003/flow_FW_left/flow_FW_left_0001.flo5, forward and
+           backward, left and right (its program `flow_subsampling` makes the file that is uploaded)
+"""
+
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fleetflow.evaluation.evaluate import Warm
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.atomic import existing, write_atomically
+from fleetflow.io.flow import read_flow, write_flow
+from fleetflow.io.images import read_image
+from fleetflow.types import FleetflowError, Prediction
+
+NOTE = ".request.json"  # in the folder of the files: what they were predicted with
+PACKED = (".png", ".flo5")  # compressed already
+REPORTED = 3  # problems named in a message; the others are counted
+
+
+class Task(NamedTuple):
+    """One flow of a submission."""
+
+    frame1: Path
+    frame2: Path
+    name: str  # its place in the submission, with slashes
+
+
+class Benchmark(NamedTuple):
+    """What a benchmark wants."""
+
+    tasks: Callable[[Path], list[Task]]  # folder of the data set -> flows in official order
+    flows: int  # in a whole submission
+    size: tuple[int, int] | None  # height and width of every frame; None where they differ
+    byte_limit: int | None  # of all files unpacked
+    next_step: str  # what is done with the files
+
+
+def _sintel(root: Path) -> list[Task]:
+    tasks = []
+    for folder in sorted(root.glob("test/clean/*/")) + sorted(root.glob("test/final/*/")):
+        for frame1, frame2 in pairwise(sorted(folder.glob("frame_*.png"))):
+            name = f"frame{frame1.stem.removeprefix('frame_')}.flo"
+            tasks.append(Task(frame1, frame2, f"{folder.parent.name}/{folder.name}/{name}"))
+    return tasks
+
+
+def _kitti2012(root: Path) -> list[Task]:
+    colored = root / "testing" / "colored_0"
+    return _kitti(colored if colored.is_dir() else root / "testing" / "image_0", "")
+
+
+def _kitti2015(root: Path) -> list[Task]:
+    return _kitti(root / "testing" / "image_2", "flow/")
+
+
+def _kitti(folder: Path, place: str) -> list[Task]:
+    frames = sorted(folder.glob("*_10.png"))
+    return [Task(frame, folder / frame.name.replace("_10.png", "_11.png"), place + frame.name) for frame in frames]
+
+
+def _spring(root: Path) -> list[Task]:
+    tasks = []
+    for folder in sorted(root.glob("test/*/frame_*/")):
+        side = folder.name.removeprefix("frame_")
+        frames = sorted(folder.glob(f"frame_{side}_*.png"))
+        ways = (("FW", list(pairwise(frames))), ("BW", [(second, first) for first, second in pairwise(frames)]))
+        for way, pairs in ways:
+            place = f"flow_{way}_{side}"
+            for frame1, frame2 in pairs:
+                number = frame1.stem.rpartition("_")[2]
+                tasks.append(Task(frame1, frame2, f"{folder.parent.name}/{place}/{place}_{number}.flo5"))
+    return tasks
+
+
+KITTI_BYTES = 500 * 10**6  # its server: "too large (>500 MB)"
+BENCHMARKS = {
+    "sintel": Benchmark(
+        _sintel, 2 * 552, (436, 1024), None,
+        "upload what Sintel's bundler makes of it: bundler {0}/clean {0}/final {0}.lzma",
+    ),
+    "kitti2012": Benchmark(_kitti2012, 195, None, KITTI_BYTES, "upload the zip at cvlibs.net, Flow 2012"),
+    "kitti2015": Benchmark(_kitti2015, 200, None, KITTI_BYTES, "upload the zip at cvlibs.net, Flow 2015"),
+    "spring": Benchmark(
+        _spring, 3960, (1080, 1920), None,
+        "upload flow_submission.hdf5, which Spring's program makes of it: flow_subsampling {0}",
+    ),
+}  # fmt: skip
+
+
+def submit(
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    benchmark: str,
+    root: Path,
+    output: Path,
+    label: dict[str, str],
+    *,
+    warm_start: bool = False,
+    progress=lambda done, total: None,
+) -> Path:
+    """Returns the zip, or the folder, with a whole and checked submission.
+
+    predict: a function of two uint8 [H, W, 3] RGB images that returns the flow, float32 [H, W, 2] pixels.
+    output: NAME.zip, whose files lie in the folder NAME and stay there, or the folder only. Files of an interrupted run
+    are kept if they were made with the same `label` (all that the flows depend on: weights, precision, steps) and root.
+    warm_start: `predict`, a Predictor then, begins each pair where the one before it in its scene ended (`Warm`).
+    Raises FleetflowError where test frames are missing, the folder holds other flows, or a server would refuse it.
+    """
+    tasks = _tasks(benchmark, root)
+    output = Path(output)
+    folder = output.with_suffix("") if output.suffix == ".zip" else output
+    warm = Warm(predict, tasks) if warm_start else None
+    start = {"start": "warm"} if warm_start else {}
+    request = {"benchmark": benchmark, "root": str(Path(root).resolve()), **start, **label}
+    note = folder / NOTE
+    if note.is_file():
+        _same_request(folder, json.loads(note.read_text()), request)
+    if not note.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise FleetflowError(f"{folder} is not empty and not of an earlier run; choose another output")
+    write_atomically(note, lambda temporary: temporary.write_text(json.dumps(request) + "\n"))
+    for k, task in enumerate(tasks):
+        place = folder / task.name
+        if not place.is_file():
+            flow = as_array(warm.pair(k)) if warm else predict(read_image(task.frame1), read_image(task.frame2))
+            if not np.isfinite(flow).all():
+                raise FleetflowError(f"the flow of {task.frame1} is not finite everywhere; try --precision fp32")
+            write_flow(place, flow)
+        progress(k + 1, len(tasks))
+    found = problems(folder, benchmark, root)
+    if found:
+        raise FleetflowError(f"{benchmark} would refuse {folder}: {summary(found)}")
+    if output.suffix != ".zip":
+        return folder
+    write_atomically(output, lambda temporary: _zip(temporary, folder, tasks))
+    return output
+
+
+def _same_request(folder: Path, before: dict, now: dict) -> None:
+    """Raises FleetflowError, with the first difference, unless the flows in a folder were made as they would be now."""
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            difference = f"{key} {before.get(key)}, not {now.get(key)}"
+            raise FleetflowError(f"{folder} holds flows made with {difference}; choose another output or delete it")
+
+
+def predict_flow(
+    predictor: Predictor, image1: np.ndarray, image2: np.ndarray, *, steps: int | None = None
+) -> np.ndarray:
+    """Returns the flow float32 [H, W, 2] pixels with so many refinement steps; None takes the network's own."""
+    return as_array(predictor.predict(image1, image2, steps=steps))
+
+
+def as_array(prediction: Prediction) -> np.ndarray:
+    """Returns the flow of a prediction for one pair, float32 [H, W, 2] pixels."""
+    return prediction.flow[0].permute(1, 2, 0).float().cpu().numpy()
+
+
+def is_finished(model: str, methods: Collection[str]) -> bool:
+    """Returns True for the path of finished files instead of the name of a network, or of one of `methods`.
+
+    Raises FleetflowError for what can only be a path, and does not exist.
+    """
+    if model in methods:
+        return False
+    path = Path(model)
+    if ":" not in model and path.name != model and not path.exists():
+        raise FleetflowError(f"{model} does not exist; give a network, or a folder or .zip of finished files")
+    return path.is_dir() or path.suffix == ".zip"
+
+
+def next_step(benchmark: str, written: Path) -> str:
+    """Returns what to do with what `submit` has written."""
+    return BENCHMARKS[benchmark].next_step.format(written.with_suffix("") if written.suffix == ".zip" else written)
+
+
+def problems(place: Path, benchmark: str, root: Path, *, progress=lambda done, total: None) -> list[str]:
+    """Returns what a server would refuse in a folder or zip, one phrase each; nothing where it is whole and sound.
+
+    Looked at are names, numbers, the size of each flow, its encoding (16 bits for KITTI), vectors that are unknown or
+    not finite, and the size of all files. root: the folder of the data set, whose frames give names and sizes.
+    """
+    tasks, wanted = _tasks(benchmark, root), BENCHMARKS[benchmark]
+    found = []
+    with _Place(place) as files:
+        names = {task.name for task in tasks}
+        found += [f"{name} is in it twice" for name in files.repeated]
+        found += [f"{name} is missing" for name in sorted(names - files.sizes.keys())]
+        found += [f"{name} does not belong there" for name in sorted(files.sizes.keys() - names)]
+        total = sum(files.sizes.values())
+        if wanted.byte_limit and total > wanted.byte_limit:
+            found.append(f"the files have {total / 1e6:.0f} MB; {wanted.byte_limit / 1e6:.0f} MB are allowed")
+        for k, task in enumerate(tasks):
+            if task.name in files.sizes:
+                found += _flow_problems(files, task)
+            progress(k + 1, len(tasks))
+    return found
+
+
+def summary(found: list[str]) -> str:
+    """Returns the first problems in one line, and how many more there are."""
+    more = f"; and {len(found) - REPORTED} more" if len(found) > REPORTED else ""
+    return "; ".join(found[:REPORTED]) + more
+
+
+def _flow_problems(files: "_Place", task: Task) -> list[str]:
+    try:
+        flow, valid = files.read(task.name)
+    except FleetflowError as error:
+        return [str(error)]
+    size = _size(task.frame1)
+    if flow.shape[:2] != size:
+        return [f"{task.name} is {flow.shape[0]}x{flow.shape[1]}, its frame {size[0]}x{size[1]}"]
+    if not valid.all():
+        return [f"{task.name} holds {(~valid).sum()} vectors that are unknown or not finite"]
+    return []
+
+
+def _tasks(benchmark: str, root: Path) -> list[Task]:
+    """The flows of a whole submission; raises FleetflowError unless all test frames are there, in their own size."""
+    wanted = BENCHMARKS[benchmark]
+    tasks = wanted.tasks(Path(root))
+    if len(tasks) != wanted.flows:
+        raise FleetflowError(
+            f"{root} holds the test frames of {len(tasks)} flows; {benchmark} has {wanted.flows}: "
+            "give the folder of the complete data set"
+        )
+    for task in tasks:
+        existing(task.frame2)
+        if wanted.size and _size(task.frame1) != wanted.size:
+            height, width = wanted.size
+            raise FleetflowError(f"{task.frame1} is not {height}x{width}, as {benchmark} is; use the original frames")
+    return tasks
+
+
+def _size(picture: Path) -> tuple[int, int]:
+    try:
+        with Image.open(picture) as image:  # reads the header only
+            return image.height, image.width
+    except OSError as error:
+        raise FleetflowError(f"{picture} cannot be read as a picture ({error}); get a complete copy") from None
+
+
+class _Place:
+    """The files of a folder or of a zip, by name: sizes in bytes, `read`, and what a zip holds several times."""
+
+    def __init__(self, place: Path):
+        self.place, self.archive, self.repeated = place, None, []
+        if place.is_dir():
+            files = [path for path in place.rglob("*") if path.is_file() and path.name != NOTE]
+            self.sizes = {path.relative_to(place).as_posix(): path.stat().st_size for path in files}
+            return
+        try:
+            self.archive = zipfile.ZipFile(existing(place))
+        except zipfile.BadZipFile:
+            raise FleetflowError(f"{place} is no zip; give a folder or a complete zip") from None
+        members = [member for member in self.archive.infolist() if not member.is_dir()]
+        self.sizes = {member.filename: member.file_size for member in members}
+        counts = Counter(member.filename for member in members)
+        self.repeated = [name for name, count in counts.items() if count > 1]
+
+    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns flow and valid of a member, as `io.read_flow` does."""
+        if self.archive is None:
+            return read_flow(self.place / name)
+        descriptor, temporary = tempfile.mkstemp(suffix=Path(name).suffix)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self.archive.read(name))
+            return read_flow(temporary)
+        except (FleetflowError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise FleetflowError(f"{name}: {str(error).replace(temporary, 'it')}") from None
+        finally:
+            os.unlink(temporary)
+
+    def __enter__(self) -> "_Place":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.archive is not None:
+            self.archive.close()
+
+
+def _zip(path: Path, folder: Path, tasks: list[Task]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for task in tasks:
+            packed = task.name.endswith(PACKED)
+            method = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
+            archive.write(folder / task.name, task.name, method)

@@ -1,0 +1,1 @@
+"""Inference: devices, the predictor, files."""

@@ -1,0 +1,1 @@
+"""Files: pictures, flow fields, videos. Import from the module that holds the name."""

@@ -1,0 +1,132 @@
+"""The batches of a training stage. What is in batch number k follows from (seed, k) alone, so a run resumes exactly.
+
+A batch is made in `parts`, each by one worker: parts are what gradients are accumulated over and what processes share.
+So four parts give the same losses on one process, on two and on four.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fleetflow.data.augment.geometry import crop
+from fleetflow.data.dataset import Files, datasets
+from fleetflow.data.generate import generate
+from fleetflow.data.generate.textures import Textures
+from fleetflow.evaluation.evaluate import open_files
+from fleetflow.models.base import FlowModel
+from fleetflow.training.recipe import Recipe, Source, Stage
+from fleetflow.types import FleetflowError, Prediction, Sample
+
+
+class Feed(Dataset):
+    """Item (step, part) is that part of that batch, as a tuple of the first four fields of `Sample`."""
+
+    def __init__(self, stage: Stage, seed: int, parts: int, textures: Textures | None, root: Path | None):
+        for size in stage.batches:
+            if size.batch % parts:
+                raise FleetflowError(f"batches of {size.batch} do not divide into {parts} parts; change one of them")
+        self.stage, self.seed, self.parts, self.textures = stage, seed, parts, textures
+        self.sources = open_sources(stage.sources, root)
+        self.index = [
+            (number, k)
+            for number, (source, files) in enumerate(self.sources)
+            for _ in range(source.repeat)
+            for k in range(len(files))
+        ]
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple:
+        step, part = key
+        size = self.stage.at(step)
+        count = size.batch // self.parts
+        if not self.sources:
+            place = step * self.parts + part
+            how = {"seed": self.seed, "index": place, "textures": self.textures, "mixture": self.stage.mixture}
+            made = generate(count, size.height, size.width, **how)
+            return tuple(made[:4])
+        first = self.stage.samples(step) + part * count
+        rows = [self._sample(place, (size.height, size.width)) for place in range(first, first + count)]
+        return tuple(torch.cat(tensors) for tensors in zip(*rows))
+
+    def _sample(self, place: int, size: tuple[int, int]) -> tuple:
+        epoch, k = divmod(place, len(self.index))
+        number, k = self.index[_order(self.seed, epoch, len(self.index))[k]]
+        source, files = self.sources[number]
+        sample = Sample(*(tensor[None] for tensor in files[k][:4]))
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + place * 0xD1B54A32D192ED03) % 2**63)
+        return tuple((source.augment or crop)(sample, generator, size)[:4])
+
+
+def open_sources(sources: tuple[Source, ...], root: Path | None) -> list[tuple[Source, Files]]:
+    """Returns each source with its files below `root`; raises FleetflowError where there is no root to look in."""
+    if sources and root is None:
+        folders = ", ".join(dict.fromkeys(source.folder for source in sources))
+        raise FleetflowError(f"this recipe reads data sets; give --root DIR, the folder that holds {folders}")
+    return [(source, source.files(root / source.folder)) for source in sources]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Reads a data set that the user named: what `Source.files` is in a recipe."""
+
+    dataset: str
+    options: tuple[str, ...]
+
+    def __call__(self, root: Path) -> Files:
+        return open_files(self.dataset, root, options=self.options)
+
+
+def dataset_of(source: Source) -> str:
+    """Returns the name of the data set that a source reads."""
+    reader = source.files
+    return reader.dataset if isinstance(reader, Chosen) else getattr(reader, "func", reader).__name__
+
+
+def on_data(plan: Recipe, data: str) -> Recipe:
+    """Returns the recipe with the pairs of one data set, whose folder is --root, in place of its own.
+
+    data: NAME or NAME:option=value,option=value, as of `fleetflow evaluate`. The pairs are augmented as those of the
+    first data set of each stage; those of a stage on generated pairs are only cropped. With split=train, the stages are
+    validated on split=val; else not at all. Raises FleetflowError for an unknown data set.
+    """
+    name, _, options = data.partition(":")
+    datasets[name]  # an unknown name is said before all else
+    chosen = Chosen(name, tuple(options.split(",")) if options else ())
+    held = replace(chosen, options=tuple(option.replace("split=train", "split=val") for option in chosen.options))
+    stages = []
+    for stage in plan.stages:
+        source = Source(chosen, "", augment=stage.sources[0].augment if stage.sources else None)
+        validation = () if held == chosen else (Source(held, ""),)
+        stages.append(replace(stage, sources=(source,), validation=validation))
+    return replace(plan, stages=tuple(stages))
+
+
+def batches(
+    feed: Feed, first: int, last: int, own: range, *, workers: int = 0
+) -> Iterator[tuple[int, int, tuple[torch.Tensor, ...]]]:
+    """Yields (step, part, tensors) for the steps from `first` to before `last`, of each the parts in `own`."""
+    keys = [(step, part) for step in range(first, last) for part in own]
+    queue = {"num_workers": workers, "prefetch_factor": 4} if workers else {}
+    try:
+        for key, tensors in zip(keys, DataLoader(feed, batch_size=None, sampler=keys, **queue)):
+            yield *key, tensors
+    except FleetflowError as error:  # torch puts the traceback of a worker before its one line
+        raise FleetflowError(str(error).strip().splitlines()[-1].rpartition("FleetflowError: ")[2]) from None
+
+
+@torch.no_grad()
+def opened(network: FlowModel | None, sample: Sample, step: int) -> Prediction | None:
+    """Returns the flow of the network for every other pair, by turns, and none for those between (`Stage.opening`)."""
+    if network is None:
+        return None
+    flow = network(sample.frame1, sample.frame2).flow
+    flow[step % 2 :: 2] = 0
+    return Prediction(flow)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()

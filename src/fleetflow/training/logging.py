@@ -1,0 +1,146 @@
+"""The log of a training run: a line on the terminal with speed and time left, a JSON line per step, TensorBoard.
+
+And what its weights say of themselves.
+"""
+
+import json
+import math
+import subprocess
+import time
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from torch import Tensor
+
+from fleetflow.io.atomic import write_atomically
+from fleetflow.training.recipe import Recipe, Stage
+from fleetflow.types import Sample
+from fleetflow.visualise import error_map, flow_to_color, robust_scale, side_by_side
+
+
+class Log:
+    """Writes FOLDER/log.jsonl, and TensorBoard events where it is installed; speaks every ten seconds."""
+
+    def __init__(self, folder: Path, first: int, last: int, report):
+        """Steps from `first` on are to be written, to before `last`; later lines of an interrupted run are dropped."""
+        path = folder / "log.jsonl"
+        kept = []
+        if first and path.exists():
+            kept = [line for line in path.read_text(errors="replace").splitlines() if _step(line) < first]
+        write_atomically(path, lambda part: part.write_text("".join(line + "\n" for line in kept)))
+        self.file = path.open("a", buffering=1)
+        self.first, self.last, self.report = first, last, report
+        self.rows: list[dict[str, float]] = []
+        self.samples, self.shown = 0, time.monotonic()
+        self.began = self.shown
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder), purge_step=first)
+        except ImportError:
+            self.board = None
+            report('pictures and curves need TensorBoard: pip install "fleetflow[train]"; log.jsonl has the numbers')
+
+    def step(self, step: int, samples: int, numbers: dict[str, float], *, learned: bool, skipped: int) -> None:
+        """Writes the numbers of a step; those of one that was not learned from have no part in the means."""
+        self._write({"step": step, **_plain({key: round(value, 5) for key, value in numbers.items()})})
+        if learned:
+            self.rows.append(numbers)
+        self.samples += samples
+        now = time.monotonic()
+        if now - self.shown < 10 and step + 1 < self.last:
+            return
+        finite = {key: [row[key] for row in self.rows if math.isfinite(row[key])] for key in numbers}
+        mean = {key: fmean(values or [math.nan]) for key, values in finite.items()}
+        if self.board:
+            for key, value in mean.items():
+                self.board.add_scalar(f"train/{key}", value, step)
+        left = (now - self.began) / (step + 1 - self.first) * (self.last - step - 1)
+        self.report(
+            f"step {step + 1}/{self.last}  loss {mean['loss']:.3f}  EPE {mean['epe']:.2f} px  "
+            f"{self.samples / (now - self.shown):.1f} samples/s  {int(left // 60)}:{int(left % 60):02d} left"
+            + (f"  {skipped} steps skipped" if skipped else "")
+        )
+        self.rows, self.samples, self.shown = [], 0, now
+
+    def validation(self, step: int, score: dict[str, float]) -> None:
+        """Writes the errors of a validation, which follow the line of their step."""
+        self._write({"step": step, "validation": _plain(score)})
+        if self.board:
+            for key, value in score.items():
+                self.board.add_scalar(f"validation/{key}", value, step)
+        self.report(f"step {step + 1}  validation EPE {score['epe']:.3f} px, over 3 px {score['out3']:.2f} %")
+
+    def _write(self, row: dict[str, object]) -> None:
+        self.file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def picture(self, step: int, sample: Sample, flow: Tensor) -> None:
+        """Shows the first pair of a batch: frame1, true flow, predicted flow [N, 2, H, W], error."""
+        if not self.board:
+            return
+        frame, truth, found = (t[0].detach().float().cpu().permute(1, 2, 0).numpy() for t in (*sample[:3:2], flow))
+        valid = sample.valid[0].cpu().numpy()
+        scale = robust_scale(truth)
+        picture = side_by_side(
+            (frame * 255).clip(0, 255).astype(np.uint8),
+            flow_to_color(truth, scale),
+            flow_to_color(found, scale),
+            error_map(found, truth, valid=valid),
+            titles=("frame 1", "true flow", "predicted flow", "error"),
+        )
+        self.board.add_image("train/pair", picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, object]:
+    """Returns what shipped weights say of themselves, after `step` steps of the run, `own` of them in this stage."""
+    before = plan.stages[: plan.stages.index(stage)]
+    seen = sum(other.samples(other.steps) for other in before) + stage.samples(own)
+    about = {
+        "network": stage.network or plan.network,
+        "arguments": {},
+        "recipe": run["recipe"],
+        "stage": stage.name,
+        "step": step,
+        "samples": seen + run["start_samples"],
+        "commit": _commit(),
+    }
+    if run["start"]:
+        about["start"] = ", ".join(one.partition(":")[0] for one in run["start"])
+    if stage.sources:
+        data = run["data"] or ", ".join(source.folder for source in stage.sources)
+        return {**about, "data": data, "licence": "that of the data"}
+    about["textures"] = "photographs" if run["textures"] else "procedural"
+    others = [licence for licence in run["start_licences"] if licence != "Apache-2.0"]
+    return {**about, "licence": f"that of the start: {', '.join(others)}" if others else "Apache-2.0"}
+
+
+def _commit() -> str:
+    """The last commit of this package's own files, "unknown" where they are in no repository or git is not installed.
+
+    A package that is installed inside a repository of others is no part of it.
+    """
+    here = Path(__file__).parents[1]
+    try:
+        git = subprocess.run(["git", "-C", here, "log", "-1", "--format=%h", "--", "."], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
+def _plain(numbers: dict[str, float]) -> dict[str, float | None]:
+    """The numbers as JSON can hold them: null for what is none."""
+    return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+
+
+def _step(line: str) -> float:
+    """The step that a line of the log is of; infinite for half a line, with which a killed run may end."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
