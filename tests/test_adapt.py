@@ -236,7 +236,7 @@ def test_what_ends_a_run():
 
 def test_a_killed_run_goes_on_exactly(folder, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from fleetflow import adapt\n"
+        "import sys; from pathlib import Path; from fleetflow.training import adapt\n"
         "adapt.adapt(adapt.read_pairs(Path(sys.argv[1])), Path(sys.argv[2]), steps=6, batch=1, measure_every=2,\n"
         "            size=(64, 64), precision='fp32', threads=1)\n"
     )

@@ -15,7 +15,7 @@ from fleetflow.types import FleetflowError
 pytest.importorskip("google.protobuf", reason="reads .caffemodel files")
 few = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
-# Caffe's own message, with messages in messages and lists of numbers, where fleetflow.caffe has bytes.
+# Caffe's own message, with messages in messages and lists of numbers, where fleetflow.models.caffe has bytes.
 CAFFE = {
     "NetParameter": {"name": (1, "string"), "layers": (2, "V1LayerParameter"), "layer": (100, "LayerParameter")},
     "LayerParameter": {

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import resource, numpy as np
-from fleetflow.memory import keep_freed
+from fleetflow.inference.memory import keep_freed
 from fleetflow.models.lightflow import LightFlow
 from fleetflow.inference.predictor import Predictor
 predict = Predictor(LightFlow(), device="cpu")

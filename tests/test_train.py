@@ -349,8 +349,8 @@ def test_time_limit(tiny, tmp_path):
 def test_a_killed_run_loses_at_most_one_checkpoint_interval(tmp_path):
     """kill -9 in the middle: what lies there is whole, and the run goes on behind its last checkpoint."""
     code = (
-        "import sys; from fleetflow import recipes, train; from pathlib import Path; import dataclasses\n"
-        "from fleetflow.plan import Batches, Recipe\n"
+        "import sys; from fleetflow.training import recipes, loop as train; from pathlib import Path; import dataclasses\n"
+        "from fleetflow.training.recipe import Batches, Recipe\n"
         "stage = recipes.RECIPES['fastflownet_synthetic'].stages[0]\n"
         "stage = dataclasses.replace(stage, batches=(Batches(400, 1, 64, 64),))\n"
         "recipes.RECIPES['tiny'] = Recipe('fastflownet', (stage,), '')\n"
@@ -535,7 +535,7 @@ def test_options_that_change_no_number(tiny, tmp_path):
 def test_two_processes_give_the_losses_of_one(tmp_path):
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_train as t\n"
-        "from fleetflow import recipes, train; recipes.RECIPES['tiny'] = t.TINY\n"
+        "from fleetflow.training import recipes, loop as train; recipes.RECIPES['tiny'] = t.TINY\n"
         "train.train('tiny', folder=Path(sys.argv[1]), steps=int(sys.argv[3]), workers=0, threads=1,\n"
         "            resume=len(sys.argv) > 4, parts=None if len(sys.argv) > 4 else 2, precision='fp32')\n"
     )
