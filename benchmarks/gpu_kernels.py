@@ -20,18 +20,18 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from fleetflow.inference.device import autocast
 
 from fleetflow.data.generate import default_textures, generate
 from fleetflow.evaluation.speed import machine
 from fleetflow.inference.cuda_graphs import Graphed, Recording, record
+from fleetflow.inference.device import autocast
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models.fastflownet import KEPT, start_as_matcher
 from fleetflow.models.weights import load
 from fleetflow.ops import all_pairs, correlation, dilated_correlation, kernels, warp
 from fleetflow.registry import models
 from fleetflow.training.losses import multi_scale
-from fleetflow.training.optimizers import optimisers
+from fleetflow.training.optimizers import optimizers
 from fleetflow.types import FleetflowError
 
 SECONDS = {"networks": 150, "training": 80, "kernels": 110, "tiles": 60, "profile": 60}  # longest time of each part
@@ -150,7 +150,7 @@ def train(batch: int, part: str) -> dict[str, object]:
     model = models["fastflownet"]()
     start_as_matcher(model)
     model = model.to(device, memory_format=torch.channels_last).train()
-    updates = optimisers(model, 1e-4, 0.01)
+    updates = optimizers(model, 1e-4, 0.01)
     counter = iter(range(10**9))
     dtype = torch.bfloat16
 

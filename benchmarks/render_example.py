@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from fleetflow.io.flow import write_flow
 
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
+from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
 
 SEED, INDEX = 7, 36  # chosen by eye: two objects that turn before a background that zooms, motions up to 20 px

@@ -86,7 +86,7 @@ def perturbed(tmp_path_factory) -> Path:
             if weight.ndim > 1:
                 weight.add_(weight.std() / 8 * torch.randn(weight.shape, generator=generator))
     path = tmp_path_factory.mktemp("start") / "perturbed.safetensors"
-    weights.save(network, path, {"network": "fastflownet", "licence": "CC0"})
+    weights.save(network, path, {"network": "fastflownet", "license": "CC0"})
     return path
 
 
@@ -197,7 +197,7 @@ def test_adapting_lowers_the_error(layers, folder, perturbed, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"]
     header = weights.header(output)
     assert header["network"] == "fastflownet" and header["pairs"] == "6" and header["recipe"] == "adapt"
-    assert header["licence"].startswith("CC0; adapted to frames")
+    assert header["license"].startswith("CC0; adapted to frames")
     with pytest.raises(FleetflowError, match="there already"):
         job.adapt(pairs, output)
 

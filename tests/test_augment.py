@@ -1,4 +1,4 @@
-"""Augmentation: the flow of every family is exact, validity and occlusion follow, colours do what they say."""
+"""Augmentation: the flow of every family is exact, validity and occlusion follow, colors do what they say."""
 
 import colorsys
 import io
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetflow.data.augment import colour, effects, flownet, geometry, irr, lightflow, liteflownet2, raft
+from fleetflow.data.augment import color, effects, flownet, geometry, irr, lightflow, liteflownet2, raft
 from fleetflow.data.augment.dice import Dice
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.types import FleetflowError, Sample
@@ -66,10 +66,10 @@ def maps_of(count: int = 4, *, seed: int = 0, reach: float = 1.0) -> torch.Tenso
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Families without their colours, so that frames can be compared along the flow."""
+    """Families without their colors, so that frames can be compared along the flow."""
     for name in ("brightness", "contrast", "gamma", "noise", "jitter"):
-        monkeypatch.setattr(colour, name, lambda frames, *_, **__: frames.clone())
-    monkeypatch.setattr(colour, "paint", lambda sample, *_, **options: sample)
+        monkeypatch.setattr(color, name, lambda frames, *_, **__: frames.clone())
+    monkeypatch.setattr(color, "paint", lambda sample, *_, **options: sample)
     monkeypatch.setattr(raft, "erased", lambda sample, *_: sample)
     monkeypatch.setattr(effects, "compression", lambda frames, *_: frames)
     monkeypatch.setattr(effects, "fog", lambda frames, *_: frames)
@@ -93,7 +93,7 @@ def test_the_flow_is_the_composition_of_the_maps(move):
 
 
 def within(maps: torch.Tensor) -> torch.Tensor:
-    """The new pixels that lie between centres of old ones, [N, H, W]."""
+    """The new pixels that lie between centers of old ones, [N, H, W]."""
     x, y = geometry.apply(maps, pixel_grid(*SIZE, torch.zeros(1)).expand(len(maps), -1, -1, -1)).unbind(1)
     return (x >= 0) & (y >= 0) & (x <= OLD[1] - 1) & (y <= OLD[0] - 1)
 
@@ -220,7 +220,7 @@ def test_transforms_keep_to_the_published_ranges(plain, name):
     high, low, turn, high2, low2, turn2, shift2 = RANGES[name]
     one, two = recovered(name)
     last = torch.tensor([0.0, 0, 1], dtype=torch.float64).expand(len(one), 1, 3)
-    centre = torch.tensor([(OLD[1] - 1) / 2, (OLD[0] - 1) / 2, 1], dtype=torch.float64)
+    center = torch.tensor([(OLD[1] - 1) / 2, (OLD[0] - 1) / 2, 1], dtype=torch.float64)
 
     def parts(linear):
         u, s, v = torch.linalg.svd(linear)
@@ -236,7 +236,7 @@ def test_transforms_keep_to_the_published_ranges(plain, name):
     change = torch.cat((one, last), 1) @ torch.cat((two, last), 1).inverse()
     zoom, angle = parts(change[:, :2, :2].inverse())
     assert zoom.max() < high2 + 0.01 and zoom.min() > low2 - 0.01 and angle.abs().max() < turn2 + 0.2
-    moved = (change @ centre - centre)[:, :2].abs().amax()
+    moved = (change @ center - center)[:, :2].abs().amax()
     assert 0.3 * shift2 < moved < shift2 * high + 0.3
 
 
@@ -245,7 +245,7 @@ NOISY = {"irr", "irr_kitti", "liteflownet2", "liteflownet2_kitti", "liteflownet2
 
 @pytest.mark.parametrize("name", sorted(NOISY | {"liteflownet2_sintel"}))
 def test_noise_is_where_it_is_published(name):
-    """Frames of one colour stay so without noise; mmflow fine-tunes LiteFlowNet2 on Sintel without any."""
+    """Frames of one color stay so without noise; mmflow fine-tunes LiteFlowNet2 on Sintel without any."""
     frame = torch.full((4, 3, *OLD), 0.5)
     sample = Sample(frame, frame, torch.zeros(4, 2, *OLD), torch.ones(4, *OLD, dtype=torch.bool))
     new = FAMILIES[name](sample, torch.Generator().manual_seed(0), SIZE)
@@ -345,27 +345,27 @@ def frames_of(count: int = 3, seed: int = 0) -> torch.Tensor:
 def test_hue_is_that_of_colorsys():
     frames = frames_of(1)
     frames[0, 0, :, 0, :4] = torch.tensor([0.0, 1.0, 0.5, 0.5]).expand(3, 4)  # gray has no hue
-    turned = colour.hue(frames, torch.tensor([0.2, -0.4]).view(1, 2, 1, 1, 1))
+    turned = color.hue(frames, torch.tensor([0.2, -0.4]).view(1, 2, 1, 1, 1))
     for k, turn in enumerate((0.2, -0.4)):
         for x, y in ((0, 0), (3, 0), (5, 7), (20, 15), (11, 3)):
             h, s, v = colorsys.rgb_to_hsv(*frames[0, k, :, y, x].tolist())
             assert turned[0, k, :, y, x].tolist() == pytest.approx(colorsys.hsv_to_rgb((h + turn) % 1, s, v), abs=1e-5)
-    third = colour.hue(frames, torch.full((1, 1, 1, 1, 1), 1 / 3))
+    third = color.hue(frames, torch.full((1, 1, 1, 1, 1), 1 / 3))
     torch.testing.assert_close(third, frames[:, :, [2, 0, 1]], rtol=0, atol=1e-5)
 
 
-def test_colours_by_hand():
+def test_colors_by_hand():
     frames = frames_of()
     gray = (frames * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(2, keepdim=True)
     half = torch.full((3, 1, 1, 1, 1), 0.5)
-    torch.testing.assert_close(colour.brightness(frames, half), frames / 2)
-    torch.testing.assert_close(colour.saturation(frames, half), (frames + gray) / 2)
+    torch.testing.assert_close(color.brightness(frames, half), frames / 2)
+    torch.testing.assert_close(color.saturation(frames, half), (frames + gray) / 2)
     mean = gray.mean((-2, -1), keepdim=True)
-    torch.testing.assert_close(colour.contrast(frames, half), (frames + mean) / 2)
-    both = colour.contrast(frames, half, torch.ones(3, 1, 1, 1, 1, dtype=torch.bool))
+    torch.testing.assert_close(color.contrast(frames, half), (frames + mean) / 2)
+    both = color.contrast(frames, half, torch.ones(3, 1, 1, 1, 1, dtype=torch.bool))
     torch.testing.assert_close(both, (frames + mean.mean(1, keepdim=True)) / 2)
-    torch.testing.assert_close(colour.gamma(frames, half), frames.clamp(min=1e-6).sqrt())
-    noisy = colour.noise(torch.full((2, 2, 3, 64, 64), 0.5), torch.tensor([0.0, 0.1]).view(2, 1, 1, 1, 1), dice(2))
+    torch.testing.assert_close(color.gamma(frames, half), frames.clamp(min=1e-6).sqrt())
+    noisy = color.noise(torch.full((2, 2, 3, 64, 64), 0.5), torch.tensor([0.0, 0.1]).view(2, 1, 1, 1, 1), dice(2))
     assert (noisy[0] == 0.5).all() and noisy[1].std().item() == pytest.approx(0.1, rel=0.05)
 
 
@@ -373,7 +373,7 @@ def test_jitter_keeps_frames_together_or_apart():
     frames = frames_of(32)
     frames[:, 1] = frames[:, 0]
     for apart, expected in ((0.0, 0), (1.0, 32), (0.2, 6)):
-        changed = colour.jitter(frames, dice(32), (0.4, 0.4, 0.4, 0.16), apart=apart)
+        changed = color.jitter(frames, dice(32), (0.4, 0.4, 0.4, 0.16), apart=apart)
         differ = (changed[:, 0] - changed[:, 1]).abs().flatten(1).amax(1) > 1e-3
         assert abs(int(differ.sum()) - expected) <= (6 if apart == 0.2 else 0)
         assert (changed - frames).abs().flatten(1).amax(1).min() > 0.01

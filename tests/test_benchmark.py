@@ -56,7 +56,7 @@ def test_what_is_printed_and_kept(still, root, tmp_path, capsys, monkeypatch):
         ours, plain, dis, peer = row["timings"]
         assert row["times_dis"] == ours["p50"] / dis["p50"] and row["times_plain"] == ours["p50"] / plain["p50"]
         assert plain["runs"] >= 5 and row["memory"] >= 0 and len(row["sha256"]) == 64
-        assert (row["size"], row["batch"], row["steps"], row["pairs"], row["threads"]) == ([64, 64], 1, None, 2, 1)
+        assert (row["size"], row["batch"], row["iterations"], row["pairs"], row["threads"]) == ([64, 64], 1, None, 2, 1)
         assert row["machine"]["opencv"] == f"{cv2.__version__}, 1 threads"
         assert peer["epe"] == 3.5 and dis["epe"] > 0 and plain["epe"] is None
     known, random = rows
@@ -87,7 +87,7 @@ def test_what_is_refused_before_anything_is_measured(still, tmp_path, capsys, mo
         (["fastflownet", "--batch", "0"], "--batch is 0"),
         (["fastflownet", "--without", "far"], "give --root DIR"),
         (["fastflownet", "--root", ".", "--json", "x", "--plot", "x"], "two outputs"),
-        (["deq_flow_tiny", "--video", "--steps", "3"], "--video takes no --steps"),
+        (["deq_flow_tiny", "--video", "--iterations", "3"], "--video takes no --iterations"),
         (["deq_flow_tiny", "--video", "--no-training"], "--video takes no --no-training"),
         (["deq_flow_tiny", "--clips", "x", "--size", "64", "64"], "--clips takes no --size"),
         (["deq_flow_tiny", "--video", "--threads", "-1"], "--threads is -1"),
@@ -108,17 +108,21 @@ def test_random_weights_are_the_same_on_both_sides():
 def test_a_file_of_ours(tmp_path):
     path = tmp_path / "own.safetensors"
     network = weights.load("lightflow_050", weights=False)
-    weights.save(network, path, {"network": "lightflow_050", "licence": "none"}, dtype=torch.float32)
+    weights.save(network, path, {"network": "lightflow_050", "license": "none"}, dtype=torch.float32)
     assert job.has_weights(str(path)) and job.has_weights("fastflownet") and not job.has_weights("raft")
     report = next(job.benchmark((str(path),), 64, 64, **FAST))
     assert report.weights == str(path) and report.parameters == 653_406
 
 
 def test_steps_are_taken_and_stated():
-    report = next(job.benchmark(("raft_small",), 64, 64, steps=2, **FAST))
-    assert report.steps == 2 and report.multiply_adds_448x1024 is None and "2 refinement steps" in job.facts(report)
-    with pytest.raises(FleetflowError, match="no refinement steps"):
-        next(job.benchmark(("lightflow_050",), 64, 64, steps=2, **FAST))
+    report = next(job.benchmark(("raft_small",), 64, 64, iterations=2, **FAST))
+    assert (
+        report.iterations == 2
+        and report.multiply_adds_448x1024 is None
+        and "2 refinement iterations" in job.facts(report)
+    )
+    with pytest.raises(FleetflowError, match="no refinement iterations"):
+        next(job.benchmark(("lightflow_050",), 64, 64, iterations=2, **FAST))
 
 
 def test_a_failed_probe_of_memory_is_no_number(tmp_path, monkeypatch):
@@ -221,7 +225,7 @@ def test_benchmark_of_video_reuse(tmp_path, capsys, monkeypatch):
 def test_a_batch_is_timed_by_the_pair(monkeypatch):
     """Ours and the plain definition take it at once, so a pair has its share; a peer takes one pair."""
     sizes = []
-    monkeypatch.setattr(job, "_definition", lambda model, frames, steps: sizes.append(len(frames[0])))
+    monkeypatch.setattr(job, "_definition", lambda model, frames, iterations: sizes.append(len(frames[0])))
     monkeypatch.setattr(job, "_memory", lambda network, height, width, batch, *_: float(batch))
 
     def timed(functions, *_):

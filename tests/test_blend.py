@@ -24,17 +24,17 @@ class Says(FlowModel):
 
     stride, fit = 1, "pad"
 
-    def __init__(self, flow: torch.Tensor, memory: torch.Tensor | None = None, steps: int | None = None):
+    def __init__(self, flow: torch.Tensor, memory: torch.Tensor | None = None, iterations: int | None = None):
         super().__init__()
-        self.flow, self.memory, self.previous, self.steps, self.begun = flow, memory, "not called", steps, []
+        self.flow, self.state, self.previous, self.iterations, self.begun = flow, memory, "not called", iterations, []
 
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
-    def estimate(self, frame1, frame2, previous, steps):
-        self.previous, self.took = previous, steps
+    def estimate(self, frame1, frame2, previous, iterations):
+        self.previous, self.took = previous, iterations
         self.begun.append(previous)
-        return Prediction(self.flow, memory=self.memory)
+        return Prediction(self.flow, state=self.state)
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +66,15 @@ def test_what_a_flow_counts_is_the_softmax_of_the_census_and_of_a_fixed_cost_out
 def test_one_network_twice_is_that_network(pair):
     found = Blend([Says(pair.flow), Says(pair.flow)], planes=False).eval()(pair.frame1, pair.frame2)
     torch.testing.assert_close(found.flow, pair.flow)
-    assert found.residual.shape == (2, 96, 128) and found.residual.max() < 1e-4
-    assert found.memory is None
+    assert found.uncertainty.shape == (2, 96, 128) and found.uncertainty.max() < 1e-4
+    assert found.state is None
 
 
-def test_the_residual_is_the_mean_distance_from_the_blended_flow():
+def test_the_uncertainty_is_the_mean_distance_from_the_blended_flow():
     flat = torch.full((1, 3, 64, 64), 0.5)  # nothing to compare, so both count one half
     flows = [torch.zeros(1, 2, 64, 64), torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 64, 64)]
     found = Blend([Says(flow) for flow in flows]).eval()(flat, flat)
-    inner = found.residual[..., :32, :32]  # further right and down the second leaves the picture
+    inner = found.uncertainty[..., :32, :32]  # further right and down the second leaves the picture
     assert torch.allclose(inner, torch.full_like(inner, 2.5), atol=1e-3)
 
 
@@ -83,26 +83,26 @@ def test_each_network_gets_its_own_memory_back(pair):
     one, two = Says(pair.flow), Says(pair.flow, memory)
     blend = Blend([one, two]).eval()
     first = blend(pair.frame1, pair.frame2)
-    assert one.previous is None and two.previous is None and first.memory == (None, memory)
+    assert one.previous is None and two.previous is None and first.state == (None, memory)
     blend(pair.frame1, pair.frame2, first)
-    assert one.previous is None and two.previous.memory is memory
+    assert one.previous is None and two.previous.state is memory
     with pytest.raises(FleetflowError, match="not that of this blend"):
-        blend(pair.frame1, pair.frame2, Prediction(pair.flow, memory=memory))
+        blend(pair.frame1, pair.frame2, Prediction(pair.flow, state=memory))
 
 
 def test_a_network_that_refines_begins_with_the_blend_of_those_before_it(pair):
     memory = torch.ones(2)
-    first, second, refines = Says(pair.flow), Says(pair.flow + 1), Says(pair.flow, memory, steps=3)
+    first, second, refines = Says(pair.flow), Says(pair.flow + 1), Says(pair.flow, memory, iterations=3)
     blend = Blend([first, second, refines]).eval()
     found = blend(pair.frame1, pair.frame2)
-    assert second.previous is None and refines.previous.memory is None
+    assert second.previous is None and refines.previous.state is None
     mixed = Blend([first, second], planes=False).eval()(pair.frame1, pair.frame2)
     begun, again = refines.begun
     torch.testing.assert_close(begun.flow, mixed.flow)
     without = Blend([first, second, refines], planes=False).eval()(pair.frame1, pair.frame2)
     torch.testing.assert_close(again.flow, without.flow)  # with what it found in the first round
     blend(pair.frame1, pair.frame2, found)
-    assert refines.previous.memory is memory, "along a video, the pair before"
+    assert refines.previous.state is memory, "along a video, the pair before"
     given = Prediction(pair.flow - 2)
     blend(pair.frame1, pair.frame2, given)
     assert refines.previous is given
@@ -113,7 +113,7 @@ def test_networks_count_less_the_more_one_moves_that_has_seen_their_flows(motion
     flat = torch.full((1, 3, 64, 512), 0.5)  # nothing to compare: the costs are alike
     flow = torch.zeros(1, 2, 64, 512)
     flow[:, 0] = motion
-    first, refines = Says(flow + torch.tensor([0.0, 2.0]).view(2, 1, 1)), Says(flow, torch.ones(1), steps=1)
+    first, refines = Says(flow + torch.tensor([0.0, 2.0]).view(2, 1, 1)), Says(flow, torch.ones(1), iterations=1)
     found = Blend([first, refines], planes=False).eval()(flat, flat).flow[..., 8:40, 8:200]
     share = 1 / (1 + math.exp(SHARPNESS * handicap))
     torch.testing.assert_close(found[:, 1], torch.full_like(found[:, 1], 2 * share))
@@ -137,22 +137,22 @@ def test_plain_regions_take_the_flow_of_a_plane_in_the_end(pair):
         Blend([Says(wrong), Says(wrong)], planes).eval()(pair.frame1, pair.frame2) for planes in (False, True)
     )
     assert torch.equal(found.flow, with_planes(pair.frame1, pair.frame2, without.flow))
-    assert not torch.equal(found.flow, without.flow) and torch.equal(found.residual, without.residual)
+    assert not torch.equal(found.flow, without.flow) and torch.equal(found.uncertainty, without.uncertainty)
 
 
 def test_steps_are_for_the_networks_that_refine(pair):
-    plain, refines = Says(pair.flow), Says(pair.flow, torch.ones(2), steps=12)
+    plain, refines = Says(pair.flow), Says(pair.flow, torch.ones(2), iterations=12)
     blend = Blend([plain, refines]).eval()
     found = blend(pair.frame1, pair.frame2)
     assert (plain.took, refines.took) == (None, 3), "a quarter, as it begins with the flow of the first"
     blend(pair.frame1, pair.frame2, found)
-    assert refines.took == 12, "all of them from its own memory on"
-    blend(pair.frame1, pair.frame2, steps=7)
+    assert refines.took == 12, "all of them from its own state on"
+    blend(pair.frame1, pair.frame2, iterations=7)
     assert (plain.took, refines.took) == (None, 7)
     with pytest.raises(FleetflowError, match="at least 1"):
-        blend(pair.frame1, pair.frame2, steps=0)
-    with pytest.raises(FleetflowError, match="Says has no refinement steps"):
-        Blend([plain, plain]).eval()(pair.frame1, pair.frame2, steps=7)
+        blend(pair.frame1, pair.frame2, iterations=0)
+    with pytest.raises(FleetflowError, match="Says has no refinement iterations"):
+        Blend([plain, plain]).eval()(pair.frame1, pair.frame2, iterations=7)
 
 
 def test_the_published_score_is_that_of_these_weights():
@@ -179,7 +179,7 @@ def test_names_with_a_plus(tmp_path):
     assert weights.members("fastflownet:runs/a+b.pth") == ["fastflownet:runs/a+b.pth"]
     assert weights.members("runs/a+b.safetensors") == ["runs/a+b.safetensors"]
     path = tmp_path / "a+b.safetensors"
-    weights.save(fleetflow.load("fastflownet"), path, {"network": "fastflownet", "licence": "Apache-2.0"})
+    weights.save(fleetflow.load("fastflownet"), path, {"network": "fastflownet", "license": "Apache-2.0"})
     assert isinstance(fleetflow.load(f"fastflownet:{path}+fastflownet"), Blend)
     assert not isinstance(fleetflow.load(path), Blend)
     with pytest.raises(FleetflowError, match='did you mean "fastflownet'):

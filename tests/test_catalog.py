@@ -1,4 +1,4 @@
-"""The catalogue: what it counts, what it says of every network, and that the page and the stored figures are fresh."""
+"""The catalog: what it counts, what it says of every network, and that the page and the stored figures are fresh."""
 
 import json
 import re
@@ -38,7 +38,7 @@ PARAMETERS = {  # official counts
     "pwcnet_old": 8_749_280,
 }
 # G multiply-adds of convolutions and matrix products at 448x1024, counted on the official code; per step where it has
-# steps: (before the first, each). RAFT and GMA there weigh their enlargement (3.17 G) at every step, here once.
+# iterations: (before the first, each). RAFT and GMA there weigh their enlargement (3.17 G) at every step, here once.
 CONVOLUTIONS = {
     "fastflownet": 12.59,
     "lightflow": 0.96,
@@ -68,7 +68,7 @@ def test_every_network_is_listed_with_all_that_is_known(rows):
     for row in rows.values():
         assert row.grid in (1, 2, 4, 8, 16, 32), f"{row.name}: say `grid`, the stride of the flow, in its class"
         assert re.search(r"\d{4}", row.paper), f"{row.name}: say `paper` in its class"
-        assert row.licence, f"{row.name}: say `licence`, that of the published code, in its class"
+        assert row.license, f"{row.name}: say `license`, that of the published code, in its class"
         assert row.parameters > 0 and row.multiply_adds > 0
 
 
@@ -98,7 +98,7 @@ class Counted(FlowModel):
 
     stride = 64
     fit = "scale"
-    steps = 7
+    iterations = 7
 
     def __init__(self):
         super().__init__()
@@ -107,9 +107,9 @@ class Counted(FlowModel):
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
-    def estimate(self, frame1, frame2, previous, steps):
+    def estimate(self, frame1, frame2, previous, iterations):
         flow = self.convolution(frame1)
-        for _ in range(steps):
+        for _ in range(iterations):
             flow = flow.mT.matmul(flow).matmul(flow.mT).mT
             if not bool(flow.isfinite().all()) or int((flow > 0).sum()) == 0:
                 raise ValueError("nothing is left to do")
@@ -122,15 +122,15 @@ def test_what_is_counted_by_hand(monkeypatch):
     by_hand = 2 * 3 * 9 * height * width + 7 * 2 * 2 * width * width * height
     assert catalog.count("counted") == by_hand
     row = next(row for row in catalog.rows() if row.name == "counted")
-    assert row.multiply_adds == by_hand and row.steps == 7 and row.grid is None and not row.paper
+    assert row.multiply_adds == by_hand and row.iterations == 7 and row.grid is None and not row.paper
     assert catalog.cells(row)[4:9] == ("?", "", "none published", "?", "?")
 
 
 def test_the_command_prints_it(capsys):
     assert main(["models", "--json"]) == 0
     printed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert printed["raft"]["steps"] == 20 and printed["fastflownet"]["weights"].endswith("MB, Apache-2.0")
-    assert "princeton-vl/RAFT" in printed["raft"]["reads"] and printed["raft"]["licence"] == "BSD-3-Clause"
+    assert printed["raft"]["iterations"] == 20 and printed["fastflownet"]["weights"].endswith("MB, Apache-2.0")
+    assert "princeton-vl/RAFT" in printed["raft"]["reads"] and printed["raft"]["license"] == "BSD-3-Clause"
     assert main(["models"]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in models) and "9,374,340" in table and "CC BY-NC-SA" in table

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fleetflow.io.flow import read_flow
 
 from fleetflow.cli.console import gathered
 from fleetflow.cli.main import COMMANDS, main
+from fleetflow.io.flow import read_flow
 from fleetflow.io.images import write_image
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
@@ -109,8 +109,8 @@ def test_convert(tmp_path, capsys):
     network = FastFlowNet()
     torch.save({"state_dict": network.state_dict()}, tmp_path / "published.pth")
     words = ["convert", str(tmp_path / "published.pth"), "fastflownet", str(tmp_path / "own.safetensors")]
-    assert main([*words, "--licence", "MIT"]) == 0
-    assert weights.header(tmp_path / "own.safetensors")["licence"] == "MIT"
+    assert main([*words, "--license", "MIT"]) == 0
+    assert weights.header(tmp_path / "own.safetensors")["license"] == "MIT"
     ours = weights.load(str(tmp_path / "own.safetensors"))
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), network.state_dict().values()))
     assert main([*words[:3], str(tmp_path / "own.pth")]) == 1

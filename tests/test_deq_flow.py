@@ -151,7 +151,7 @@ def test_reproduces_the_official_outputs(shared, filled, rule, file):
         prediction = model(*frames)
     for hook in hooks:
         hook.remove()
-    hidden, flow = prediction.memory
+    hidden, flow = prediction.state
     found = {"fmap1": features[0][:, ::4], "inp": context[0][:, ::4]}
     found |= {"net_last": hidden[:, ::8], "flow_low": flow, "flow": prediction.flow}
     for key in ("fmap1", "inp", "net_last", "flow_low", "flow"):
@@ -167,7 +167,7 @@ def fitted(model, frames):
     model.equation = lambda *given: made.setdefault("map", original(*given))
     model.equilibrium, before = replace(model.equilibrium, solver=Picard()), model.equilibrium
     with torch.no_grad():
-        model(*frames, steps=1)
+        model(*frames, iterations=1)
     del model.equation
     model.equilibrium = before
     return made["map"]
@@ -210,12 +210,12 @@ def test_every_recorded_solver_setting(shared, filled, file, solver, thresholds)
     """
     golden, _, frames = recorded(shared, file)
     f, start = fitted(filled(file.removesuffix("_odd")), frames)
-    steps = [threshold + (solver == "broyden") for threshold in thresholds]
+    iterations = [threshold + (solver == "broyden") for threshold in thresholds]
     image = "_v2_" in file and solver != "broyden"
     with torch.no_grad():
         solution = fixed_point(
             f, start, SOLVERS[solver], Unrolled() if image else None,
-            tolerance=1e-3, relative=False, max_steps=steps[-1], keep=steps,
+            tolerance=1e-3, relative=False, max_steps=iterations[-1], keep=iterations,
         )  # fmt: skip
     for threshold, state in zip(thresholds, solution.kept):
         assert np.abs(state[1].numpy() - golden[f"low_{solver}{threshold}"]).max() < 5e-5
@@ -239,12 +239,12 @@ def test_other_starts(shared, filled, file):
     hidden, flow = fitted(model, frames)[1]
     quarter = (hidden, flow + 0.25)
     with torch.no_grad():
-        found = model(*frames, previous=Prediction(quarter[1], memory=quarter))
-        assert np.abs(found.memory[1].numpy() - golden["low_flow_init_quarter"]).max() < bar
+        found = model(*frames, previous=Prediction(quarter[1], state=quarter))
+        assert np.abs(found.state[1].numpy() - golden["low_flow_init_quarter"]).max() < bar
         first = model(*frames)
         model.equilibrium = ANDERSON
-        again = model(*frames, previous=first, steps=6)
-        assert np.abs(again.memory[1].numpy() - golden["low_cached_anderson6"]).max() < bar
+        again = model(*frames, previous=first, iterations=6)
+        assert np.abs(again.state[1].numpy() - golden["low_cached_anderson6"]).max() < bar
 
 
 # ---- gradients
@@ -268,13 +268,13 @@ class PublishedImplicit:
 def published(version: str, run: dict) -> Equilibrium:
     """The recorded settings, in our words. Each search of the published broyden makes one evaluation more, except
     that its indexing core takes what was found after exactly as many."""
-    solver, steps, first = run["f_solver"], run["f_thres"], version == "v1"
+    solver, iterations, first = run["f_solver"], run["f_thres"], version == "v1"
     losses = run.get("n_losses", 1)
-    keep = tuple(k * (steps // losses) for k in range(1, losses)) or tuple(run.get("indexing", ()))
+    keep = tuple(k * (iterations // losses) for k in range(1, losses)) or tuple(run.get("indexing", ()))
     sliced = ("found" if first else "trained") if run.get("sliced_core", not first) else ""
     sliced = "" if run.get("indexing_core") else sliced
     if solver == "broyden" and sliced:
-        keep, steps = tuple(k + 1 + n for n, k in enumerate(keep)), steps + 1 + len(keep)
+        keep, iterations = tuple(k + 1 + n for n, k in enumerate(keep)), iterations + 1 + len(keep)
     gradient = Phantom(run.get("phantom_grad", [1])[0], run.get("tau", 1.0))
     if run.get("ift"):
         default = (1e-3, 36, run.get("stop_mode", "abs")) if first else (1e-3, 40, "abs")
@@ -284,7 +284,7 @@ def published(version: str, run: dict) -> Equilibrium:
     relative = run.get("stop_mode") == "rel"
     return Equilibrium(
         SOLVERS[solver],
-        steps,
+        iterations,
         tolerance=run.get("f_eps", 1e-6 if relative else 1e-3),
         relative=relative,
         image=not first and solver != "broyden",
@@ -343,12 +343,12 @@ ALL_RUNS = [(rule, run) for rule, runs in GRADIENTS.items() for run in runs.spli
 
 @pytest.mark.parametrize("rule,run", ALL_RUNS)
 def test_gradients_are_the_official_ones(shared, filled, rule, run):
-    """To 1e-4 of their length (the official float32 and float64 differ by up to 7e-6), and where 40 steps of Broyden
+    """To 1e-4 of their length (the official float32 and float64 differ by up to 7e-6), and where 40 iterations of Broyden
     amplify rounding, or a ReLU may switch in a huge network, to 1e-3."""
     golden, meta, frames = recorded(shared, f"{rule}_grad")
     model, settings = frozen(filled(rule)), meta["runs"][run]["settings"]
     model.equilibrium = published(rule[9:11], settings)
-    flows = model(*frames, steps=model.equilibrium.steps).steps
+    flows = model(*frames, iterations=model.equilibrium.iterations).iterations
     assert len(flows) == meta["runs"][run]["n_predictions"]
     loss = sequence_loss(flows, truth_of(golden))
     loss.backward()
@@ -396,7 +396,7 @@ def test_the_implicit_gradient_is_exact(shared, filled, rule, run, bar):
         model.equilibrium = Equilibrium(
             Anderson(history=20), tolerance=1e-6, relative=True, gradient=gradient, keep=(), through_flow="all" in run
         )
-        sequence_loss(model(*frames, steps=120).steps, truth_of(golden)).backward()
+        sequence_loss(model(*frames, iterations=120).iterations, truth_of(golden)).backward()
         worst[name] = max(gradient_errors(golden, meta, model, run).values())
     assert worst["implicit"] < bar and worst["one step"] > 0.1, worst
 
@@ -427,16 +427,16 @@ def test_the_next_frame_starts_from_the_last_fixed_point(shared, filled):
 def test_memory_that_does_not_fit(tiny):
     frames = pair(128, 136)
     with torch.no_grad():
-        first = tiny(*frames, steps=1)
-        assert [list(part.shape) for part in first.memory] == [[1, 32, 16, 17], [1, 2, 16, 17]]
+        first = tiny(*frames, iterations=1)
+        assert [list(part.shape) for part in first.state] == [[1, 32, 16, 17], [1, 2, 16, 17]]
         still = Prediction(torch.zeros_like(first.flow))
-        assert torch.equal(tiny(*frames, previous=still, steps=2).flow, tiny(*frames, steps=2).flow)
+        assert torch.equal(tiny(*frames, previous=still, iterations=2).flow, tiny(*frames, iterations=2).flow)
         hidden, flow = tiny.equation(*tiny.prepare(*frames))[1]
         begun = _started(Prediction(torch.full_like(first.flow, 4.0)), (hidden, flow))
         assert torch.equal(begun[0], hidden) and torch.equal(begun[1], torch.full_like(flow, 0.5))
-        for bad in (first.memory[::-1], first.memory[1], "a state", first.memory[:1]):
+        for bad in (first.state[::-1], first.state[1], "a state", first.state[:1]):
             with pytest.raises(FleetflowError, match="same network and size"):
-                tiny(*frames, previous=Prediction(first.flow, memory=bad))
+                tiny(*frames, previous=Prediction(first.flow, state=bad))
 
 
 @pytest.mark.parametrize("image", [False, True])
@@ -446,7 +446,7 @@ def test_residual_is_the_error_of_the_fixed_point(shared, filled, image):
     model.equilibrium = replace(PLAIN, image=image, tolerance=0.0)
     f, start = fitted(model, frames)
     with torch.no_grad():
-        few, many = model(*frames, steps=5), model(*frames, steps=25)
+        few, many = model(*frames, iterations=5), model(*frames, iterations=25)
         z = start
         for _ in range(4):
             z = f(z)
@@ -454,15 +454,15 @@ def test_residual_is_the_error_of_the_fixed_point(shared, filled, image):
     assert few.residual.shape == few.flow[:, 0].shape == (1, 128, 192)
     torch.testing.assert_close(few.residual[:, 4::8, 4::8], change, rtol=0.2, atol=0.02)
     assert few.residual.mean() > 5 * many.residual.mean() > 0
-    assert torch.equal(few.memory[1], f(z)[1] if image else z[1])
+    assert torch.equal(few.state[1], f(z)[1] if image else z[1])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 200), (131, 70)])
 def test_residual_has_the_size_of_the_frames(tiny, size):
     with torch.no_grad():
-        prediction = tiny(*pair(*size, count=2), steps=2)
+        prediction = tiny(*pair(*size, count=2), iterations=2)
     assert prediction.residual.shape == (2, *size) and prediction.flow.shape == (2, 2, *size)
-    assert prediction.residual.isfinite().all() and prediction.steps == ()
+    assert prediction.residual.isfinite().all() and prediction.intermediate_flows == ()
 
 
 def test_training_memory_does_not_grow_with_the_steps():
@@ -470,26 +470,26 @@ def test_training_memory_does_not_grow_with_the_steps():
     for gradient in (Phantom(), Phantom(3), Implicit(Anderson(), 1e-2, 5, order=1)):
         model = models["deq_flow_tiny"](equilibrium=replace(PLAIN, gradient=gradient, keep=(), tolerance=0.0)).train()
         stored = {}
-        for steps in (2, 8):
+        for iterations in (2, 8):
             sizes = []
             with torch.autograd.graph.saved_tensors_hooks(
                 lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
             ):
-                prediction = model(*pair(128, 128), steps=steps)
+                prediction = model(*pair(128, 128), iterations=iterations)
             prediction.flow.mean().backward()
-            stored[steps] = sum(sizes)
+            stored[iterations] = sum(sizes)
         assert stored[8] <= 1.05 * stored[2]
 
 
 def test_corrections_are_trained_too(tiny):
-    """And where the kept points lie beyond the steps, they are left out."""
+    """And where the kept points lie beyond the iterations, they are left out."""
     torch.manual_seed(0)
     model = models["deq_flow_tiny_gma"](equilibrium=replace(PLAIN, keep=(2, 4))).train()
-    for steps, count in ((6, 3), (3, 2), (2, 1)):
-        prediction = model(*pair(64, 128), steps=steps)
-        assert len(prediction.steps) == count and prediction.steps[-1] is prediction.flow
-        assert all(flow.shape == (1, 2, 64, 128) and flow.requires_grad for flow in prediction.steps)
-    sum((flow - 3).abs().mean() for flow in prediction.steps).backward()
+    for iterations, count in ((6, 3), (3, 2), (2, 1)):
+        prediction = model(*pair(64, 128), iterations=iterations)
+        assert len(prediction.intermediate_flows) == count and prediction.intermediate_flows[-1] is prediction.flow
+        assert all(flow.shape == (1, 2, 64, 128) and flow.requires_grad for flow in prediction.intermediate_flows)
+    sum((flow - 3).abs().mean() for flow in prediction.intermediate_flows).backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
 
 
@@ -499,7 +499,7 @@ def test_all_rules_train(gradient, through_flow):
     torch.manual_seed(0)
     choice = replace(ANDERSON, gradient=gradient, keep=(2,), through_flow=through_flow)
     model = models["deq_flow_tiny"](equilibrium=choice).train()
-    model(*pair(128, 128), steps=3).flow.square().mean().backward()
+    model(*pair(128, 128), iterations=3).flow.square().mean().backward()
     for key, weight in model.named_parameters():
         assert weight.grad is not None and weight.grad.isfinite().all(), key
     assert model.fnet.conv1.weight.grad.abs().max() > 0
@@ -509,10 +509,10 @@ def test_half_precision_solves_in_float32(shared, filled):
     _, _, frames = recorded(shared, "deq_flow_v2_tiny")
     model = filled("deq_flow_v2_tiny")
     with torch.no_grad():
-        exact = model(*frames, steps=20)
+        exact = model(*frames, iterations=20)
         with torch.autocast("cpu", torch.bfloat16):
-            rough = model(*frames, steps=20)
-    assert rough.flow.dtype == rough.residual.dtype == rough.memory[0].dtype == torch.float32
+            rough = model(*frames, iterations=20)
+    assert rough.flow.dtype == rough.residual.dtype == rough.state[0].dtype == torch.float32
     assert (rough.flow - exact.flow).norm(dim=1).mean() < 0.05 * exact.flow.norm(dim=1).mean()
 
 
@@ -523,7 +523,7 @@ def test_without_stored_volumes_the_result_is_the_same():
     with torch.no_grad():
         for model in (stored, lean):
             model.update_block.gma.gamma.fill_(1)
-        a, b = (model(*pair(136, 152, 2), steps=3).flow for model in (stored, lean))
+        a, b = (model(*pair(136, 152, 2), iterations=3).flow for model in (stored, lean))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
@@ -531,14 +531,14 @@ def test_frames_or_weights_that_are_not_finite(tiny):
     frames = pair(128, 128)
     frames[0, 0, 0, 5, 5] = torch.nan
     with torch.no_grad(), pytest.raises(FleetflowError, match="finite frames and weights") as caught:
-        tiny(*frames, steps=2)
+        tiny(*frames, iterations=2)
     assert "\n" not in str(caught.value)
 
 
 def test_published_defaults():
     with torch.device("meta"):
-        assert [models[name]().steps for name in ("deq_flow_b", "deq_flow_h", "deq_flow_h2")] == [60, 55, 60]
-    assert BROYDEN.solver.history >= BROYDEN.steps and ANDERSON.solver.history == 6
+        assert [models[name]().iterations for name in ("deq_flow_b", "deq_flow_h", "deq_flow_h2")] == [60, 55, 60]
+    assert BROYDEN.solver.history >= BROYDEN.iterations and ANDERSON.solver.history == 6
     assert all((choice.tolerance, choice.relative) == (1e-3, False) for choice in (ANDERSON, BROYDEN, PLAIN))
 
 

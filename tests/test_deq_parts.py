@@ -53,14 +53,14 @@ def test_the_jacobian_penalty_is_the_mean_square_of_the_jacobian():
 
 def test_the_jacobian_penalty_calms_a_map():
     layer, x = nn.Linear(8, 8), torch.randn(4, 8, generator=seeded())
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
     with torch.no_grad():
         layer.weight.copy_(1.5 * torch.linalg.qr(torch.randn(8, 8, generator=seeded()))[0])
     before = spectral_radius(layer, x, generator=seeded())
     for step in range(20):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         jacobian_penalty(layer, x, generator=seeded(step)).mean().backward()
-        optimiser.step()
+        optimizer.step()
     assert before.min() > 1.4 and spectral_radius(layer, x, generator=seeded()).max() < 0.5
 
 
@@ -146,7 +146,7 @@ def test_norms_apply_to_a_whole_module_and_go_away_again(norm):
     names, reference = set(plain.state_dict()), plain(x)
     normed = norm(copy.deepcopy(plain))
     assert set(normed.state_dict()) & {"0.weight", "2.weight", "4.weight"} == set()
-    with pytest.raises(ValueError, match="normalised already"):
+    with pytest.raises(ValueError, match="normalized already"):
         norm(normed)
     value = copy.deepcopy(normed)(x)
     if norm is weight_norm:
@@ -160,7 +160,7 @@ def test_norms_apply_to_a_whole_module_and_go_away_again(norm):
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
 def test_parameters_keep_their_order(norm):
-    """An optimiser's state knows them by number: one saved before fits after."""
+    """An optimizer's state knows them by number: one saved before fits after."""
     net = nn.Sequential(nn.Linear(6, 4), nn.Conv2d(2, 3, 1), nn.Linear(5, 2, bias=False))
     before = [(name, parameter.shape) for name, parameter in net.named_parameters()]
     remove_norm(norm(net))
@@ -219,13 +219,13 @@ def test_spectral_norm_holds_the_largest_singular_value(clip):
         layer[0].weight.copy_(torch.randn(9, 7, generator=seeded()))
     free = float(torch.linalg.matrix_norm(layer[0].weight.detach(), 2))
     spectral_norm(layer, limit=0.5, clip=clip)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for step in range(3):
         norm = float(torch.linalg.matrix_norm(layer[0].weight.detach(), 2))
-        assert abs(norm - 0.5) < 0.01, "follows the weight when an optimiser changes it"
-        optimiser.zero_grad()
+        assert abs(norm - 0.5) < 0.01, "follows the weight when an optimizer changes it"
+        optimizer.zero_grad()
         layer(torch.randn(4, 7, generator=seeded(step))).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         layer[0].parametrizations.weight.original.copy_(torch.randn(9, 7, generator=seeded(9)))
     assert abs(float(torch.linalg.matrix_norm(layer[0].weight.detach(), 2)) - 0.5) < 0.01, "or when it is replaced"
@@ -238,11 +238,11 @@ def test_spectral_norm_holds_the_largest_singular_value(clip):
 def test_spectral_norm_follows_in_every_mode(context):
     """What it learns under autocast or in inference mode serves training in float32."""
     net, x = spectral_norm(nn.Sequential(nn.Linear(64, 64))), torch.randn(2, 64, generator=seeded())
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.02)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         net(x).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
         with context():
             net(x)
             assert abs(float(torch.linalg.matrix_norm(net[0].weight.detach().float(), 2)) - 1) < 2e-3
@@ -375,15 +375,15 @@ def test_an_unknown_option_is_an_error(capsys):
         get_deq({"f_max_itr": 5})
     with pytest.raises(ValueError, match='no option "f_max_itr"; did you mean "f_max_iter"'):
         get_deq(argparse.Namespace(lr=0.1, f_max_itr=5))
-    with pytest.raises(ValueError, match='no option "colour"; known: f_solver'):
-        get_deq({"colour": 5})
+    with pytest.raises(ValueError, match='no option "color"; known: f_solver'):
+        get_deq({"color": 5})
     with pytest.raises(TypeError, match="args is 'anderson'; it must be a Namespace"):
         get_deq("anderson")
 
 
 def test_the_rest_of_a_program_is_left_alone():
     """Also where its options are nearly ours."""
-    names = "colour max_iter solver n_steps n_stages ftol tol grads lift taus eval_max_iter gamma core num_iter state"
+    names = "color max_iter solver n_steps n_stages ftol tol grads lift taus eval_max_iter gamma core num_iter state"
     assert get_deq(argparse.Namespace(**dict.fromkeys(names.split(), 0.5))).options == Options()
     for name, meant in (("f_solvr", "f_solver"), ("b_maxiter", "b_max_iter"), ("eval_f_iter", "eval_f_max_iter")):
         with pytest.raises(ValueError, match=f'no option "{name}"; did you mean "{meant}"'):

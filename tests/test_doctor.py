@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fleetflow.io.flow import write_flow
 
 from fleetflow.cli.main import main
 from fleetflow.data import doctor
+from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.types import FleetflowError

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fleetflow.io.flow import write_flow
 
 from fleetflow.cli.main import main
 from fleetflow.data.dataset import Files, Pair, datasets
@@ -20,6 +19,7 @@ from fleetflow.evaluation import evaluate as job
 from fleetflow.evaluation import report, results
 from fleetflow.evaluation.metrics import mean_over_sets, pair_errors
 from fleetflow.inference.predictor import Predictor
+from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import models
@@ -99,8 +99,8 @@ def test_evaluate_by_command(tree, tmp_path, capsys):
     assert {(row["model"], row["dataset"]) for row in rows} == {("dis", "pairs")} and "DIS" in rows[0]["protocol"]
     output = capsys.readouterr().out
     assert "mean of sets" in output and "protocol: per image" in " ".join(output.split())
-    assert main(["evaluate", "dis", "pairs", "--root", str(root), "--steps", "3"]) == 1
-    assert "no refinement steps" in capsys.readouterr().err
+    assert main(["evaluate", "dis", "pairs", "--root", str(root), "--iterations", "3"]) == 1
+    assert "no refinement iterations" in capsys.readouterr().err
 
 
 def test_outputs_that_cannot_be_written_are_named_first(tree, tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_what_a_method_cannot_take_is_refused(tree, tmp_path, capsys):
     pytest.importorskip("cv2")
     (tmp_path / "net.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.ones((*a.shape[:2], 2))\n")
     for model in ("dis", str(tmp_path / "net.py")):
-        for words in (["--device", "cpu"], ["--precision", "bf16"], ["--steps", "2"], ["--warm-start"]):
+        for words in (["--device", "cpu"], ["--precision", "bf16"], ["--iterations", "2"], ["--warm-start"]):
             assert main(["evaluate", model, "pairs", "--root", str(tree[0]), *words]) == 1
             error = capsys.readouterr().err
             assert words[0].removeprefix("--") in error and error.count("\n") == 1, error
@@ -153,9 +153,9 @@ def test_pooled_figures_have_their_own_row(tree):
 
 
 class Unsure(FlowModel):
-    """Estimates half of the steps it is given as motion, and doubts the left half of the frame."""
+    """Estimates half of the iterations it is given as motion, and doubts the left half of the frame."""
 
-    stride, fit, steps = 4, "pad", 2
+    stride, fit, iterations = 4, "pad", 2
 
     def __init__(self):
         super().__init__()
@@ -164,8 +164,8 @@ class Unsure(FlowModel):
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
-    def estimate(self, frame1, frame2, previous, steps):
-        flow = torch.full_like(frame1[:, :2], steps / 2) * self.scale
+    def estimate(self, frame1, frame2, previous, iterations):
+        flow = torch.full_like(frame1[:, :2], iterations / 2) * self.scale
         residual = torch.zeros_like(flow[:, 0])
         residual[:, :, : residual.shape[2] // 2] = 1
         return Prediction(flow, residual=residual)
@@ -176,43 +176,43 @@ def test_measure_agrees_with_evaluate_and_knows_confidence(tree):
     predictor = Predictor(Unsure().eval(), device="cpu", precision="fp32")
     result = job.measure(predictor, files, model="unsure", dataset="pairs")
     assert result.score() == job.evaluate(predictor, files), "the house score"
-    assert result.protocol["steps"] == "2" and result.protocol["precision"] == "float32"
+    assert result.protocol["iterations"] == "2" and result.protocol["precision"] == "float32"
     assert result.curves().shape == (2, 20) and "AUSE, mean over 3 pairs" in job.rows_pooled(result)[-1][0]
-    more = job.measure(predictor, files, model="unsure", dataset="pairs", steps=20)
+    more = job.measure(predictor, files, model="unsure", dataset="pairs", iterations=20)
     assert more.score()["mean of sets"]["epe"] > result.score()["mean of sets"]["epe"]
-    assert more.protocol["steps"] == "20" and "steps: 20" in job.protocol_line(more)
+    assert more.protocol["iterations"] == "20" and "iterations: 20" in job.protocol_line(more)
     assert job.fit_for(Unsure(), "kitti2015").fit == "pad_bottom" and job.fit_for(Unsure(), "sintel").fit == "pad"
 
 
-def test_published_steps_of_a_data_set():
+def test_published_iterations_of_a_data_set():
     """RAFT's own evaluation and submissions take 32 and 24; GMA's evaluation takes 12."""
-    steps = {
-        name: [job.steps_for(models[name](), dataset, submission=submission)
+    iterations = {
+        name: [job.iterations_for(models[name](), dataset, submission=submission)
                for dataset in ("sintel", "kitti2012", "kitti2015", "pairs") for submission in (False, True)]
         for name in ("raft", "raft_small", "gma", "deq_flow_tiny", "lightflow_050")
     }  # fmt: skip
-    assert steps["raft"] == steps["raft_small"] == [32, 32, 24, 24, 24, 24, 20, 20]
-    assert steps["gma"] == [12, 32, 12, 24, 12, 24, 20, 20]
-    assert set(steps["deq_flow_tiny"]) == {60} and set(steps["lightflow_050"]) == {None}
+    assert iterations["raft"] == iterations["raft_small"] == [32, 32, 24, 24, 24, 24, 20, 20]
+    assert iterations["gma"] == [12, 32, 12, 24, 12, 24, 20, 20]
+    assert set(iterations["deq_flow_tiny"]) == {60} and set(iterations["lightflow_050"]) == {None}
 
 
-def test_the_protocol_says_the_steps_of_the_data_set(tree, monkeypatch):
+def test_the_protocol_says_the_iterations_of_the_data_set(tree, monkeypatch):
     monkeypatch.setattr(job, "load", lambda name: Unsure().eval())
     monkeypatch.setitem(job.STEPS, "Unsure", {"pair": (7, 9)})
     files = pairs(tree[0])
     for given, expected in ((None, "7"), (3, "3")):
-        predict = job.open_model("unsure", "pairs", steps=given, device="cpu", precision="fp32")
+        predict = job.open_model("unsure", "pairs", iterations=given, device="cpu", precision="fp32")
         result = job.measure(predict, files, model="unsure", dataset="pairs")
-        assert result.protocol["steps"] == expected
-        assert result.score() == job.evaluate(predict, files, steps=int(expected))
+        assert result.protocol["iterations"] == expected
+        assert result.score() == job.evaluate(predict, files, iterations=int(expected))
 
 
 class Walking(Unsure):
     """Moves by one pixel more at each pair that goes on from the last one."""
 
-    def estimate(self, frame1, frame2, previous, steps):
-        flow = torch.ones_like(frame1[:, :2]) + (0 if previous is None else previous.memory)
-        return Prediction(flow, memory=flow)
+    def estimate(self, frame1, frame2, previous, iterations):
+        flow = torch.ones_like(frame1[:, :2]) + (0 if previous is None else previous.state)
+        return Prediction(flow, state=flow)
 
 
 @pytest.fixture
@@ -254,8 +254,8 @@ def test_warm_start_is_refused_where_nothing_goes_on(clip, tree):
 class Broken(Unsure):
     """As unsure, and without a flow where the first pixel of frame1 is dark."""
 
-    def estimate(self, frame1, frame2, previous, steps):
-        prediction = super().estimate(frame1, frame2, previous, steps)
+    def estimate(self, frame1, frame2, previous, iterations):
+        prediction = super().estimate(frame1, frame2, previous, iterations)
         return prediction._replace(flow=prediction.flow * (math.nan if frame1[0, 0, 0, 0] < 0.5 else 1))
 
 
@@ -331,7 +331,7 @@ def test_options_of_the_data_set(tmp_path):
     files = job.open_files("sintel", tmp_path, options=("render=clean",))
     assert len(files) == 1 and "clean" in files.pairs[0].frame1.parts
     assert len(job.open_files("sintel", tmp_path, without=("alley_1/frame_0001",))) == 0
-    for options in (("colour=red",), ("render=red",)):
+    for options in (("color=red",), ("render=red",)):
         with pytest.raises(FleetflowError, match="final|render"):
             job.open_files("sintel", tmp_path, options=options)
 

@@ -44,8 +44,8 @@ def test_reproduces_the_official_outputs(shared, fill, tmp_path, name, plain):
         flow = model(*frames(golden)).flow
         model.train()
         if not name.endswith("odd"):
-            steps = model(*frames(golden)).steps
-            for level, step in zip((6, 5, 4, 3, 2), steps):
+            iterations = model(*frames(golden)).iterations
+            for level, step in zip((6, 5, 4, 3, 2), iterations):
                 expected = torch.from_numpy(golden[f"flow{level}"]) * 20 / 2**level
                 torch.testing.assert_close(step, expected, rtol=0, atol=1e-4, msg=f"flow{level}")
     for key in ("cost6", "cost3"):
@@ -59,8 +59,8 @@ def test_intermediate_flows_at_the_odd_size(shared, fill):
     model = fill.fill_module(FastFlowNet(), "fastflownet").train()
     both = torch.from_numpy(golden["net_input"])
     with torch.no_grad():
-        steps = model.estimate(both[:, :3], both[:, 3:], None, None).steps
-    for level, step in zip((6, 5, 4, 3, 2), steps):
+        iterations = model.estimate(both[:, :3], both[:, 3:], None, None).iterations
+    for level, step in zip((6, 5, 4, 3, 2), iterations):
         expected = torch.from_numpy(golden[f"flow{level}"]) * 20 / 2**level
         torch.testing.assert_close(step, expected, rtol=0, atol=1e-4, msg=f"flow{level}")
 
@@ -111,7 +111,7 @@ def test_correlation_channels_are_the_kept_ones():
 
 @pytest.mark.parametrize(("size", "most"), [((200, 300), 4), ((436, 1024), 2)])
 def test_nothing_to_see_is_hardly_any_motion(size, most):
-    """With our weights: a picture of one colour, twice. Before blank scenes were trained this was up to 44 pixels."""
+    """With our weights: a picture of one color, twice. Before blank scenes were trained this was up to 44 pixels."""
     predictor = fleetflow.Predictor(fleetflow.load("fastflownet"), device="cpu")
     for shade in (0, 90, 255):
         blank = np.full((*size, 3), shade, np.uint8)

@@ -25,7 +25,7 @@ class Rows(FlowModel):
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
-    def estimate(self, frame1, frame2, previous, steps):
+    def estimate(self, frame1, frame2, previous, iterations):
         self.seen = frame1
         return Prediction(F.avg_pool2d(frame1[:, :2], self.coarser), residual=frame1[:, 2])
 
@@ -77,10 +77,10 @@ def test_raft_on_kitti_is_the_official_one(shared, fill):
     model = fill.fill_module(models["raft"](), "raft_basic").eval()
     model.fit = "pad_bottom"
     with torch.no_grad():
-        prediction = model(*frames, steps=meta["iters"])
-    assert np.abs(prediction.memory.numpy() - golden["flow_low"]).max() < 1e-3
+        prediction = model(*frames, iterations=meta["iters"])
+    assert np.abs(prediction.state.numpy() - golden["flow_low"]).max() < 1e-3
     assert np.abs(prediction.flow.numpy() - golden["flow"]).max() < 1e-3
     model.fit = "pad"
     with torch.no_grad():
-        other = model(*frames, steps=meta["iters"])
+        other = model(*frames, iterations=meta["iters"])
     assert np.abs(other.flow.numpy() - golden["flow"]).max() > 0.1, "the two ways of padding differ"

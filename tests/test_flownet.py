@@ -91,7 +91,7 @@ def test_single_networks_reproduce_the_official_outputs(shared, fill, name):
         assert (flow - torch.from_numpy(golden["flow"])).abs().max() < 2e-4
 
         prediction = model.train()(*frames(golden))
-        for level, step in zip(LEVELS, prediction.steps, strict=True):
+        for level, step in zip(LEVELS, prediction.intermediate_flows, strict=True):
             pixels = torch.from_numpy(golden[f"predict_flow{level}"]) * 20 / 2**level
             torch.testing.assert_close(step, pixels, rtol=0, atol=2e-4, msg=f"level {level}")
         torch.testing.assert_close(prediction.flow, flow)
@@ -116,15 +116,15 @@ def test_stacks_reproduce_the_official_outputs(shared, fill, name):
         flow = model(*frames(golden)).flow
         compare(seen, golden)
         assert (flow - torch.from_numpy(golden["flow"])).abs().max() < 2e-4
-        steps = model.train()(*frames(golden)).steps
+        iterations = model.train()(*frames(golden)).iterations
     if name == "flownet2":  # pixels everywhere, and the last one is the result
         coarse, middle = (torch.from_numpy(golden[f"flownetfusion_predict_flow{k}"]) / 2**k for k in (2, 1))
         expected = (coarse, middle, flow)
     else:
         last = torch.from_numpy(golden["flownets_1" if name == "flownet_cs" else "flownets_2"])
-        assert len(steps) == len(LEVELS)
-        steps, expected = steps[-1:], (last * 5,)
-    for step, pixels in zip(steps, expected, strict=True):
+        assert len(iterations) == len(LEVELS)
+        iterations, expected = iterations[-1:], (last * 5,)
+    for step, pixels in zip(iterations, expected, strict=True):
         torch.testing.assert_close(step, pixels, rtol=0, atol=2e-4)
 
 
@@ -165,14 +165,14 @@ def test_any_size(network_c, height, width):
 
 def test_pairs_of_a_batch_do_not_touch_each_other(network_c):
     frame1, frame2 = torch.rand(2, 2, 3, 64, 128)
-    frame1[0] *= 0.2  # another mean colour
+    frame1[0] *= 0.2  # another mean color
     with torch.no_grad():
         both, alone = network_c(frame1, frame2).flow, network_c(frame1[1:], frame2[1:]).flow
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-3)
 
 
 def test_preprocessing():
-    """Each colour of a pair has mean 0 over both frames; nothing else changes."""
+    """Each color of a pair has mean 0 over both frames; nothing else changes."""
     frame1, frame2 = torch.rand(2, 2, 3, 9, 14)
     prepared = torch.stack(empty(models["flownet_s"]).prepare(frame1, frame2))
     assert prepared.mean((0, 3, 4)).abs().max() < 1e-6
@@ -183,21 +183,23 @@ def test_preprocessing():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [*SINGLE, "flownet2"])
 def test_trains(name, dtype):
-    """Two steps, finite, with a gradient in every parameter; the stacks without fusion are parts of the largest."""
+    """Two iterations, finite, with a gradient in every parameter; the stacks without fusion are parts of the largest."""
     torch.manual_seed(0)
     model = models[name]().train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
     frame1, frame2 = torch.rand(2, 1, 3, 64, 64)
     for _ in range(2):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             prediction = model(frame1, frame2)
-        loss = (prediction.flow - 1).abs().mean() + sum((step - 1).abs().mean() for step in prediction.steps)
-        optimiser.zero_grad()
+        loss = (prediction.flow - 1).abs().mean() + sum(
+            (step - 1).abs().mean() for step in prediction.intermediate_flows
+        )
+        optimizer.zero_grad()
         loss.backward()
         assert loss.isfinite() and prediction.flow.dtype == torch.float32
         for key, weight in model.named_parameters():
             assert weight.grad is not None and weight.grad.isfinite().all() and weight.grad.any(), key
-        optimiser.step()
+        optimizer.step()
 
 
 def test_warping_stays_inside_the_picture(shared):

@@ -31,7 +31,7 @@ def test_equals_the_layers(dtype, groups, stride, dilation, bias, activation):
 
 
 @pytest.mark.parametrize("activation", [nn.LeakyReLU(0.1), nn.Sigmoid()])
-def test_folds_batch_normalisation(activation):
+def test_folds_batch_normalization(activation):
     torch.manual_seed(1)
     layers = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.BatchNorm2d(4), activation, nn.BatchNorm2d(4))
     layers.train()(torch.randn(8, 4, 9, 9) * 3 + 1)  # statistics that are not 0 and 1

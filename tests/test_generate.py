@@ -35,7 +35,7 @@ def make(world, textures, **options):
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.__name__)
 def test_flow_is_exact(smooth, world):
-    """What frame1 shows and frame2 still shows has the same colour in both: far better than with a wrong flow."""
+    """What frame1 shows and frame2 still shows has the same color in both: far better than with a wrong flow."""
     sample = make(world, smooth)
     seen = sample.valid & ~sample.occluded
     assert seen.float().mean() > 0.3
@@ -110,7 +110,7 @@ def test_displacements_have_a_heavy_tail():
     assert quantile[0] < 1.5 and 2 < quantile[1] < 14 and quantile[2] > 40
 
 
-def test_some_surfaces_have_one_colour_but_never_the_one_behind_all():
+def test_some_surfaces_have_one_color_but_never_the_one_behind_all():
     scene = worlds.large_world(worlds.Draw(200, torch.Generator().manual_seed(0)), 96, 128)
     plain = scene.surface[..., :2, :2].det().sqrt() < 0.02  # texture pixels per frame pixel
     assert 0.1 < plain[:, 1:].float().mean() < 0.2 and not plain[:, 0].any()

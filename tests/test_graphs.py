@@ -37,7 +37,7 @@ def recorded(monkeypatch):
     return made
 
 
-def twice(frame, previous=None, steps=None):
+def twice(frame, previous=None, iterations=None):
     return Prediction(2 * frame + (0 if previous is None else previous.flow))
 
 

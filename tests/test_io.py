@@ -14,10 +14,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from fleetflow.io.atomic import write_atomically
-from fleetflow.io.flow import FORMATS, read_flow, write_flow
 from PIL import Image
 
+from fleetflow.io.atomic import write_atomically
+from fleetflow.io.flow import FORMATS, read_flow, write_flow
 from fleetflow.io.images import IMAGE_SUFFIXES, list_frames, read_image, read_mask, write_image
 from fleetflow.io.video import VideoReader, VideoWriter, join_videos
 from fleetflow.types import FleetflowError
@@ -49,12 +49,12 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png(pixels: np.ndarray, colour: int, *extra: bytes, size: tuple[int, int] | None = None) -> bytes:
+def png(pixels: np.ndarray, color: int, *extra: bytes, size: tuple[int, int] | None = None) -> bytes:
     """Returns a PNG file of uint8 or uint16 [H, W, C], built by hand; `size` is what the header claims."""
     height, width = size or pixels.shape[:2]
     depth = 8 * pixels.dtype.itemsize
     rows = b"".join(b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
@@ -194,9 +194,9 @@ def test_kitti_as_opencv_sees_it(tmp_path):
     assert np.array_equal(again[known], (every_bit[..., :0:-1][known].astype(np.float32) - 32768) / 64)
 
 
-def test_colour_picture_is_no_flow(tmp_path):
+def test_color_picture_is_no_flow(tmp_path):
     write_image(tmp_path / "picture.png", noise(5, 6, 3))
-    refused("not a colour picture", read_flow, tmp_path / "picture.png")
+    refused("not a color picture", read_flow, tmp_path / "picture.png")
 
 
 @pytest.mark.parametrize("dtype", ["<f8", ">f4", "<f2", "<i4"])
@@ -423,7 +423,7 @@ def test_picture_round_trip(suffix, size, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
-def test_lossy_picture_keeps_its_colours(suffix, tmp_path):
+def test_lossy_picture_keeps_its_colors(suffix, tmp_path):
     picture = np.broadcast_to(np.array([200, 100, 30], np.uint8), (16, 16, 3))
     write_image(tmp_path / f"a{suffix}", picture)
     assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - picture).max() < 6
@@ -438,27 +438,27 @@ def test_write_image_checks(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_modes(mode, tmp_path):
-    colours = noise(6, 8, 4)
-    gray = np.repeat(colours[..., :1], 3, axis=2)
+    colors = noise(6, 8, 4)
+    gray = np.repeat(colors[..., :1], 3, axis=2)
     if mode == "I;16":
-        image, expected = Image.fromarray(colours[..., 0].astype(np.uint16) * 257), gray
+        image, expected = Image.fromarray(colors[..., 0].astype(np.uint16) * 257), gray
     elif mode in ("1", "P"):
-        image = Image.fromarray(colours[..., :3]).convert(mode)
+        image = Image.fromarray(colors[..., :3]).convert(mode)
         expected = np.asarray(image.convert("RGB"))
     else:
         channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode]
-        image = Image.fromarray(colours[..., 0] if mode == "L" else colours[..., :channels])
-        expected = gray if channels < 3 else colours[..., :3]
+        image = Image.fromarray(colors[..., 0] if mode == "L" else colors[..., :channels])
+        expected = gray if channels < 3 else colors[..., :3]
     assert image.mode == mode
     image.save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png"), expected)
 
 
-@pytest.mark.parametrize("colour, channels", [(0, 1), (4, 2), (2, 3), (6, 4)])
-def test_deep_png_is_rounded_not_truncated(colour, channels, tmp_path):
+@pytest.mark.parametrize("color, channels", [(0, 1), (4, 2), (2, 3), (6, 4)])
+def test_deep_png_is_rounded_not_truncated(color, channels, tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (19, 23, channels), dtype=np.uint16)
     values[0, :3, 0] = 65535, 129, 128
-    (tmp_path / "a.png").write_bytes(png(values, colour))
+    (tmp_path / "a.png").write_bytes(png(values, color))
     expected = np.rint(values / 257)[..., : 3 if channels > 2 else 1]
     again = read_image(tmp_path / "a.png")
     assert again.shape == (19, 23, 3) and again.dtype == np.uint8
@@ -507,12 +507,12 @@ def test_exif_orientation(orientation, kind, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     if kind.startswith("deep"):
-        colour, channels = (0, 1) if "gray" in kind else (2, 3)
+        color, channels = (0, 1) if "gray" in kind else (2, 3)
         picture = np.broadcast_to(picture[..., :channels], picture.shape)
         stored = picture[..., :channels].astype(np.uint16) * 257
-        path.write_bytes(png(stored, colour, (b"eXIf", exif.tobytes()[6:])))
+        path.write_bytes(png(stored, color, (b"eXIf", exif.tobytes()[6:])))
     else:
-        if kind == "jpg":  # blocks of one colour, so that the loss of JPEG is small
+        if kind == "jpg":  # blocks of one color, so that the loss of JPEG is small
             picture = np.kron(noise(1, 2, 3), np.ones((8, 8, 1), np.uint8))
         Image.fromarray(picture).save(path, exif=exif, quality=100, subsampling=0)
     again = read_image(path)

@@ -8,11 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from fleetflow.io.flow import FORMATS, read_flow, write_flow
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fleetflow.io.flow import FORMATS, read_flow, write_flow
 from fleetflow.io.images import read_image, write_image
 from fleetflow.io.video import VideoReader
 from fleetflow.types import FleetflowError

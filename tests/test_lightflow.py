@@ -63,13 +63,13 @@ def test_preprocessing_is_the_published_one(golden):
 
 
 def test_steps_are_flows_in_pixels_of_their_own_grid(golden, fill):
-    """With the statistics of evaluation, the steps in training are the stored flows."""
+    """With the statistics of evaluation, the iterations in training are the stored flows."""
     model = fill.fill_module(LightFlow(), "lightflow").eval()
-    model.training = True  # of the network, not of its normalisation
+    model.training = True  # of the network, not of its normalization
     with torch.no_grad():
         prediction = model(*frames(golden))
     expected = [golden[key] for key in ("pred12", "pred13", "pred14", "pred15", "flow_quarter")]
-    for level, step, flow in zip(LEVELS, prediction.steps, expected, strict=True):
+    for level, step, flow in zip(LEVELS, prediction.intermediate_flows, expected, strict=True):
         pixels = torch.from_numpy(flow) * 20 / 2**level
         torch.testing.assert_close(step, pixels, rtol=0, atol=1e-5, msg=f"level {level}")
 
@@ -79,7 +79,7 @@ def test_the_published_training_step(golden, fill):
     model = fill.fill_module(LightFlow(), "lightflow").train()
     both = torch.from_numpy(golden["net_input"])
     both = torch.cat((both, both.flip(3)))
-    output = model.estimate(both[:, :3], both[:, 3:], None, None).steps[-1] * 4 / 20
+    output = model.estimate(both[:, :3], both[:, 3:], None, None).iterations[-1] * 4 / 20
     torch.testing.assert_close(output, torch.from_numpy(golden["train_out"]), rtol=0, atol=1e-4)
     truth = torch.from_numpy(golden["gt"]).permute(2, 0, 1)[None] / 20
     loss = (output - F.interpolate(truth, size=output.shape[2:], mode="area")).abs().mean()

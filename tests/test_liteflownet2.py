@@ -156,10 +156,10 @@ def test_steps_are_flows_in_pixels_of_their_own_grid(shared, filled):
     with torch.no_grad():
         prediction = model(*frames(golden))
     model.eval()
-    for level, step in zip(LEVELS, prediction.steps, strict=True):
+    for level, step in zip(LEVELS, prediction.intermediate_flows, strict=True):
         pixels = torch.from_numpy(golden[f"level{level}_NetR"]) * (20 / 2 ** (level - 1))
         torch.testing.assert_close(step, pixels, rtol=0, atol=1e-4, msg=f"level {level}")
-    full = F.interpolate(prediction.steps[-1] * 4, scale_factor=4, mode="bilinear")
+    full = F.interpolate(prediction.intermediate_flows[-1] * 4, scale_factor=4, mode="bilinear")
     torch.testing.assert_close(prediction.flow, full, rtol=0, atol=1e-4)
 
 
@@ -180,11 +180,11 @@ def test_a_stage_is_the_upper_part_of_the_next(fill, filled):
     """The flow of each level does not depend on the levels below it."""
     pair = made(fill, 64, 128)
     with torch.no_grad():
-        whole = filled["liteflownet2"].train()(*pair).steps
+        whole = filled["liteflownet2"].train()(*pair).iterations
         for count, name in enumerate(("liteflownet2_m6s6r6", "liteflownet2_m5s5r5", "liteflownet2_m4s4r4"), 1):
-            steps = filled[name].train()(*pair).steps
-            assert len(steps) == count
-            torch.testing.assert_close(steps, whole[:count], rtol=0, atol=1e-5)
+            iterations = filled[name].train()(*pair).iterations
+            assert len(iterations) == count
+            torch.testing.assert_close(iterations, whole[:count], rtol=0, atol=1e-5)
     for model in filled.values():
         model.eval()
 
@@ -228,7 +228,7 @@ def test_predictor_and_gradients(fill, filled):
     assert np.abs(flow - expected).max() < 1e-3
     flow = fleetflow.Predictor(model, device="cpu", precision="bf16")(image1, image2)
     assert np.abs(flow - expected).mean() < 0.1
-    sum(step.square().mean() for step in model.train()(*pair).steps).backward()
+    sum(step.square().mean() for step in model.train()(*pair).iterations).backward()
     for key, weight in model.named_parameters():
         assert weight.grad.isfinite().all() and weight.grad.abs().max() > 0, key
 
@@ -250,20 +250,20 @@ def test_the_matching_start_follows_the_motion(level):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_few_steps_of_training_lower_the_loss(dtype):
+def test_a_few_iterations_of_training_lower_the_loss(dtype):
     torch.manual_seed(0)
     model = models["liteflownet2_m5s5r5"]().train()
-    optimiser = torch.optim.Adam(model.parameters(), 1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     frame1, frame2 = torch.rand(2, 1, 3, 64, 64)
     losses = []
     for _ in range(4):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            steps = model(frame1, frame2).steps
-        assert all(step.dtype == torch.float32 for step in steps)
-        loss = sum((step - 1).abs().mean() for step in steps)
+            iterations = model(frame1, frame2).iterations
+        assert all(step.dtype == torch.float32 for step in iterations)
+        loss = sum((step - 1).abs().mean() for step in iterations)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
 

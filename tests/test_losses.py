@@ -1,4 +1,4 @@
-"""Losses: the published values, by hand, and safe with unknown truth; the optimisers that go with them."""
+"""Losses: the published values, by hand, and safe with unknown truth; the optimizers that go with them."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from fleetflow.evaluation.metrics import end_point_error
 from fleetflow.training import losses
-from fleetflow.training import optimizers as optimise
+from fleetflow.training import optimizers as optimize
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 CAFFE, PYTORCH = losses.FLOWNET2, losses.FLOWNET2_PYTORCH
@@ -138,7 +138,7 @@ ALL = {
 def test_unknown_truth_gives_no_gradient(name, unknown):
     """Numbers that are none where the truth is unknown change neither loss nor gradient; nor does a perfect step."""
     prediction, sample = made()
-    steps = prediction.steps
+    steps = prediction.intermediate_flows
     if name in ("sequence", "correction", "mixture"):
         steps = (steps[-1], steps[-1] + 1, sample.flow.clone())
         if name == "mixture":
@@ -158,7 +158,7 @@ def test_unknown_truth_gives_no_gradient(name, unknown):
 @pytest.mark.parametrize("name", ALL)
 def test_a_batch_without_any_truth_teaches_nothing(name):
     prediction, sample = made()
-    steps = (torch.randn(2, 5, 32, 48),) * 3 if name == "mixture" else prediction.steps
+    steps = (torch.randn(2, 5, 32, 48),) * 3 if name == "mixture" else prediction.intermediate_flows
     if name in ("sequence", "correction"):
         steps = (steps[-1],)
     leaves = tuple(step.clone().requires_grad_() for step in steps)
@@ -220,17 +220,17 @@ def network() -> nn.Module:
 
 
 def test_adam_leaves_the_biases_their_own_decay():
-    """Light Flow: 4e-5 for all that is called weight, the scales of normalisation included, 0 for biases."""
+    """Light Flow: 4e-5 for all that is called weight, the scales of normalization included, 0 for biases."""
     model = network()
-    (update,) = optimise.adam(model, 1e-3, 4e-5, bias_decay=0.0)
+    (update,) = optimize.adam(model, 1e-3, 4e-5, bias_decay=0.0)
     weights, biases = update.param_groups
     assert (weights["weight_decay"], biases["weight_decay"]) == (4e-5, 0.0)
     assert {id(p) for p in weights["params"]} == {id(model[0].weight), id(model[1].weight)}
     assert {id(p) for p in biases["params"]} == {id(model[0].bias), id(model[1].bias)}
-    assert [group["weight_decay"] for group in optimise.adamw(model, 1e-3, 1e-4)[0].param_groups] == [1e-4, 1e-4]
+    assert [group["weight_decay"] for group in optimize.adamw(model, 1e-3, 1e-4)[0].param_groups] == [1e-4, 1e-4]
 
 
-@pytest.mark.parametrize("make,plain", [(optimise.adam, torch.optim.Adam), (optimise.adamw, torch.optim.AdamW)])
+@pytest.mark.parametrize("make,plain", [(optimize.adam, torch.optim.Adam), (optimize.adamw, torch.optim.AdamW)])
 def test_groups_change_nothing_without_a_bias_decay(make, plain):
     found = []
     for build in (lambda m: make(m, 1e-2, 0.1)[0], lambda m: plain(m.parameters(), 1e-2, weight_decay=0.1)):

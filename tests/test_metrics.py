@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from fleetflow.io.flow import read_flow
 from PIL import Image
 
 from fleetflow.evaluation.metrics import (
@@ -26,6 +25,7 @@ from fleetflow.evaluation.metrics import (
     speed_profile,
     wauc_score,
 )
+from fleetflow.io.flow import read_flow
 from fleetflow.types import FleetflowError, Sample
 
 

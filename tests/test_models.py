@@ -42,9 +42,9 @@ def test_contract(name):
 @pytest.mark.parametrize("height,width", [(64, 128), (1, 1), (131, 70)])
 def test_flow_has_the_size_of_the_frames(networks, name, height, width):
     frame1, frame2 = torch.rand(2, 2, 3, height, width)
-    steps = 2 if networks[name].steps else None
+    iterations = 2 if networks[name].iterations else None
     with torch.no_grad():
-        prediction = networks[name](frame1, frame2, steps=steps)
+        prediction = networks[name](frame1, frame2, iterations=iterations)
     assert prediction.flow.shape == (2, 2, height, width)
     assert prediction.flow.dtype == torch.float32 and prediction.flow.isfinite().all()
 
@@ -61,10 +61,10 @@ def test_any_size(height, width):
 @pytest.mark.parametrize("name", SMALL)
 def test_pairs_of_a_batch_do_not_touch_each_other(networks, name):
     frame1, frame2 = torch.rand(2, 2, 3, 64, 128)
-    steps = 2 if networks[name].steps else None
+    iterations = 2 if networks[name].iterations else None
     with torch.no_grad():
-        both = networks[name](frame1, frame2, steps=steps).flow
-        alone = networks[name](frame1[1:], frame2[1:], steps=steps).flow
+        both = networks[name](frame1, frame2, iterations=iterations).flow
+        alone = networks[name](frame1[1:], frame2[1:], iterations=iterations).flow
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
 
 
@@ -75,10 +75,12 @@ def test_trains(name, dtype):
     torch.manual_seed(0)
     model = models[name]().train()
     frame1, frame2 = torch.rand(2, 2, 3, 128, 128)
-    steps = 2 if model.steps else None
+    iterations = 2 if model.iterations else None
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        prediction = model(frame1, frame2, steps=steps)
-    loss = (prediction.flow - 1).abs().mean() + sum((step.float() - 1).abs().mean() for step in prediction.steps)
+        prediction = model(frame1, frame2, iterations=iterations)
+    loss = (prediction.flow - 1).abs().mean() + sum(
+        (step.float() - 1).abs().mean() for step in prediction.intermediate_flows
+    )
     loss.backward()
     assert loss.isfinite()
     missing = [key for key, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
@@ -89,7 +91,7 @@ def test_trains(name, dtype):
 @pytest.mark.parametrize("name", SMALL)
 def test_saves_and_loads(networks, name, tmp_path):
     path = tmp_path / "own.safetensors"
-    weights.save(networks[name], path, {"network": name, "licence": "Apache-2.0"}, dtype=torch.float32)
+    weights.save(networks[name], path, {"network": name, "license": "Apache-2.0"}, dtype=torch.float32)
     loaded = weights.load(str(path)).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in networks[name].state_dict().items())
 
@@ -107,8 +109,8 @@ def test_frames_that_are_wrong():
         with pytest.raises(FleetflowError, match=words) as caught:
             model(frame1, frame2)
         assert "\n" not in str(caught.value)
-    with pytest.raises(FleetflowError, match="steps"):
-        model(good, good, steps=3)
+    with pytest.raises(FleetflowError, match="iterations"):
+        model(good, good, iterations=3)
     with pytest.raises(FleetflowError, match="trains on multiples of 8"):
         models["raft_small"]().train()(good[..., :60], good[..., :60])
     scaled = model.train()(good[..., :60], good[..., :60])
@@ -129,7 +131,7 @@ class Shift(FlowModel):
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
-    def estimate(self, frame1, frame2, previous, steps):
+    def estimate(self, frame1, frame2, previous, iterations):
         height, width = frame1.shape[-2:]
         flow = torch.tensor([float(width), float(height)]).view(1, 2, 1, 1).expand(len(frame1), 2, height, width)
         return Prediction(flow, residual=frame1[:, 0])

@@ -6,7 +6,7 @@ import torch
 
 from fleetflow.ops import kernels
 from fleetflow.ops.correlation import local_correlation
-from fleetflow.ops.subtract_mean import less
+from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.ops.warp import pixel_grid, warp
 
 SIZES = [(1, 1), (1, 9), (8, 8), (9, 17), (16, 7), (33, 40)]
@@ -109,7 +109,7 @@ def test_warp_survives_a_flow_that_is_no_number(value):
 def test_less_is_a_difference_in_the_layout_of_the_frame(last, shape):
     frame = torch.rand(2, 3, 5, 7).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     mean = torch.rand(shape)
-    result = less(frame, mean)
+    result = subtract_mean(frame, mean)
     assert torch.equal(result, frame - mean.reshape(-1, 3, 1, 1))
     assert result.stride() == frame.stride()
 

@@ -40,14 +40,14 @@ CHANGES = {
     "learning_rate": 2e-4,
     "schedule": partial(schedules.multi_step, milestones=(4, 8)),
     "loss": partial(losses.sequence, gamma=0.85),
-    "optimiser": partial(adam, bias_decay=0.0),
+    "optimizer": partial(adam, bias_decay=0.0),
     "weight_decay": 0.1,
     "clip": 1.0,
     "ema": 0.0,
     "sources": (Source(sintel, "Sintel"),),
     "mixture": {worlds.shapes_world: 1.0},
     "freeze_norm": True,
-    "refinements": 7,
+    "iterations": 7,
     "network": "raft",
     "build": partial(deq_flow_b, equilibrium=ANDERSON),
     "opening": "fastflownet",
@@ -83,7 +83,7 @@ def test_what_is_said():
     assert "rate 3e-05 pwcnet_sintel  " in described(recipe("pwcnet_sintel").stages[0])
     assert "adam bias_decay 0, decay 4e-05" in described(recipe("lightflow").stages[0])
     assert "multi_step milestones 120k 160k 200k, of 240k" in described(recipe("liteflownet2").stages[2])
-    stage = replace(recipe("raft_small_synthetic").stages[0], optimiser=adamw, loss=losses.sequence)
+    stage = replace(recipe("raft_small_synthetic").stages[0], optimizer=adamw, loss=losses.sequence)
     assert "EMA 0.98  6 refinements\n" in described(stage)
     assert described(stage).endswith("sequence  generated pairs: shapes 0.9, blank 0.1")
     told = (Source(partial(sintel, split="train", render="clean"), "Sintel", 3, partial(raft, mirror=False)),)

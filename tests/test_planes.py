@@ -53,7 +53,7 @@ def test_the_eight_numbers_of_a_plane_are_found_among_outliers():
 
 @pytest.fixture(scope="module")
 def wall():
-    """Frames of a wall of one colour with a texture around it, all of it one moving plane, and its flow."""
+    """Frames of a wall of one color with a texture around it, all of it one moving plane, and its flow."""
     height, width = 160, 220
     grid = pixel_grid(height, width, torch.zeros(1))
     x, y = (grid - torch.tensor([110.0, 80.0])[:, None, None]) / 100
@@ -119,7 +119,7 @@ def test_frames_with_texture_everywhere_are_left_alone():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 1), (33, 50)])
-def test_any_size_and_one_colour(size):
+def test_any_size_and_one_color(size):
     frame = torch.full((2, 3, *size), 0.5)
     flow = torch.randn(2, 2, *size)
     found = with_planes(frame, frame, flow)

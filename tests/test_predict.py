@@ -35,7 +35,7 @@ class Brightness(FlowModel):
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
-    def estimate(self, frame1, frame2, previous, steps):
+    def estimate(self, frame1, frame2, previous, iterations):
         self.calls += 1
         means = torch.stack((frame1.mean((1, 2, 3)), frame2.mean((1, 2, 3))), 1) * self.gain
         return Prediction(means[:, :, None, None].expand(-1, -1, *frame1.shape[-2:]))
@@ -98,14 +98,14 @@ def test_a_label_tells_results_apart():
     assert own == label(model) and own["network"] == "FastFlowNet" and own["device"] == "cpu"
     assert label(model, "bf16") == {**own, "dtype": "bfloat16"}, "the weights are those before they are converted"
     assert label(other)["sha256"] != own["sha256"]
-    assert label(models["raft_small"](steps=3))["steps"] == "3"
+    assert label(models["raft_small"](iterations=3))["iterations"] == "3"
 
 
-@pytest.mark.parametrize("steps", [0, -1])
-def test_a_network_made_with_no_steps_says_so(steps):
+@pytest.mark.parametrize("iterations", [0, -1])
+def test_a_network_made_with_no_steps_says_so(iterations):
     frame = torch.rand(1, 3, 64, 64)
-    with pytest.raises(FleetflowError, match=f"steps is {steps}; it must be at least 1"):
-        models["raft_small"](steps=steps).eval()(frame, frame)
+    with pytest.raises(FleetflowError, match=f"iterations is {iterations}; it must be at least 1"):
+        models["raft_small"](iterations=iterations).eval()(frame, frame)
 
 
 def test_bf16_stays_near_fp32(pair):
@@ -259,8 +259,8 @@ def test_steps_and_warm_start(tmp_path):
     folder, noise = tmp_path / "noise", np.random.default_rng(0)
     for k in range(3):
         write_image(folder / f"{k}.png", noise.integers(0, 255, (48, 64, 3), np.uint8))
-    predictor = Predictor(models["raft_small"](), device="cpu", precision="fp32", steps=2)
-    assert predictor.label()["steps"] == "2"
+    predictor = Predictor(models["raft_small"](), device="cpu", precision="fp32", iterations=2)
+    assert predictor.label()["iterations"] == "2"
     images = [read_image(path) for path in job.list_frames(folder)]
     first = predictor.predict(*images[:2])
     found = {warm: job.predict_folder(predictor, folder, tmp_path / str(warm), ["npy"], warm_start=warm)
@@ -273,8 +273,8 @@ def test_steps_and_warm_start(tmp_path):
     with pytest.raises(FleetflowError, match="keeps nothing"):
         plain = Predictor(FastFlowNet(), device="cpu", precision="fp32")
         job.predict_folder(plain, folder, tmp_path / "none", ["npy"], warm_start=True)
-    with pytest.raises(FleetflowError, match="no refinement steps"):
-        Predictor(FastFlowNet(), device="cpu", steps=3)
+    with pytest.raises(FleetflowError, match="no refinement iterations"):
+        Predictor(FastFlowNet(), device="cpu", iterations=3)
 
 
 def test_weights_without_numbers_are_one_line(folder, tmp_path):
@@ -296,7 +296,7 @@ def test_folder_that_cannot_be(predictor, folder, tmp_path):
     with pytest.raises(FleetflowError):
         job.predict_folder(predictor, tmp_path / "empty", tmp_path / "out", ["flo"])
     with pytest.raises(FleetflowError, match="did you mean"):
-        job.predict_folder(predictor, folder, tmp_path / "out", ["colour"])
+        job.predict_folder(predictor, folder, tmp_path / "out", ["color"])
     with pytest.raises(FleetflowError, match="no format"):
         job.predict_folder(predictor, folder, tmp_path / "out", [])
     with pytest.raises(FleetflowError, match="name of a file"):

@@ -87,14 +87,14 @@ def test_steps_are_flows_in_pixels_of_their_own_grid(shared, fill):
     with torch.no_grad():
         prediction = model(*frames(golden))
     expected = [golden[key] for key in ("flow6", "flow5", "flow4", "flow3", "flow_quarter")]
-    for level, step, flow in zip(LEVELS, prediction.steps, expected, strict=True):
+    for level, step, flow in zip(LEVELS, prediction.intermediate_flows, expected, strict=True):
         pixels = torch.from_numpy(flow) * (FLOW_SCALE / 2**level)
         torch.testing.assert_close(step, pixels, rtol=0, atol=1e-4, msg=f"level {level}")
-    full = F.interpolate(prediction.steps[-1] * 4, scale_factor=4, mode="bilinear")
+    full = F.interpolate(prediction.intermediate_flows[-1] * 4, scale_factor=4, mode="bilinear")
     torch.testing.assert_close(prediction.flow, full, rtol=0, atol=1e-4)
 
 
-def test_colours_are_reversed_and_keep_their_range(shared):
+def test_colors_are_reversed_and_keep_their_range(shared):
     golden = np.load(shared / "golden" / "pwcnet.npz")
     both = torch.cat(models["pwcnet"]().prepare(*frames(golden)), 1)
     torch.testing.assert_close(both, torch.from_numpy(golden["net_input"]), rtol=0, atol=1e-6)
@@ -152,7 +152,7 @@ def test_predictor_and_gradients(fill):
         expected = model(*pair).flow[0].permute(1, 2, 0).numpy()
     flow = fleetflow.Predictor(model, device="cpu", precision="fp32")(image1, image2)
     assert np.abs(flow - expected).max() < 1e-3
-    sum(step.square().mean() for step in model.train()(*pair).steps).backward()
+    sum(step.square().mean() for step in model.train()(*pair).iterations).backward()
     for key, weight in model.named_parameters():
         if weight.requires_grad:
             assert weight.grad.isfinite().all() and weight.grad.abs().max() > 0, key

@@ -39,7 +39,7 @@ GOLDEN = [  # reference outputs, variant, name of the fill rule
 @pytest.fixture(scope="module")
 def small():
     torch.manual_seed(0)
-    return models["raft_small"](steps=2).eval()
+    return models["raft_small"](iterations=2).eval()
 
 
 def pair(height, width, count=1, seed=1):
@@ -89,11 +89,11 @@ def test_reproduces_the_official_outputs(shared, fill, file, name, rule):
         left, right, top, bottom = meta["pad"]
         frames = [F.pad(frame, (left, right, top, bottom), mode="replicate") for frame in frames]
     with torch.no_grad():
-        prediction = model(*frames, steps=meta["iters"])
+        prediction = model(*frames, iterations=meta["iters"])
     flow = prediction.flow
     if file.endswith("kitti"):
         flow = flow[..., top : top + 131, left : left + 187]
-    found = {"flow_low": prediction.memory, "flow": flow}
+    found = {"flow_low": prediction.state, "flow": flow}
     if seen:
         found |= {"fmap1": seen["fmap"][0][:, ::4], "cnet": seen["cnet"][0][:, ::4]}
         found |= {"corr0": seen["corr"][0][:, ::3], "corr_last": seen["corr"][-1][:, ::3]}
@@ -119,19 +119,19 @@ def test_every_step_of_training_is_the_official_one(shared, fill, file, name):
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.eval()
     with torch.no_grad():
-        prediction = model(*frames, steps=3)
-    assert len(prediction.steps) == 3 and prediction.steps[-1] is prediction.flow
+        prediction = model(*frames, iterations=3)
+    assert len(prediction.intermediate_flows) == 3 and prediction.intermediate_flows[-1] is prediction.flow
     expected = torch.from_numpy(golden["flow_up_iter1"])
-    torch.testing.assert_close(prediction.steps[0], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(prediction.intermediate_flows[0], expected, rtol=0, atol=1e-4)
     expected = torch.from_numpy(golden["flow_low_iters"][2:3])
-    torch.testing.assert_close(prediction.memory, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(prediction.state, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["raft_small", "gma_position_and_content"])
 def test_without_stored_volumes_the_result_is_the_same(name):
     """Also GMA's attention is then computed a few rows at a time."""
     torch.manual_seed(0)
-    stored, lean = models[name](steps=2).eval(), models[name](steps=2, memory_limit=200_000).eval()
+    stored, lean = models[name](iterations=2).eval(), models[name](iterations=2, memory_limit=200_000).eval()
     lean.load_state_dict(stored.state_dict())
     with torch.no_grad():
         if name.startswith("gma"):
@@ -143,11 +143,11 @@ def test_without_stored_volumes_the_result_is_the_same(name):
 
 def test_steps_have_a_published_default_and_can_be_chosen(small):
     with torch.device("meta"):
-        assert [models[name]().steps for name in ("raft", "raft_small", "gma")] == [20, 20, 20]
+        assert [models[name]().iterations for name in ("raft", "raft_small", "gma")] == [20, 20, 20]
     with torch.no_grad():
         frames = pair(128, 128)
-        assert torch.equal(small(*frames).flow, small(*frames, steps=2).flow)
-        assert not torch.equal(small(*frames).flow, small(*frames, steps=3).flow)
+        assert torch.equal(small(*frames).flow, small(*frames, iterations=2).flow)
+        assert not torch.equal(small(*frames).flow, small(*frames, iterations=3).flow)
 
 
 # ---- checkpoints
@@ -227,7 +227,7 @@ def test_carry_forward_by_hand():
     flow = torch.zeros(1, 2, 8, 16)
     flow[0, :, 3, 4] = torch.tensor([5.0, 2.0])
     carried = carry_forward(flow)
-    assert carried[0, :, 3, 4].tolist() == [0, 0], "who stays is replaced by its neighbours"
+    assert carried[0, :, 3, 4].tolist() == [0, 0], "who stays is replaced by its neighbors"
     gone = torch.full((1, 2, 8, 16), 100.0)
     assert carry_forward(gone).abs().max() == 0
     assert carry_forward(torch.full((1, 2, 4, 6), torch.nan)).abs().max() == 0
@@ -238,28 +238,28 @@ def test_carry_forward_by_hand():
 @pytest.mark.parametrize("name", ["raft_small", "gma"])
 def test_the_next_pair_begins_where_the_last_one_ended(name):
     torch.manual_seed(0)
-    model = models[name](steps=1).eval()
+    model = models[name](iterations=1).eval()
     frames = pair(128, 160)
     with torch.no_grad():
         model.update_block.flow_head.conv2.weight.zero_()
         model.update_block.flow_head.conv2.bias.copy_(torch.tensor([0.5, 0.25]))
         first = model(*frames)
-        assert first.memory.shape == (1, 2, 16, 20) and not first.memory.requires_grad
+        assert first.state.shape == (1, 2, 16, 20) and not first.state.requires_grad
         second = model(*frames, previous=first)
-        torch.testing.assert_close(second.memory, carry_forward(first.memory) + first.memory)
-        assert second.memory[0, :, 8, 8].tolist() == pytest.approx([1.0, 0.5])
+        torch.testing.assert_close(second.state, carry_forward(first.state) + first.state)
+        assert second.state[0, :, 8, 8].tolist() == pytest.approx([1.0, 0.5])
         ramp = torch.linspace(-3, 3, 160).expand(1, 2, 128, 160)
         given = model(*frames, previous=Prediction(ramp))
-        torch.testing.assert_close(given.memory, first.memory + ramp.view(1, 2, 16, 8, 20, 8).mean((3, 5)) / 8)
+        torch.testing.assert_close(given.state, first.state + ramp.view(1, 2, 16, 8, 20, 8).mean((3, 5)) / 8)
         with pytest.raises(FleetflowError, match=r"is \[1, 2, 64, 160\]; expected \[1, 2, 128, 160\]"):
             model(*frames, previous=Prediction(ramp[..., :64, :]))
         cut = [frame[..., 3:, 5:] for frame in frames]  # padded by 1 above, 2 below, 2 left, 3 right
         given = model(*cut, previous=Prediction(ramp[..., 3:, 5:]))
         wide = torch.nn.functional.pad(ramp[..., 3:, 5:], (2, 3, 1, 2), mode="replicate")
-        torch.testing.assert_close(given.memory, first.memory + wide.view(1, 2, 16, 8, 20, 8).mean((3, 5)) / 8)
-        for bad in (first.memory[..., :3], "a state"):
+        torch.testing.assert_close(given.state, first.state + wide.view(1, 2, 16, 8, 20, 8).mean((3, 5)) / 8)
+        for bad in (first.state[..., :3], "a state"):
             with pytest.raises(FleetflowError, match="same network and size"):
-                model(*frames, previous=Prediction(first.flow, memory=bad))
+                model(*frames, previous=Prediction(first.flow, state=bad))
 
 
 # ---- sizes, training, parts
@@ -288,12 +288,12 @@ def test_small_frames_are_enlarged_and_the_flow_comes_back():
 def test_trains(dtype, memory_limit):
     """A gradient in every parameter, none of it zero everywhere; both frames' features are reached."""
     torch.manual_seed(0)
-    model = models["raft_small"](steps=2, memory_limit=memory_limit).train()
+    model = models["raft_small"](iterations=2, memory_limit=memory_limit).train()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         prediction = model(*pair(64, 128))  # smaller than 128: enlarged in training too
-    assert [tuple(step.shape) for step in prediction.steps] == [(1, 2, 64, 128)] * 2
+    assert [tuple(step.shape) for step in prediction.intermediate_flows] == [(1, 2, 64, 128)] * 2
     assert prediction.flow.dtype == torch.float32
-    sum((step - 3).abs().mean() for step in prediction.steps).backward()
+    sum((step - 3).abs().mean() for step in prediction.intermediate_flows).backward()
     for key, weight in model.named_parameters():
         assert weight.grad is not None and weight.grad.isfinite().all() and weight.grad.abs().max() > 0, key
 
@@ -326,8 +326,8 @@ def test_published_enlargements(shared):
     torch.testing.assert_close(small.update_block.enlarge(None, flow), bilinear, rtol=0, atol=1e-5)
 
 
-def test_convex_weights_choose_neighbours():
-    """The weight of neighbour k = 5 (to the right) alone, at the fine pixel (1, 0) of factor 2."""
+def test_convex_weights_choose_neighbors():
+    """The weight of neighbor k = 5 (to the right) alone, at the fine pixel (1, 0) of factor 2."""
     weights = torch.zeros(1, 36, 3, 4)
     weights[:, (5 * 2 + 1) * 2 + 0] = 100.0
     flow = torch.arange(24.0).view(1, 2, 3, 4)
@@ -371,7 +371,7 @@ def test_instance_norm_parity(count):
 @torch.no_grad()
 @pytest.mark.parametrize("channels,height", [(8, 12), (8, 11), (4, 8), (16, 4)])
 def test_instance_norm_of_few_channels(channels, height):
-    """Eight channels are normalised as 32 where nothing is trained and the numbers divide."""
+    """Eight channels are normalized as 32 where nothing is trained and the numbers divide."""
     x = 3 + 2 * torch.randn(2, channels, height, 7, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last)
     fast = InstanceNorm(channels)(x)

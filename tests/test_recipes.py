@@ -38,7 +38,7 @@ def test_the_loss_fits_the_network(key):
         steps = 2 if stage.refinements else None
         loss = stage.loss(model(sample.frame1, sample.frame2, steps=steps), sample)
     assert loss.ndim == 0 and math.isfinite(loss.item()) and loss.item() > 0
-    assert stage.optimiser(model, stage.learning_rate, stage.weight_decay)
+    assert stage.optimizer(model, stage.learning_rate, stage.weight_decay)
 
 
 @pytest.mark.parametrize("key", STAGES)

@@ -8,7 +8,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from fleetflow.io.flow import write_flow
 from PIL import Image
 
 from fleetflow.cli.main import main
@@ -16,6 +15,7 @@ from fleetflow.data.datasets.pairs import pairs
 from fleetflow.evaluation import evaluate as job
 from fleetflow.evaluation.metrics import sparsification
 from fleetflow.evaluation.report import PICTURE_WIDTH, embedded, write_report
+from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
 
 

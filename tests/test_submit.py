@@ -8,12 +8,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from fleetflow.io.flow import read_flow, write_flow
 from PIL import Image
 
 from fleetflow.cli.main import main
 from fleetflow.evaluation import submit as job
 from fleetflow.inference.predictor import Predictor
+from fleetflow.io.flow import read_flow, write_flow
 from fleetflow.io.images import write_image
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
@@ -123,7 +123,7 @@ def test_flows_of_other_weights_are_not_taken_over(roots, capsys):
     def run(seed: int, *more: str, root: str = "kitti2012") -> tuple[int, str]:
         torch.manual_seed(seed)
         model = weights.load("lightflow_050", weights=False)
-        weights.save(model, checkpoint, {"network": "lightflow_050", "licence": "none"})
+        weights.save(model, checkpoint, {"network": "lightflow_050", "license": "none"})
         words = ["submit", f"lightflow_050:{checkpoint}", "kitti2012", "--root", str(roots / root), *more]
         return main([*words, "--device", "cpu", "-o", str(roots / "w.zip")]), capsys.readouterr().err
 
@@ -232,8 +232,8 @@ def test_by_command(roots, capsys):
     assert main(["submit", str(roots / "f.zip"), "kitti2015", "--root", str(roots / "kitti2015")]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fleetflow: kitti2015 would refuse") and "and 3 more" in error
-    assert main(["submit", "dis", "kitti2012", *words, "--steps", "3"]) == 1
-    assert "dis has no refinement steps" in capsys.readouterr().err
+    assert main(["submit", "dis", "kitti2012", *words, "--iterations", "3"]) == 1
+    assert "dis has no refinement iterations" in capsys.readouterr().err
     (roots / "text.zip").write_text("no zip")
     assert main(["submit", str(roots / "text.zip"), "kitti2012", *words]) == 1
     assert "is no zip" in capsys.readouterr().err
@@ -267,9 +267,9 @@ class Walking(FlowModel):
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
-    def estimate(self, frame1, frame2, previous, steps):
-        flow = torch.ones_like(frame1[:, :2]) + (0 if previous is None else previous.memory[..., :1, :1])
-        return Prediction(flow, memory=flow)
+    def estimate(self, frame1, frame2, previous, iterations):
+        flow = torch.ones_like(frame1[:, :2]) + (0 if previous is None else previous.state[..., :1, :1])
+        return Prediction(flow, state=flow)
 
 
 def test_warm_start_goes_on_within_a_scene(roots):

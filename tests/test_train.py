@@ -28,7 +28,7 @@ from fleetflow.training import dataloader as feed
 from fleetflow.training import logging as runlog
 from fleetflow.training import loop as job
 from fleetflow.training import losses, recipes
-from fleetflow.training import optimizers as optimise
+from fleetflow.training import optimizers as optimize
 from fleetflow.training.optimizers import adamw
 from fleetflow.training.recipe import Batches, Recipe, Source, changed
 from fleetflow.training.recipes.flownet_family import FINAL
@@ -297,7 +297,7 @@ def half_frozen(model, earlier):
 
 def test_resuming_inside_a_stage_that_grew_from_another(tmp_path, monkeypatch):
     """What growing freezes is frozen again; without networks to grow from such a stage is refused."""
-    one, two = (dataclasses.replace(stage, optimiser=adamw) for stage in TWO.stages)
+    one, two = (dataclasses.replace(stage, optimizer=adamw) for stage in TWO.stages)
     plan = dataclasses.replace(TWO, stages=(one, dataclasses.replace(two, grow=half_frozen)))
     monkeypatch.setitem(recipes.RECIPES, "grown", plan)
     options = {"workers": 0, "report": quiet, "precision": "fp32"}
@@ -330,13 +330,13 @@ def test_starting_from_weights(tiny, tmp_path):
     shutil.rmtree(tmp_path / "first")  # a resumed run needs its start no more, and still says where it came from
     job.train("tiny", folder=tmp_path / "second", resume=True, steps=2, workers=0, report=quiet)
     header = weights.header(tmp_path / "second" / "weights.safetensors")
-    assert header["start"] == "fastflownet" and int(header["samples"]) == 8 and header["licence"] == "Apache-2.0"
-    foreign = tmp_path / "foreign.pth"  # says nothing of its licence, so what is made from it is not ours to give
+    assert header["start"] == "fastflownet" and int(header["samples"]) == 8 and header["license"] == "Apache-2.0"
+    foreign = tmp_path / "foreign.pth"  # says nothing of its license, so what is made from it is not ours to give
     torch.save(models["fastflownet"]().state_dict(), foreign)
     own = job.train(
         "tiny", folder=tmp_path / "own", start=(f"fastflownet:{foreign}",), steps=1, workers=0, report=quiet
     )
-    assert weights.header(own.weights)["licence"] == "that of the start: unknown"
+    assert weights.header(own.weights)["license"] == "that of the start: unknown"
     with pytest.raises(FleetflowError, match="no file"):
         job.train("tiny", folder=tmp_path / "third", start=("fastflownet:nowhere.pth",))
 
@@ -393,7 +393,7 @@ def test_every_other_pair_begins_with_the_flow_of_another_network(monkeypatch, t
         return model
 
     stage = dataclasses.replace(
-        GENERATED, batches=(Batches(2, 3, 64, 128),), loss=losses.sequence, begin=None, refinements=2, build=watched
+        GENERATED, batches=(Batches(2, 3, 64, 128),), loss=losses.sequence, begin=None, iterations=2, build=watched
     )
     plan = Recipe("raft_small", (dataclasses.replace(stage, opening="fastflownet"),), "a test")
     monkeypatch.setitem(recipes.RECIPES, "follows", plan)
@@ -481,7 +481,7 @@ def test_settings_change_a_recipe():
     assert plan.steps == 10 and all(stage.steps == 5 for stage in plan.stages)
     assert all(stage.learning_rate == 1e-4 and stage.batches[0].batch == 4 for stage in plan.stages)
     assert plan.stages[0].freeze_norm is True and TWO.steps == 6
-    assert changed(TWO, {"refinements": "12"}).stages[0].refinements == 12
+    assert changed(TWO, {"iterations": "12"}).stages[0].refinements == 12
     assert changed(recipes.recipe("raft"), {"ema": "0.99"}).stages[0].ema == 0.99  # a number, though it says 0
     assert changed(TWO, {"clip": "inf", "validate_every": "0", "weight_decay": "0"}).stages[0].validate_every == 0
     for name, value, message in (
@@ -494,7 +494,7 @@ def test_settings_change_a_recipe():
         ("learning_rate", "-1", "a number from"),
         ("learning_rate", "nan", "a number from"),
         ("ema", "1.5", "from 0 to 1"),
-        ("refinements", "0", "from 1 on"),
+        ("iterations", "0", "from 1 on"),
         ("freeze_norm", "maybe", "expected true or false"),
     ):
         with pytest.raises(FleetflowError, match=message):
@@ -603,7 +603,7 @@ def test_own_pairs_in_place_of_those_of_a_recipe(tiny, tmp_path, capsys):
     write_pairs(tmp_path / "mine", 3)
     options = {"root": tmp_path / "mine", "report": quiet, "precision": "fp32", "workers": 0}
     run = job.train("tiny", folder=tmp_path / "run", data="folder", steps=2, **options)
-    assert weights.header(run.weights)["data"] == "folder" and weights.header(run.weights)["licence"] != "Apache-2.0"
+    assert weights.header(run.weights)["data"] == "folder" and weights.header(run.weights)["license"] != "Apache-2.0"
     assert job.train("tiny", folder=tmp_path / "run", resume=True, steps=3, report=quiet, workers=0).step == 3
     assert len(losses_of(tmp_path / "run")) == 3
     (tmp_path / "mine" / "train.txt").write_text("0_img1.png 0_img2.png 0_flow.png\n")
@@ -637,7 +637,7 @@ def test_frames_that_are_scaled_in_training():
     model = models["flownet_s"]().train()
     frames = torch.rand(2, 3, 100, 128, generator=torch.Generator().manual_seed(1))
     prediction = model(frames, frames.flip(0))
-    assert prediction.flow.shape == (2, 2, 100, 128) and prediction.steps == ()
+    assert prediction.flow.shape == (2, 2, 100, 128) and prediction.intermediate_flows == ()
     sample = Sample(frames, frames.flip(0), torch.ones(2, 2, 100, 128), torch.ones(2, 100, 128, dtype=torch.bool))
     FINAL(prediction, sample).backward()
     assert all(weight.grad is not None for weight in model.parameters())
@@ -649,7 +649,7 @@ def test_orthogonal_update(precision):
     for shape in ((6, 40), (40, 6), (8, 8)):
         matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            found = optimise.orthogonal(matrix)
+            found = optimize.orthogonal(matrix)
         values = torch.linalg.svdvals(found.float())
         assert values.min() > 0.3 and values.max() < 1.4
 

@@ -1,4 +1,4 @@
-"""Pictures of flow: the Middlebury colours byte for byte, one scale for a clip, legends, arrows, errors, rows."""
+"""Pictures of flow: the Middlebury colors byte for byte, one scale for a clip, legends, arrows, errors, rows."""
 
 import colorsys
 import math
@@ -46,14 +46,14 @@ def first_color(flow, *arguments, **settings):
     return tuple(flow_to_color(flow, *arguments, **settings)[0, 0].tolist())
 
 
-# The wheel and the colours of flow
+# The wheel and the colors of flow
 
 
 @pytest.fixture(scope="module")
 def golden():
     path = SHARED / "golden" / "flow_color.npz"
     if not path.exists():
-        pytest.skip("the reference colours are not next to the repository (../shared/golden/flow_color.npz)")
+        pytest.skip("the reference colors are not next to the repository (../shared/golden/flow_color.npz)")
     with np.load(path) as arrays:
         return dict(arrays)
 
@@ -267,7 +267,7 @@ def test_small_pictures_have_no_legend():
 
 
 def one_arrow(u, v, **settings):
-    """Returns where one arrow from the middle of a grey picture changes it."""
+    """Returns where one arrow from the middle of a gray picture changes it."""
     image = np.full((101, 101, 3), 100, np.uint8)
     return (arrows(image, field(u, v, (101, 101)), every=101, **settings) != image).any(-1)
 
@@ -349,7 +349,7 @@ def test_occlusion_picture_tints_only_the_occluded():
     image, occluded = random_picture((9, 12)), np.zeros((9, 12), bool)
     occluded[2:5, 3:7] = True
     picture = occlusion_picture(image, occluded).astype(int)
-    assert (np.ptp(picture[~occluded], axis=-1) == 0).all()  # grey
+    assert (np.ptp(picture[~occluded], axis=-1) == 0).all()  # gray
     assert (picture[occluded][:, 0] > picture[occluded][:, 1:].max(-1) + 40).all()  # red
     assert np.corrcoef(picture[~occluded][:, 0], image[~occluded] @ (0.299, 0.587, 0.114))[0, 1] > 0.999
 
@@ -376,7 +376,7 @@ def test_titles_stand_above_their_pictures():
     gap = (plain.shape[1] - 180) // 2
     assert inked[:60].any() and not inked[60 : 120 + 2 * gap].any() and inked[120 + 2 * gap :].any()
     columns = np.flatnonzero(inked[:60])
-    assert abs(columns.min() + columns.max() - 59) <= 3  # centred
+    assert abs(columns.min() + columns.max() - 59) <= 3  # centerd
 
 
 # Every function
@@ -415,7 +415,7 @@ def test_every_function_takes_every_size_and_changes_no_argument(size):
         (lambda: robust_scale(np.zeros((5, 2), np.float32)), r"\[5,2\]"),
         (lambda: flow_to_color(field(1, 1), 0), "scale is 0; expected pixels over 0"),
         (lambda: flow_to_color(field(1, 1), float("nan")), "scale is nan"),
-        (lambda: flow_to_color(field(1, 1), background="grey"), '\'grey\'; expected "light" or "dark"'),
+        (lambda: flow_to_color(field(1, 1), background="gray"), '\'gray\'; expected "light" or "dark"'),
         (lambda: flow_to_color(field(1, 1), valid=np.ones((4, 4), bool)), r"valid is \[4,4\] bool; .*\[4,5\]"),
         (lambda: flow_to_color(field(1, 1), valid=np.ones((4, 5))), r"\[4,5\] float64; .* of bool"),
         (lambda: with_legend(random_picture((99, 99)), -1), "scale is -1"),

@@ -17,7 +17,7 @@ from fleetflow.models.lightflow import LightFlow
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
-HEADER = {"network": "fastflownet", "licence": "Apache-2.0", "samples": 3}
+HEADER = {"network": "fastflownet", "license": "Apache-2.0", "samples": 3}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_our_format_round_trip(model, tmp_path):
         loaded = fleetflow.load(name)
         assert not loaded.training
         assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
-    assert weights.header(path) == {"network": "fastflownet", "licence": "Apache-2.0", "samples": "3"}
+    assert weights.header(path) == {"network": "fastflownet", "license": "Apache-2.0", "samples": "3"}
     assert [file.name for file in path.parent.iterdir()] == ["own.safetensors"], "no temporary file is left"
 
 
@@ -194,7 +194,7 @@ def test_others_may_read_what_is_saved(model, tmp_path):
 def test_names(tmp_path):
     assert 'did you mean "fastflownet"' in one_line(lambda: fleetflow.load("fastflownett"))
     assert "drop one" in one_line(lambda: fleetflow.load("fastflownet:x.pth", weights=False))
-    with pytest.raises(FleetflowError, match="licence"):
+    with pytest.raises(FleetflowError, match="license"):
         weights.save(FastFlowNet(), tmp_path / "x.safetensors", {"network": "fastflownet"})
 
 
@@ -203,6 +203,6 @@ def test_shipped_weights_say_what_they_are(path):
     header = weights.header(path)
     numbers = sum(value.numel() for value in fleetflow.load(path.stem).state_dict().values())
     assert path.stat().st_size <= 2 * numbers + 50_000 and header["network"] == path.stem  # float16
-    wanted = {"network", "arguments", "recipe", "commit", "samples", "licence", "scores"}
+    wanted = {"network", "arguments", "recipe", "commit", "samples", "license", "scores"}
     assert wanted <= set(header), wanted - set(header)
-    assert header["licence"] == "Apache-2.0" and int(header["samples"]) > 0
+    assert header["license"] == "Apache-2.0" and int(header["samples"]) > 0

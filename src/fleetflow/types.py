@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the command line reads this file before it needs torch
 
 
 class FleetflowError(ValueError):
-    """Something the user can mend. The message is one line: what happened, what was expected, what to do."""
+    """Something the user can fix. The message is one line: what happened, what was expected, what to do."""
 
 
 class Sample(NamedTuple):
@@ -35,6 +35,8 @@ class Prediction(NamedTuple):
     """What a network returns for a batch of N pairs."""
 
     flow: Tensor  # [N, 2, H, W] pixels at the full resolution of the frames
-    steps: tuple[Tensor, ...] = ()  # in training: earlier or coarser flows, each in pixels of its own grid
-    memory: Any = None  # what the network wants back with the next frame (hidden state, fixed point)
-    residual: Tensor | None = None  # [N, H, W] how unsure: equilibrium networks (fixed-point error), blends (pixels)
+    intermediate_flows: tuple[Tensor, ...] = ()  # in training: earlier or coarser flows, in pixels of their own grids
+    state: Any = None  # what the network wants back with the next frame (hidden state, fixed point)
+    residual: Tensor | None = None  # [N, H, W] fixed-point error of equilibrium networks
+    uncertainty: Tensor | None = None  # [N, H, W] pixels: how far the flow may be off
+    occlusion: Tensor | None = None  # [N, H, W] probability that frame2 does not show the pixel

@@ -1,10 +1,10 @@
-"""Pictures of flow: the Middlebury colour wheel with a legend, arrows, error maps, occlusion, side by side.
+"""Pictures of flow: the Middlebury color wheel with a legend, arrows, error maps, occlusion, side by side.
 
 Everything takes and returns numpy arrays: flow [H, W, 2] pixels (u to the right, v downwards), pictures
 [H, W, 3] uint8 RGB, masks [H, W] bool. Nothing changes its arguments. The wheel is that of Baker et al., "A Database
-and Evaluation Methodology for Optical Flow", IJCV 2011; the error colours are those of the KITTI 2015 development kit.
+and Evaluation Methodology for Optical Flow", IJCV 2011; the error colors are those of the KITTI 2015 development kit.
 
-For a clip, choose one scale and give it to every frame, so that one colour means one motion throughout:
+For a clip, choose one scale and give it to every frame, so that one color means one motion throughout:
 
     scale = max(robust_scale(flow) for flow in flows)
     pictures = [with_legend(flow_to_color(flow, scale), scale) for flow in flows]
@@ -26,7 +26,7 @@ UNKNOWN_FLOW = 1e9  # pixels: the value in .flo files from which a component mea
 READABLE_STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)  # times a power of ten: what `robust_scale` returns
 SMALLEST_LEGEND_PICTURE = 96  # pixels: a picture with a shorter side gets no legend
 
-# Corners of the wheel and the number of colours from each to the next (fewer where the eye tells fewer apart).
+# Corners of the wheel and the number of colors from each to the next (fewer where the eye tells fewer apart).
 WHEEL_CORNERS = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255))
 WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
 UNKNOWN_COLOR = {"light": (0, 0, 0), "dark": (64, 64, 64)}
@@ -43,7 +43,7 @@ ERROR_LIMIT, ERROR_FRACTION = 3.0, 0.05
 ARROW_COLOR, ARROW_OUTLINE = (255, 236, 110), (20, 20, 25)
 OCCLUDED_COLOR, OCCLUDED_MIX = (235, 45, 95), 0.6
 GAP_COLOR, TITLE_COLOR = (255, 255, 255), (40, 40, 45)
-_CHUNK = 1 << 14  # pixels coloured at a time: the intermediate values stay in the processor's cache
+_CHUNK = 1 << 14  # pixels colored at a time: the intermediate values stay in the processor's cache
 _FINER = 3  # arrows and legends are drawn this many times larger and reduced, which smooths their edges
 
 
@@ -91,7 +91,7 @@ def flow_to_color(
 
     scale: the motion in pixels shown at full saturation; None takes `full_scale(flow)`, which never blows up motion
     under 1 px. Faster motion keeps its hue and turns darker (light background) or paler (dark background).
-    valid: [H, W] bool. Unknown pixels (not valid, not finite, or over 1e9) are black, dark grey on the dark background.
+    valid: [H, W] bool. Unknown pixels (not valid, not finite, or over 1e9) are black, dark gray on the dark background.
     background: what no motion looks like, "light" white or "dark" black.
     """
     flow, known = _known(flow, valid)
@@ -125,7 +125,7 @@ def _paint(vectors: np.ndarray, scale: float, wheel: np.ndarray, dark: bool, out
 
 
 def with_legend(picture: np.ndarray, scale: float, *, background: Background = "light") -> np.ndarray:
-    """Returns the picture with a small colour wheel in its bottom right corner and the scale in pixels under it.
+    """Returns the picture with a small color wheel in its bottom right corner and the scale in pixels under it.
 
     picture: [H, W, 3] uint8, usually from `flow_to_color`; scale: pixels at the rim of the wheel, the number given to
     `flow_to_color`; background: the one given there. A picture with a side under 96 pixels is returned as it is.
@@ -231,7 +231,7 @@ def _stroke(draw: ImageDraw.ImageDraw, line: np.ndarray, width: float, ink: int)
 
 
 def error_map(flow: np.ndarray, truth: np.ndarray, *, valid: np.ndarray | None = None) -> np.ndarray:
-    """Returns the errors of flow against truth, both [H, W, 2] pixels, in the logarithmic colours of KITTI 2015.
+    """Returns the errors of flow against truth, both [H, W, 2] pixels, in the logarithmic colors of KITTI 2015.
 
     Blue is small, red large, the steps are ERROR_BOUNDS. An error counts as its length in pixels or, where that is
     less, as 3 px for every 5 % of the true length: the blue pixels are those that KITTI's Fl counts as right.
@@ -250,7 +250,7 @@ def error_map(flow: np.ndarray, truth: np.ndarray, *, valid: np.ndarray | None =
 
 
 def occlusion_picture(image: np.ndarray, occluded: np.ndarray) -> np.ndarray:
-    """Returns the image [H, W, 3] uint8 in grey, with the pixels where occluded [H, W] bool is True in red."""
+    """Returns the image [H, W, 3] uint8 in gray, with the pixels where occluded [H, W] bool is True in red."""
     image = _checked_picture(image)
     occluded = _checked_mask("occluded", occluded, image.shape[:2])
     picture = np.array(Image.fromarray(image).convert("L").convert("RGB"))
@@ -331,13 +331,13 @@ def _checked_mask(name: str, mask: np.ndarray, size: tuple[int, ...]) -> np.ndar
 def _checked_picture(picture: np.ndarray) -> np.ndarray:
     good = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3
     if not good or picture.shape[-1] != 3 or not picture.size:
-        mend = "multiply by 255 and convert, or repeat a grey channel"
+        mend = "multiply by 255 and convert, or repeat a gray channel"
         raise FleetflowError(f"the picture is {_seen(picture)}; expected a numpy array [H, W, 3] of uint8 RGB; {mend}")
     return picture
 
 
 def checked_scale(scale: float) -> float:
-    """Returns the scale in pixels; raises FleetflowError for one that no colour can show."""
+    """Returns the scale in pixels; raises FleetflowError for one that no color can show."""
     low, high = SCALES
     if not (low <= scale <= high):
         wanted = f"pixels over 0 ({low:g} to {high:g})"

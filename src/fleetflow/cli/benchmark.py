@@ -18,7 +18,7 @@ def benchmark(
     seconds: float = 20.0,
     peers: tuple[str, ...] = ("dis",),
     training: bool = True,
-    steps: int | None = None,
+    iterations: int | None = None,
     root: Path | None = None,
     dataset: str = "pairs",
     options: tuple[str, ...] = (),
@@ -40,7 +40,7 @@ def benchmark(
         seconds: how long to measure each network.
         peers: dis, farneback, deepflow, or a Python file with a function predict(image1, image2) -> flow.
         training: also measure training steps (on the CPU).
-        steps: refinement steps of the networks; their own if not given.
+        iterations: refinement iterations of the networks; their own if not given.
         root: a folder of pairs with truth, to measure the accuracy of networks and peers on.
         dataset: what lies in --root.
         options: name=value of the data set, such as render=clean.
@@ -71,7 +71,7 @@ def benchmark(
     files = open_files(dataset, root, options=options, without=without) if root else None
     reports = []
     for report in job.benchmark(
-        models, *size, device=device, threads=threads, precision=precision, steps=steps, seconds=seconds, peers=peers,
+        models, *size, device=device, threads=threads, precision=precision, iterations=iterations, seconds=seconds, peers=peers,
         training=training_speed if training else None, pairs=files, dataset=dataset, batch=batch,
     ):  # fmt: skip
         reports.append(report)

@@ -12,7 +12,7 @@ def convert(
     variant: Positional[str],
     output: Positional[Path],
     /,
-    licence: str = "unknown",
+    license: str = "unknown",
     precision: Literal["fp32", "fp16"] = "fp32",
 ) -> None:
     """Write a published checkpoint in our format, .safetensors with a header.
@@ -21,7 +21,7 @@ def convert(
         checkpoint: the published file; nothing in it is executed.
         variant: the network it belongs to, such as fastflownet.
         output: the file to write.
-        licence: of the weights, as their author states it.
+        license: of the weights, as their author states it.
         precision: of the stored weights.
     """
     import torch
@@ -31,6 +31,6 @@ def convert(
     if output.suffix != ".safetensors":
         raise FleetflowError(f"{output} does not end in .safetensors; name the output so")
     model = load(f"{variant}:{checkpoint}")
-    header = {"network": variant, "licence": licence, "source": checkpoint.name}
+    header = {"network": variant, "license": license, "source": checkpoint.name}
     save(model, output, header, dtype=torch.float32 if precision == "fp32" else torch.float16)
     print(output)

@@ -13,7 +13,7 @@ def evaluate(
     root: Path,
     options: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
-    steps: int | None = None,
+    iterations: int | None = None,
     warm_start: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
@@ -30,7 +30,7 @@ def evaluate(
         root: the folder of the data set.
         options: name=value of the data set, such as render=clean split=val.
         without: names of pairs to leave out.
-        steps: refinement steps of the network; if not given those its authors took on the data set, else its own.
+        iterations: refinement iterations of the network; if not given those its authors took on the data set, else its own.
         warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
@@ -43,7 +43,7 @@ def evaluate(
 
     job.make_room(json, csv, html)
     files = job.open_files(dataset, root, options=options, without=without)
-    predict = job.open_model(model, dataset, steps=steps, device=device, precision=precision)
+    predict = job.open_model(model, dataset, iterations=iterations, device=device, precision=precision)
     predict = job.Warm(predict, files.pairs) if warm_start else predict
     with bar(f"{model} on {dataset}") as progress:
         what = {"model": model, "dataset": " ".join((dataset, *options))}

@@ -4,7 +4,7 @@ from fleetflow.cli.console import table
 
 
 def models(json: bool = False) -> None:
-    """List the networks: size and cost, whose checkpoints they read, licences, our weights in the package, papers.
+    """List the networks: size and cost, whose checkpoints they read, licenses, our weights in the package, papers.
 
     Args:
         json: as JSON instead of a table.

@@ -18,7 +18,7 @@ def predict(
     format: Annotated[tuple[Format, ...] | None, tyro.conf.arg(aliases=["-f"])] = None,
     device: str = "auto",
     precision: Precision = "auto",
-    steps: int | None = None,
+    iterations: int | None = None,
     warm_start: bool = False,
     scale: float | None = None,
     again: bool = False,
@@ -33,9 +33,9 @@ def predict(
             suffix of the output says.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: of the convolutions; auto takes bf16 where the processor has units for it.
-        steps: refinement steps of RAFT, GMA, DEQ-Flow; their own if not given.
+        iterations: refinement iterations of RAFT, GMA, DEQ-Flow; their own if not given.
         warm_start: let each pair of a folder or video start from where the one before it ended (RAFT, GMA, DEQ-Flow).
-        scale: pixels of motion shown at full colour; chosen from the clip if not given.
+        scale: pixels of motion shown at full color; chosen from the clip if not given.
         again: compute anew what a former run has finished.
     """
     import warnings
@@ -52,7 +52,7 @@ def predict(
         raise FleetflowError(f"{missing[0]} does not exist; give two pictures, one folder or one video")
     if warm_start and len(inputs) == 2:
         raise FleetflowError("two pictures have no pair before them; leave --warm-start out, or give a folder or video")
-    predictor = Predictor(load(model), device=device, precision=precision, steps=steps)
+    predictor = Predictor(load(model), device=device, precision=precision, iterations=iterations)
     problem = None
     if len(inputs) == 2:
         written = job.predict_pair(predictor, *inputs, output, format, scale=scale)

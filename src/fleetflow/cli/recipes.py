@@ -4,7 +4,7 @@
 def recipes() -> None:
     """List the training recipes: whose schedule each is, and two lines for each of its stages.
 
-    A stage: name, steps, batch x size, learning rate and its schedule, optimiser and weight decay, loss, data sets and
+    A stage: name, steps, batch x size, learning rate and its schedule, optimizer and weight decay, loss, data sets and
     how their pairs are augmented.
     """
     from fleetflow.training.recipe import described

@@ -16,7 +16,7 @@ def submit(
     /,
     root: Path,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("submission.zip"),
-    steps: int | None = None,
+    iterations: int | None = None,
     warm_start: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
@@ -31,7 +31,7 @@ def submit(
         benchmark: whose test frames and whose layout.
         root: the folder of the data set.
         output: the .zip to write; the files stay in the folder of the same name. Without .zip: that folder only.
-        steps: refinement steps of the network; if not given those its authors took for the server, else its own.
+        iterations: refinement iterations of the network; if not given those its authors took for the server, else its own.
         warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
@@ -47,7 +47,7 @@ def submit(
             raise FleetflowError(f"{benchmark} would refuse {model}: {job.summary(problems)}")
         print(f"{model} is a whole submission to {benchmark}")
         return
-    predict = open_model(model, benchmark, steps=steps, device=device, precision=precision, submission=True)
+    predict = open_model(model, benchmark, iterations=iterations, device=device, precision=precision, submission=True)
     label = {"model": model, **predict.label()}
     with bar(f"{model} on {benchmark}") as progress:
         options = {"warm_start": warm_start, "progress": lambda *state: progress(state)}

@@ -35,7 +35,7 @@ MASKS = {
         "invalid": ("training/invalid", "the pixels to leave out (published scores count them)"),
     },
 }
-CLIP = 0.2  # of a colour difference in [0, 1]: beyond it a pixel does not match, however much
+CLIP = 0.2  # of a color difference in [0, 1]: beyond it a pixel does not match, however much
 MARGIN = 0.75  # another reading is suspected when its error is below this share of ours; a sound pair can reach 0.82
 ENOUGH = 200  # pixels that the readings must differ on
 
@@ -159,7 +159,7 @@ def _open(
         for key, (place, lost) in expected.items()
         if absent[key]
     ]
-    tiny = 1e-6  # of a colour difference: frames that do not change fit every reading alike
+    tiny = 1e-6  # of a color difference: frames that do not change fit every reading alike
     readings = {key: (other + tiny * n) / (ours + tiny * n) for key, (ours, other, n) in sums.items() if n >= ENOUGH}
     return opened, {key: ratio.item() for key, ratio in readings.items()}, problems, remarks
 

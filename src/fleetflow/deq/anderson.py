@@ -28,7 +28,7 @@ class Anderson:
     history: points remembered, 1 or more; it costs 2 * history vectors of memory.
     damping: above 0; 1 takes the combined image, less goes only that part of the way from the combined point, more
         goes beyond it: 1.5 to 2 saves evaluations on maps that approach their fixed point from one side (docs/deq.md).
-    ridge: how much large weights are penalised, in units of each residual's own square if `scaled`, absolutely if not.
+    ridge: how much large weights are penalized, in units of each residual's own square if `scaled`, absolutely if not.
         The published DEQ solvers use an absolute 1e-4, which holds them back once residuals are near 1e-2.
     restart: a sample whose residual exceeds its lowest this many times forgets its history: then it takes a plain step,
         which leads out of places where the residual has a minimum but no zero. torch.inf never forgets.
@@ -72,7 +72,7 @@ class Anderson:
         return point, Memory(images, residuals, gram, known, lowest, memory.count + 1)
 
     def _weights(self, gram: Tensor, known: Tensor, newest: int) -> Tensor:
-        """Returns [N, n] that minimise w^T (gram + ridge) w with sum 1; the newest alone where that has no answer."""
+        """Returns [N, n] that minimize w^T (gram + ridge) w with sum 1; the newest alone where that has no answer."""
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         scale = known.to(gram.dtype)
         if self.scaled:

@@ -38,7 +38,7 @@ def weight_norm(module: nn.Module) -> nn.Module:
 def spectral_norm(module: nn.Module, *, limit: float = 1.0, clip: bool = False) -> nn.Module:
     """Returns the module with every linear and convolution weight, as a matrix [out, rest], scaled to norm `limit`.
 
-    clip: scales only the weights whose norm is above the limit. The norm follows the weight when an optimiser changes
+    clip: scales only the weights whose norm is above the limit. The norm follows the weight when an optimizer changes
     it, and never changes between, so f remains one map during a solve (unlike with torch's own `spectral_norm`).
     A change through `weight.data` goes unseen, as torch does not count it: use `weight.copy_` under torch.no_grad().
     """
@@ -51,7 +51,7 @@ def spectral_norm(module: nn.Module, *, limit: float = 1.0, clip: bool = False) 
 
 
 def remove_norm(module: nn.Module) -> nn.Module:
-    """Returns the module with plain weights again, at their normalised values and in their old order."""
+    """Returns the module with plain weights again, at their normalized values and in their old order."""
     for layer in module.modules():
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight")
@@ -64,7 +64,7 @@ def remove_norm(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def held(module: nn.Module) -> Iterator[None]:
-    """A context in which the normalised weights are computed once, with their graph, however often f is evaluated.
+    """A context in which the normalized weights are computed once, with their graph, however often f is evaluated.
 
     Use it around the solve. Backward passes outside it need Implicit(order=1), because order 2 evaluates f once more.
     """
@@ -160,12 +160,12 @@ def _pushed(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 def _plain_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Returns name -> layer to normalise; raises ValueError if there is none, or if that would change the module."""
+    """Returns name -> layer to normalize; raises ValueError if there is none, or if that would change the module."""
     layers = {name or "module": layer for name, layer in module.named_modules() if isinstance(layer, LAYERS)}
     if not layers:
-        raise ValueError(f"module is {type(module).__name__} without linear or convolution layers to normalise")
+        raise ValueError(f"module is {type(module).__name__} without linear or convolution layers to normalize")
     if any(parametrize.is_parametrized(layer, "weight") for layer in layers.values()):
-        raise ValueError("module is normalised already; call remove_norm first")
+        raise ValueError("module is normalized already; call remove_norm first")
     owners = [(name, weight) for name, part in module.named_modules() for weight in part.parameters(recurse=False)]
     for layer in layers.values():
         users = [name for name, weight in owners if weight is layer.weight]

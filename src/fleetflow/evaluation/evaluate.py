@@ -43,14 +43,14 @@ from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 DIS, FARNEBACK, DEEPFLOW = "dis", "farneback", "deepflow"
-FARNEBACK_SETTINGS = (0.5, 5, 15, 3, 7, 1.5)  # scale of a level, levels, window, iterations, neighbourhood, its sigma
+FARNEBACK_SETTINGS = (0.5, 5, 15, 3, 7, 1.5)  # scale of a level, levels, window, iterations, neighborhood, its sigma
 CLASSICAL = {  # what each of OpenCV's methods is, in tables and protocols
     DIS: "OpenCV DIS (medium)",
     FARNEBACK: f"OpenCV Farneback {FARNEBACK_SETTINGS}",
     DEEPFLOW: "OpenCV DeepFlow",
 }
 TRIAL = (125, 187)  # height and width of the pictures that a method of the user is tried on; multiples of nothing
-STEPS = {  # network -> data sets that begin so -> refinement steps its authors took: for errors, for the test server
+ITERATIONS = {  # network -> data sets that begin so -> refinement iterations its authors took: for errors, for the test server
     "RAFT": {"sintel": (32, 32), "kitti": (24, 24)},
     "GMA": {"sintel": (12, 32), "kitti": (12, 24)},
 }
@@ -164,33 +164,33 @@ def open_files(dataset: str, root: Path, *, options: tuple[str, ...] = (), witho
 
 
 def evaluate(
-    predict, files: Files, *, steps: int | None = None, progress=lambda done, total: None
+    predict, files: Files, *, iterations: int | None = None, progress=lambda done, total: None
 ) -> dict[str, dict[str, float]]:
     """Returns per set, and for the "mean of sets", the mean over its pairs of epe, out1, out3, out5 and fl.
 
-    predict, steps: as in `measure`.
+    predict, iterations: as in `measure`.
     Protocol: errors are averaged over the known pixels of each pair, then over the pairs of a set, then over the sets.
     """
     rows = []
     for k, pair in enumerate(files.pairs):
-        found = estimate(predict, files, k, steps)
+        found = estimate(predict, files, k, iterations)
         rows.append((pair.group, pair_errors(found.flow, found.sample)))
         progress(k + 1, len(files))
     return mean_over_sets(rows)
 
 
 def measure(
-    predict, files: Files, *, model: str, dataset: str, steps: int | None = None, progress=lambda done, total: None
+    predict, files: Files, *, model: str, dataset: str, iterations: int | None = None, progress=lambda done, total: None
 ) -> Evaluation:
     """Returns all errors of a model on a data set; memory does not grow with the size of the frames.
 
     predict: a `Predictor`, one that is `Warm`, or a function of two uint8 [H, W, 3] RGB images that returns the flow,
-        float32 [H, W, 2]. model, dataset: what to call them. steps: of refinement; None takes those of the predictor.
+        float32 [H, W, 2]. model, dataset: what to call them. iterations: of refinement; None takes those of the predictor.
     Raises FleetflowError where no pair has a known pixel.
     """
     results, skipped = [], []
     for k, pair in enumerate(files.pairs):
-        sample, flow, uncertainty, foreground = estimate(predict, files, k, steps)
+        sample, flow, uncertainty, foreground = estimate(predict, files, k, iterations)
         valid = sample.valid
         if valid.any():
             judged = judge(flow, sample)
@@ -214,7 +214,7 @@ def measure(
         raise FleetflowError(f"no pair of {dataset} has a known pixel; check the truth of the data set")
     rules = Counter(pair.boundaries for pair in results)
     how = {
-        **protocol(predict, files, steps),
+        **protocol(predict, files, iterations),
         "d-bands": ", ".join(f"{rule} in {count} pairs" for rule, count in rules.items() if rule) or "none",
     }
     return Evaluation(model, dataset, how, machine(), results, skipped)
@@ -227,8 +227,8 @@ def _curves(error: Tensor, uncertainty: Tensor) -> Tensor:
     return torch.full((2, SPARSE_STEPS), math.nan, dtype=torch.float64)
 
 
-def estimate(predict, files: Files, k: int, steps: int | None = None) -> Estimate:
-    """Returns pair k with its predicted flow; `predict` and `steps` as in `measure`."""
+def estimate(predict, files: Files, k: int, iterations: int | None = None) -> Estimate:
+    """Returns pair k with its predicted flow; `predict` and `iterations` as in `measure`."""
     sample, masks = files.judged(k), {name: torch.from_numpy(mask) for name, mask in files.masks(k).items()}
     for name, mask in masks.items():
         if mask.shape != sample.valid.shape:
@@ -237,13 +237,17 @@ def estimate(predict, files: Files, k: int, steps: int | None = None) -> Estimat
     sample, foreground = sample._replace(occluded=masks.get("occluded", sample.occluded)), masks.get("foreground")
     images = _images(sample)
     if isinstance(predict, Predictor | Warm):
-        prediction = predict.pair(k, steps) if isinstance(predict, Warm) else predict.predict(*images, steps=steps)
-        sure = prediction.residual
+        prediction = (
+            predict.pair(k, iterations)
+            if isinstance(predict, Warm)
+            else predict.predict(*images, iterations=iterations)
+        )
+        sure = prediction.residual if prediction.uncertainty is None else prediction.uncertainty
         return Estimate(
             sample, prediction.flow[0].float().cpu(), None if sure is None else sure[0].float().cpu(), foreground
         )
-    if steps is not None:
-        raise FleetflowError("this method has no refinement steps; leave --steps out")
+    if iterations is not None:
+        raise FleetflowError("this method has no refinement iterations; leave --iterations out")
     flow = torch.from_numpy(np.ascontiguousarray(predict(*images), np.float32)).permute(2, 0, 1)
     return Estimate(sample, flow, None, foreground)
 
@@ -256,35 +260,38 @@ def fit_for(model: FlowModel, dataset: str) -> FlowModel:
     return model
 
 
-def steps_for(model: FlowModel, dataset: str, *, submission: bool = False) -> int | None:
-    """Returns the refinement steps that the authors of the model took on a data set, or for its test server.
+def iterations_for(model: FlowModel, dataset: str, *, submission: bool = False) -> int | None:
+    """Returns the refinement iterations that the authors of the model took on a data set, or for its test server.
 
     Elsewhere, and where they say nothing, these are the network's own; None for a network without refinement.
     """
-    published = STEPS.get(type(model).__name__, {})
-    return next((steps[submission] for begin, steps in published.items() if dataset.startswith(begin)), model.steps)
+    published = ITERATIONS.get(type(model).__name__, {})
+    return next(
+        (iterations[submission] for begin, iterations in published.items() if dataset.startswith(begin)),
+        model.iterations,
+    )
 
 
 def open_model(
     model: str,
     dataset: str,
     *,
-    steps: int | None = None,
+    iterations: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     submission: bool = False,
 ) -> "Predictor | Method":
-    """Returns what predicts: a `method`, or a network with the fit and the steps (None: `steps_for`) of the data set.
+    """Returns what predicts: a `method`, or a network with the fit and the iterations (None: `iterations_for`) of the data set.
 
-    Raises FleetflowError for steps, a device or a precision that a method is to take, and for unknown names.
+    Raises FleetflowError for iterations, a device or a precision that a method is to take, and for unknown names.
     """
     found = method(model)
     if found is None:
         network = fit_for(load(model), dataset)
-        steps = steps_for(network, dataset, submission=submission) if steps is None else steps
-        return Predictor(network, device=device, precision=precision, steps=steps)
-    if steps is not None:
-        raise FleetflowError(f"{model} has no refinement steps; leave --steps out")
+        iterations = iterations_for(network, dataset, submission=submission) if iterations is None else iterations
+        return Predictor(network, device=device, precision=precision, iterations=iterations)
+    if iterations is not None:
+        raise FleetflowError(f"{model} has no refinement iterations; leave --iterations out")
     for option, value in (("device", device), ("precision", precision)):
         if value != "auto":
             raise FleetflowError(f"{model} is no network of ours and takes no --{option}; leave it out")
@@ -304,22 +311,22 @@ class Warm:
             raise FleetflowError(f"{predict.name} keeps nothing for the next pair; leave --warm-start out")
         self.predictor, self.pairs = predict, pairs
         frames = [(pair.frame1, pair.frame2) for pair in pairs]
-        steps = enumerate(pairwise(frames), 1)
-        self.continued = {k for k, (old, new) in steps if new[0] == old[1] and new[1] != old[0]}  # forward, not back
+        moves = enumerate(pairwise(frames), 1)
+        self.continued = {k for k, (old, new) in moves if new[0] == old[1] and new[1] != old[0]}  # forward, not back
         self.last: tuple[int, Prediction | None] | None = None  # None: not finite, so the next pair starts cold
         if not self.continued:
             raise FleetflowError("no pair here begins with the frame that ends the one before; leave --warm-start out")
 
-    def pair(self, k: int, steps: int | None = None) -> Prediction:
-        """Returns the prediction of pair k; raises FleetflowError for a network without a memory."""
+    def pair(self, k: int, iterations: int | None = None) -> Prediction:
+        """Returns the prediction of pair k; raises FleetflowError for a network without a state."""
         first = k
         while first in self.continued and (self.last is None or self.last[0] != first - 1):
             first -= 1
         for place in range(first, k + 1):
             previous = self.last[1] if place in self.continued else None
             images = [read_image(file) for file in (self.pairs[place].frame1, self.pairs[place].frame2)]
-            found = self.predictor.predict(*images, previous, steps)
-            if found.memory is None:
+            found = self.predictor.predict(*images, previous, iterations)
+            if found.state is None:
                 network = type(self.predictor.model).__name__
                 raise FleetflowError(f"{network} keeps nothing for the next pair; leave --warm-start out")
             self.last = place, found if found.flow.isfinite().all() else None
@@ -330,7 +337,7 @@ def _images(sample: Sample) -> list[np.ndarray]:
     return [(frame * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for frame in sample[:2]]
 
 
-def protocol(predict, files: Files, steps: int | None = None) -> dict[str, str]:
+def protocol(predict, files: Files, iterations: int | None = None) -> dict[str, str]:
     """Returns how the errors of `predict` on the pairs are measured; arguments as in `measure`."""
     whole = {
         "per image": PER_IMAGE,
@@ -346,12 +353,12 @@ def protocol(predict, files: Files, steps: int | None = None) -> dict[str, str]:
         predict = predict.predictor
     if not isinstance(predict, Predictor):
         return {**whole, "method": predict.name if isinstance(predict, Method) else "a function"}
-    own = predict.steps
+    own = predict.iterations
     return {
         **whole,
         "weights": f"sha256 {predict.label()['sha256'][:16]}",
         "fit": f"{predict.model.fit} to multiples of {predict.model.stride}",
-        "steps": str(steps or own) if own else "none",
+        "iterations": str(iterations or own) if own else "none",
         "device": torch.cuda.get_device_name(predict.device) if predict.device.type == "cuda" else predict.device.type,
         "precision": str(predict.dtype).removeprefix("torch."),
     }

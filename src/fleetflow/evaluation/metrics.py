@@ -18,7 +18,7 @@ LIMITS = (1, 3, 5)  # pixels
 FL_PIXELS, FL_SHARE = 3.0, 0.05  # KITTI 2015: wrong is an error over 3 pixels and over 5 % of the true length
 SPEED_BANDS = {"s0-10": (0, 10), "s10-40": (10, 40), "s40+": (40, math.inf)}  # pixels of true motion (Sintel)
 DISTANCE_BANDS = {"d0-10": (0, 10), "d10-60": (10, 60), "d60-140": (60, 140)}  # pixels to a boundary (Sintel)
-MOTION_EDGE = 1.0  # pixels: neighbours whose true motions differ by more have a boundary between them
+MOTION_EDGE = 1.0  # pixels: neighbors whose true motions differ by more have a boundary between them
 DENSE = 0.5  # share of known pixels from which the distance to boundaries means something
 WAUC_STEPS, WAUC_REACH = 100, 5.0  # limits up to 5 pixels (VIPER, Richter et al., ICCV 2017)
 SPEED_EDGES = (0, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, math.inf)  # pixels, of the curve of error against speed
@@ -195,8 +195,8 @@ def boundaries(sample: Sample) -> Tensor:
     """Returns [H, W] bool, pixels at a boundary of occlusion or motion.
 
     With sample.occluded: the pixels on both sides of an edge of the occluded regions, which is what Sintel's bands are
-    named after. Without: known pixels whose true motion differs by more than 1 pixel from that of a known neighbour
-    (4 neighbours). Sintel's own boundaries of the test set are not public, so d-bands elsewhere compare only with ours.
+    named after. Without: known pixels whose true motion differs by more than 1 pixel from that of a known neighbor
+    (4 neighbors). Sintel's own boundaries of the test set are not public, so d-bands elsewhere compare only with ours.
     """
     edges = torch.zeros_like(sample.valid)
     for axis in (-2, -1):

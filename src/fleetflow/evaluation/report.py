@@ -44,7 +44,7 @@ PICTURE_WIDTH = 480  # pixels; wider pictures are reduced
 QUALITY = 80  # of the WebP pictures
 PLOT_WIDTH, PLOT_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 260, 56, 16, 16, 44  # pixels of a plot and of its margins
 COLORS = ("#1f6fb4", "#8a8f98")
-LIGHT = 384  # sum of red, green and blue from which a colour takes black letters
+LIGHT = 384  # sum of red, green and blue from which a color takes black letters
 DOTS = 20  # a line of so few points shows them
 TITLES = ("frame 1", "frame 2", "predicted flow", "true flow", "error")
 
@@ -123,10 +123,10 @@ def plain(value):
 # ---- the page ----
 
 
-def write_report(evaluation: Evaluation, predict, files: Files, path: Path, *, steps: int | None = None) -> None:
+def write_report(evaluation: Evaluation, predict, files: Files, path: Path, *, iterations: int | None = None) -> None:
     """Writes the report of an evaluation to `path`, one HTML file with all pictures inside.
 
-    predict, files, steps: as they were given to `evaluate.measure`; the pairs shown are predicted once more.
+    predict, files, iterations: as they were given to `evaluate.measure`; the pairs shown are predicted once more.
     """
     parts = [
         f"<h1>{_escape(evaluation.model)} on {_escape(evaluation.dataset)}</h1>",
@@ -153,16 +153,16 @@ def write_report(evaluation: Evaluation, predict, files: Files, path: Path, *, s
         parts.append(f"<h2>{title}</h2>" if chosen else "")
         for k in chosen:
             pair = evaluation.pairs[k]
-            parts.append(_pair(pair, predict, files, places[pair.group, pair.name], steps))
+            parts.append(_pair(pair, predict, files, places[pair.group, pair.name], iterations))
     head = f"<meta charset=utf-8><title>{_escape(evaluation.model)} on {_escape(evaluation.dataset)}</title>"
     page = f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>\n"
     page += "\n".join(part for part in parts if part) + "\n</body></html>\n"
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
-def _pair(pair: PairResult, predict, files: Files, k: int, steps: int | None) -> str:
+def _pair(pair: PairResult, predict, files: Files, k: int, iterations: int | None) -> str:
     """One pair: its errors and five pictures, true and predicted flow with one scale."""
-    found = estimate(predict, files, k, steps)
+    found = estimate(predict, files, k, iterations)
     frames = [(frame * 255).round().byte().permute(1, 2, 0).numpy() for frame in found.sample[:2]]
     valid = found.sample.valid.numpy()
     fields = (found.flow, found.sample.flow, judge(found.flow, found.sample).nearest)
@@ -195,7 +195,7 @@ def embedded(picture: np.ndarray) -> str:
 
 
 def _key() -> str:
-    """The colours of the error map, each with the errors that it stands for, and black for what is not known."""
+    """The colors of the error map, each with the errors that it stands for, and black for what is not known."""
     edges = [f"{bound:g}" for bound in ERROR_BOUNDS]
     names = [f"under {edges[0]}", *(f"{low}-{high}" for low, high in zip(edges, edges[1:])), f"{edges[-1]}+", "unknown"]
     colors = [*ERROR_COLORS, (0, 0, 0)]

@@ -17,7 +17,7 @@ from fleetflow.types import FleetflowError
 Scores = dict[str, dict[str, float]]  # set -> epe (pixels), out3 (%)
 
 BLEND = "fastflownet+deq_flow_tiny"  # of our weights that score best
-BLENDED = Path(__file__).parent / "blend_scores.json"  # and of which weights they are
+BLENDED = Path(__file__).parents[1] / "models" / "blend_scores.json"  # and of which weights they are
 
 
 class Published(NamedTuple):
@@ -59,7 +59,7 @@ GENERALISATION = (
     Published("DEQ-Flow-H-3x v2, 120 evaluations", "1.27 2.48 3.77 13.41", NONE),
     Published("NeuFlow v1", "1.66 3.13 12.4 32.5", "1.66 3.13 11.1 30.9"),
     Published("NeuFlow v2", "1.24 2.67 4.33 15.3", "1.26 2.77 4.07 14.5"),
-    Published("RAPIDFlow, 12 steps", "1.58 2.94 5.87 17.7", "1.57 2.90 5.87 17.7"),
+    Published("RAPIDFlow, 12 iterations", "1.58 2.94 5.87 17.7", "1.57 2.90 5.87 17.7"),
     Published("RPKNet", "1.12 2.45 3.78 13.0", "1.12 2.45 3.79 13.0"),
     Published("SEA-RAFT M", "1.21 4.04 4.29 14.2", "1.27 3.85 4.29 13.9", "TartanAir, a ResNet from ImageNet"),
     Published("FlowFormer", "0.95 2.35 4.09 14.7", "0.94 2.34 4.55 15.0"),
@@ -125,9 +125,9 @@ headers of the weights in the package. A figure is worth no more than its protoc
 
 **Protocol.** EPE in pixels / percentage of pixels with an error over 3 px. Whole frames; errors averaged over the known
 pixels of each pair, then over the pairs of a set, then over the nine sets. No weights of ours were trained on any of
-these sets. SPyNet was tuned on Sintel, RAFT-small (20 steps) was trained on FlyingChairs and FlyingThings3D: their
+these sets. SPyNet was tuned on Sintel, RAFT-small (20 iterations) was trained on FlyingChairs and FlyingThings3D: their
 figures on those sets flatter them. OpenCV {opencv} on gray frames: DIS with its medium preset, Farneback with
-{farneback} (scale, levels, window, iterations, neighbourhood, sigma). The same with your copy of the
+{farneback} (scale, levels, window, iterations, neighborhood, sigma). The same with your copy of the
 pairs: `fleetflow evaluate NETWORK pairs --root DIR --without ambush_4_final_0004 --precision fp32` (in bfloat16 figures
 move by up to 2 %, with the number of threads too); NETWORK may be dis or farneback, without a precision.
 
@@ -142,12 +142,12 @@ on the full sets of Sintel and KITTI has not been measured; with the data, `flee
 ones too. A cell is *as the paper prints it* / *the same weights measured again by ptlflow*. Authors differ in what they
 seldom write: RAFT, DEQ-Flow and SEA-RAFT average the EPE of KITTI over images and pool Fl over pixels (the official
 way); ptlflow averages both over images, mmflow pools both. torchvision's retrained RAFT has 4.51 px per image and
-4.80 px pooled. RAFT takes 32 steps on Sintel and 24 on KITTI, as `fleetflow evaluate` does unless `--steps` says
+4.80 px pooled. RAFT takes 32 iterations on Sintel and 24 on KITTI, as `fleetflow evaluate` does unless `--iterations` says
 otherwise. A row of DEQ-Flow names its evaluations where the scripts that belong to it do (Anderson for v1 B, Broyden
 for v1 H, plain iteration for v2; the readme's row of H-3x is that of 120). The last column names data beyond the two
 sets.
 
-{generalisation}
+{generalization}
 
 ## Published: FlyingChairs
 
@@ -198,7 +198,7 @@ def page(ours: dict[str, Scores]) -> str:
         opencv=OPENCV,
         farneback=FARNEBACK_SETTINGS,
         chairs=_table(["network", "EPE", "source"], chairs),
-        generalisation=_table(["network", *names, "more data"], published),
+        generalization=_table(["network", *names, "more data"], published),
         servers=_table(
             ["network", "Sintel clean", "Sintel final", "KITTI 2015 Fl %", "Spring 1px %", "source"], servers
         ),

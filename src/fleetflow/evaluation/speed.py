@@ -89,7 +89,7 @@ class Report(NamedTuple):
     sha256: str  # of the weights
     size: tuple[int, int]  # height, width
     batch: int  # pairs that ours and the plain definition are given at once; milliseconds are of one pair
-    steps: int | None  # of refinement; None for a network without
+    iterations: int | None  # of refinement; None for a network without
     device: str
     precision: str
     threads: int
@@ -98,7 +98,7 @@ class Report(NamedTuple):
     training: float | None  # samples per second, 256x320, batch 8, forward, backward and update
     memory: float | None  # MB that a prediction of a batch needs beyond the loaded network; None: not measured
     parameters: int
-    multiply_adds_448x1024: int | None  # of a pair of that size, own steps; None where other steps were taken
+    multiply_adds_448x1024: int | None  # of a pair of that size, own iterations; None where other iterations were taken
     epe: float | None  # pixels, mean of the sets, where pairs were given; None for random weights
     pairs: int  # that the EPE was measured on
     protocol: dict[str, str]  # how it was measured
@@ -122,7 +122,7 @@ def benchmark(
     device: str = "cpu",
     threads: int = 0,
     precision: Precision = "auto",
-    steps: int | None = None,
+    iterations: int | None = None,
     seconds: float = 20.0,
     peers: tuple[str, ...] = ("dis",),
     training: Callable[[str, torch.dtype, float], float] | None = None,
@@ -133,7 +133,7 @@ def benchmark(
     """Yields for each network timings of one pair [height, width], loss of precision, memory, speed of training.
 
     networks: names, NETWORK:CHECKPOINT, files of ours, blends A+B. pairs: pairs with truth to measure the accuracy of
-    networks with weights and of peers on; dataset: theirs. steps: of refinement; None takes each network's own.
+    networks with weights and of peers on; dataset: theirs. iterations: of refinement; None takes each network's own.
     training: measures samples per second of (network, dtype, seconds), such as `training.speed.training_speed`.
     batch: pairs at once, as tensors, for ours and the plain definition; peers and accuracy take one pair after another.
     Timed in turn: ours; the plain definition, which is the same network in float32, contiguous, under
@@ -160,41 +160,41 @@ def benchmark(
         exact = exact.to(where)
         frames = [to_frame(image).repeat(batch, 1, 1, 1).to(where) for image in (image1, image2)]
 
-        ours = partial(predict_flow, predictor, steps=steps)
+        ours = partial(predict_flow, predictor, iterations=iterations)
         batched: dict[str, Callable[[], object]] = {
-            f"{network}, fleetflow": call(predictor, image1, image2, batch, steps),
-            f"{network}, {PLAIN}": partial(_definition, exact, frames, steps),
+            f"{network}, fleetflow": call(predictor, image1, image2, batch, iterations),
+            f"{network}, {PLAIN}": partial(_definition, exact, frames, iterations),
         }
         functions = {**batched, **{rival.name: partial(rival, image1, image2) for rival in rivals}}
         timings = [
             timing._replace(p50=timing.p50 / batch, p95=timing.p95 / batch) if timing.name in batched else timing
             for timing in time_in_turn(functions, seconds, frozenset({f"{network}, {PLAIN}"}))
         ]
-        epe = _epe(predictor, pairs, steps) if pairs is not None and known else None
+        epe = _epe(predictor, pairs, iterations) if pairs is not None and known else None
         epes = {timings[0].name: epe, **accuracy}
         trained = training is not None and where.type == "cpu" and len(members(network)) == 1
-        same = partial(predict_flow, Predictor(exact, device=device, precision="fp32"), steps=steps)
+        same = partial(predict_flow, Predictor(exact, device=device, precision="fp32"), iterations=iterations)
         yield Report(
             network=network,
             weights=("package" if network == variant else network) if known else "random",
             sha256=predictor.label()["sha256"],
             size=(height, width),
             batch=batch,
-            steps=exact.steps if steps is None else steps,
+            iterations=exact.iterations if iterations is None else iterations,
             device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
             precision=str(predictor.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
             timings=[timing._replace(epe=epes.get(timing.name)) for timing in timings],
             difference=float(np.linalg.norm(ours(*images) - same(*images), axis=2).mean()),
             training=training(variant, predictor.dtype, seconds / 2) if trained else None,
-            memory=_memory(network, height, width, batch, device, precision, steps),
+            memory=_memory(network, height, width, batch, device, precision, iterations),
             parameters=sum(weight.numel() for weight in exact.parameters()),
             multiply_adds_448x1024=sum(map(multiply_adds, variant.split("+")))
-            if steps in (None, exact.steps)
+            if iterations in (None, exact.iterations)
             else None,
             epe=epe,
             pairs=len(pairs) if pairs is not None else 0,
-            protocol=protocol(predictor, pairs, steps) if epe is not None else {},
+            protocol=protocol(predictor, pairs, iterations) if epe is not None else {},
             machine=machine(),
         )
 
@@ -210,25 +210,25 @@ def prepare(threads: int, size: tuple[int, int] = (1, 1)) -> None:
 
 
 def call(
-    predictor: Predictor, image1: np.ndarray, image2: np.ndarray, batch: int, steps: int | None
+    predictor: Predictor, image1: np.ndarray, image2: np.ndarray, batch: int, iterations: int | None
 ) -> Callable[[], object]:
     """Returns a function that predicts a pair of pictures, or so many copies of it at once, as a batch of tensors."""
     if batch == 1:
-        return partial(predict_flow, predictor, image1, image2, steps=steps)
+        return partial(predict_flow, predictor, image1, image2, iterations=iterations)
     frames = [to_frame(image).repeat(batch, 1, 1, 1).to(predictor.device) for image in (image1, image2)]
     frames = [frame.contiguous(memory_format=torch.channels_last) for frame in frames]
     run = Graphed(predictor.model)
 
     def predict() -> Tensor:
         with torch.inference_mode(), autocast(predictor.device, predictor.dtype):
-            return run(*frames, None, steps).flow.float().cpu()
+            return run(*frames, None, iterations).flow.float().cpu()
 
     return predict
 
 
-def _definition(model: FlowModel, frames: list[Tensor], steps: int | None) -> Tensor:
+def _definition(model: FlowModel, frames: list[Tensor], iterations: int | None) -> Tensor:
     with torch.inference_mode(), reference():
-        return model(*frames, steps=steps).flow.cpu()
+        return model(*frames, iterations=iterations).flow.cpu()
 
 
 def _peer(name: str) -> Method:
@@ -239,28 +239,28 @@ def _peer(name: str) -> Method:
     return found
 
 
-def _epe(predict: Predictor | Method, pairs: Files, steps: int | None = None) -> float:
-    return evaluate(predict, pairs, steps=steps)["mean of sets"]["epe"]
+def _epe(predict: Predictor | Method, pairs: Files, iterations: int | None = None) -> float:
+    return evaluate(predict, pairs, iterations=iterations)["mean of sets"]["epe"]
 
 
 def _memory(
-    network: str, height: int, width: int, batch: int, device: str, precision: Precision, steps: int | None
+    network: str, height: int, width: int, batch: int, device: str, precision: Precision, iterations: int | None
 ) -> float | None:
     """MB by which a prediction raises the peak, in its own process, as a peak does not go down; None where it fails."""
     code = (
         "import sys, torch\n"
         "from fleetflow.evaluation import speed as b\n"
-        "network, height, width, batch, device, precision, steps, threads = sys.argv[1:]\n"
+        "network, height, width, batch, device, precision, iterations, threads = sys.argv[1:]\n"
         "torch.set_num_threads(int(threads))\n"
         "p = b.Predictor(b.load_any(network), device=device, precision=precision)\n"
-        "steps = int(steps) if steps else None\n"
-        "b.predict_flow(p, *(b._tiled(image, 64, 64) for image in b._example()), steps=steps)\n"
+        "iterations = int(iterations) if iterations else None\n"
+        "b.predict_flow(p, *(b._tiled(image, 64, 64) for image in b._example()), iterations=iterations)\n"
         "images = [b._tiled(image, int(height), int(width)) for image in b._example()]\n"
         "peak = torch.cuda.max_memory_allocated if p.device.type == 'cuda' else b._peak\n"
-        "function = b.call(p, *images, int(batch), steps)\n"
+        "function = b.call(p, *images, int(batch), iterations)\n"
         "peak(); before = peak(); function(); print((peak() - before) / 1e6)\n"
     )
-    ways = (device, precision, "" if steps is None else steps, torch.get_num_threads())
+    ways = (device, precision, "" if iterations is None else iterations, torch.get_num_threads())
     values = (network, height, width, batch, *ways)
     run = subprocess.run([sys.executable, "-c", code, *map(str, values)], capture_output=True, text=True)
     return float(run.stdout) if run.returncode == 0 else None
@@ -336,8 +336,8 @@ def facts(report: Report) -> list[str]:
         lines[0] = f"{_digits(dis)} times the time of DIS; {lines[0]}"
     if report.batch > 1:
         lines.append(f"batches of {report.batch}, as tensors; milliseconds are of one pair, peers take single ones")
-    if report.steps:
-        lines.append(f"{report.steps} refinement steps")
+    if report.iterations:
+        lines.append(f"{report.iterations} refinement iterations")
     adds = report.multiply_adds_448x1024
     cost = "" if adds is None else f", {adds / 1e9:.1f} G multiply-adds at 448x1024"
     lines.append(f"{report.parameters:,} parameters{cost}")

@@ -118,7 +118,7 @@ def submit(
 
     predict: a function of two uint8 [H, W, 3] RGB images that returns the flow, float32 [H, W, 2] pixels.
     output: NAME.zip, whose files lie in the folder NAME and stay there, or the folder only. Files of an interrupted run
-    are kept if they were made with the same `label` (all that the flows depend on: weights, precision, steps) and root.
+    are kept if they were made with the same `label` (all that the flows depend on: weights, precision, iterations) and root.
     warm_start: `predict`, a Predictor then, begins each pair where the one before it in its scene ended (`Warm`).
     Raises FleetflowError where test frames are missing, the folder holds other flows, or a server would refuse it.
     """
@@ -160,10 +160,10 @@ def _same_request(folder: Path, before: dict, now: dict) -> None:
 
 
 def predict_flow(
-    predictor: Predictor, image1: np.ndarray, image2: np.ndarray, *, steps: int | None = None
+    predictor: Predictor, image1: np.ndarray, image2: np.ndarray, *, iterations: int | None = None
 ) -> np.ndarray:
-    """Returns the flow float32 [H, W, 2] pixels with so many refinement steps; None takes the network's own."""
-    return as_array(predictor.predict(image1, image2, steps=steps))
+    """Returns the flow float32 [H, W, 2] pixels with so many refinement iterations; None takes the network's own."""
+    return as_array(predictor.predict(image1, image2, iterations=iterations))
 
 
 def as_array(prediction: Prediction) -> np.ndarray:

@@ -33,7 +33,7 @@ FORMATS = {
 DEFAULT = ("flo", "color")
 PICTURES = ("color", "side")  # of a video these become one mp4 each
 PART_FRAMES = 200  # frames in a part of an unfinished video: what an interrupted run loses at most
-SCOUTS = 12  # pairs of a video or folder that are looked at first, to choose its colour scale
+SCOUTS = 12  # pairs of a video or folder that are looked at first, to choose its color scale
 
 
 class Progress(NamedTuple):
@@ -58,7 +58,7 @@ class _Clip:
         if not np.isfinite(flow).all():
             raise FleetflowError(f"the flow of {name} is not finite everywhere; try --precision fp32 or other weights")
         if self.warm:
-            if found.memory is None:
+            if found.state is None:
                 network = type(self.predictor.model).__name__
                 raise FleetflowError(
                     f"{network} keeps nothing that the next pair could start from; leave --warm-start out, or take a "
@@ -107,8 +107,8 @@ def predict_pair(
     """Predicts the flow between two pictures and writes it; returns the files written.
 
     output: a folder, into which each format is written under the name of the first picture; or a file, whose suffix
-    is that of the one format (None takes what the suffix says, of a .png a colour picture).
-    formats: None takes DEFAULT. scale: pixels at full colour; None chooses one.
+    is that of the one format (None takes what the suffix says, of a .png a color picture).
+    formats: None takes DEFAULT. scale: pixels at full color; None chooses one.
     """
     kinds = _known(formats, scale)
     if output.suffix and not output.is_dir():
@@ -141,7 +141,7 @@ def predict_folder(
 
     Files of a former run are kept if they are still as it left them and it was the same request for the same frames
     (it says so in a hidden note in `output`), unless `again`.
-    formats: None takes DEFAULT. scale: pixels at full colour; None chooses one for the whole folder from a few of its
+    formats: None takes DEFAULT. scale: pixels at full color; None chooses one for the whole folder from a few of its
     pairs, once. warm_start: each pair starts from where the one before it ended, but the first and the first behind
     files that were kept.
     """
@@ -194,7 +194,7 @@ def predict_video(
 ) -> tuple[list[Path], str | None]:
     """Predicts the flow between consecutive frames of a video; memory does not grow with its length.
 
-    Pictures become one mp4 for each kind, OUTPUT/NAME_color.mp4, with one colour scale for the whole clip; other
+    Pictures become one mp4 for each kind, OUTPUT/NAME_color.mp4, with one color scale for the whole clip; other
     formats one numbered file a pair. The work is done in parts of 200 pairs, kept in OUTPUT/NAME.parts until the end:
     an interrupted run continues behind the last whole part, and a finished one is kept, unless `again`, it was another
     request (a hidden note in `output` says which), or its files have changed.
@@ -261,7 +261,7 @@ def predict_video(
 
 
 def _clip_scale(predictor: Predictor, video: Path) -> float:
-    """The colour scale for a whole clip, from a few pairs spread over it."""
+    """The color scale for a whole clip, from a few pairs spread over it."""
     with VideoReader(video) as reader:
         every = max(1, (reader.frames or 25 * SCOUTS) // SCOUTS)
         return max(

@@ -47,7 +47,7 @@ class FusedConvolution(nn.Module):
 
 
 class FusedGRU(nn.Module):
-    """What `gru` computes: what its convolutions see of the context is computed once, for all steps.
+    """What `gru` computes: what its convolutions see of the context is computed once, for all iterations.
 
     Update and reset, which see the same, are one convolution.
     """
@@ -104,7 +104,7 @@ def available() -> bool:
 def fuse(model: nn.Module, dtype: torch.dtype) -> None:
     """Replaces the plain convolutions and recurrent units of `model` (in evaluation) in place.
 
-    In a Sequential, and where a module names children that follow one another (its `chains`), batch normalisation
+    In a Sequential, and where a module names children that follow one another (its `chains`), batch normalization
     behind a convolution is folded into its weights, and a LeakyReLU or ReLU behind that is computed with it.
     """
     for parent in list(model.modules()):
@@ -117,8 +117,8 @@ def fuse(model: nn.Module, dtype: torch.dtype) -> None:
                 setattr(parent, name, FusedGRU(layer, dtype))
             elif _plain(layer):
                 if after and type(after[0][1]) is nn.BatchNorm2d and after[0][1].track_running_stats:
-                    norm, normalisation = after.pop(0)
-                    layer = fuse_conv_bn_eval(layer, normalisation)
+                    norm, normalization = after.pop(0)
+                    layer = fuse_conv_bn_eval(layer, normalization)
                     setattr(parent, norm, nn.Identity())
                 activation = _absorbed(parent, after, nn.LeakyReLU, nn.ReLU)
                 setattr(parent, name, FusedConvolution(layer, activation, dtype))

@@ -17,7 +17,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of malloc.h
 def keep_freed() -> bool:
     """Tells malloc to keep freed memory, up to 1 GiB, for the rest of this process; returns whether it does.
 
-    It does nothing where there is no glibc, and where the environment sets malloc's behaviour itself
+    It does nothing where there is no glibc, and where the environment sets malloc's behavior itself
     (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES).
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)

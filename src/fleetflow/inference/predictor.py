@@ -19,14 +19,14 @@ from fleetflow.types import FleetflowError, Prediction
 class Predictor:
     """A network ready to predict on numpy pictures: device, precision and memory layout chosen once.
 
-    steps: refinement steps, for networks that refine; None takes the network's own.
+    iterations: refinement iterations, for networks that refine; None takes the network's own.
     On the CPU the process keeps up to 1 GiB of freed memory from then on (`fleetflow.inference.memory`).
     """
 
     def __init__(
-        self, model: FlowModel, *, device: str = "auto", precision: Precision = "auto", steps: int | None = None
+        self, model: FlowModel, *, device: str = "auto", precision: Precision = "auto", iterations: int | None = None
     ):
-        self.steps = model.steps_of(steps)
+        self.iterations = model.iterations_of(iterations)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
         if self.device.type == "cpu":
@@ -44,7 +44,7 @@ class Predictor:
         return self.predict(image1, image2).flow[0].permute(1, 2, 0).float().cpu().numpy()
 
     def predict(
-        self, image1: np.ndarray, image2: np.ndarray, previous: Prediction | None = None, steps: int | None = None
+        self, image1: np.ndarray, image2: np.ndarray, previous: Prediction | None = None, iterations: int | None = None
     ) -> Prediction:
         """Returns all the network has to say about the pair, as tensors of a batch of one on the device.
 
@@ -56,7 +56,7 @@ class Predictor:
             sizes = " and ".join(f"{frame.shape[2]}x{frame.shape[3]}" for frame in (frame1, frame2))
             raise FleetflowError(f"the images are {sizes}; both must have the same size: crop or resize one")
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            return self._run(frame1, frame2, previous, self.steps if steps is None else steps)
+            return self._run(frame1, frame2, previous, self.iterations if iterations is None else iterations)
 
     def label(self) -> dict[str, str]:
         """Returns what its results depend on, for a note beside them: the network, its weights, device and precision.
@@ -67,7 +67,7 @@ class Predictor:
             "network": "+".join(type(part).__name__ for part in getattr(self.model, "members", (self.model,))),
             "sha256": self._sha256,
             "fit": self.model.fit,
-            "steps": str(self.steps),
+            "iterations": str(self.iterations),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
         }

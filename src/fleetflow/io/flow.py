@@ -119,9 +119,9 @@ def _write_pfm(path: Path, flow: np.ndarray) -> None:
 # KITTI .png: 16 bits RGB; u and v are (value - 2^15) / 64, the third channel is valid (readme of the development kit).
 def _read_kitti(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
-        signature, width, height, depth, colour = struct.unpack(">16sIIBB", file.read(26))
-    if signature != b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" or (depth, colour) != (16, 2):
-        raise FleetflowError(f"{path} is not a PNG file of 16-bit RGB; expected KITTI's flow, not a colour picture")
+        signature, width, height, depth, color = struct.unpack(">16sIIBB", file.read(26))
+    if signature != b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" or (depth, color) != (16, 2):
+        raise FleetflowError(f"{path} is not a PNG file of 16-bit RGB; expected KITTI's flow, not a color picture")
     check_size(path, height, width, height * width * 6, path.stat().st_size * DEFLATE_LIMIT)
     stored = _decode(path.read_bytes(), "png")
     return np.where(stored[..., 2:3] > 0, (stored[..., :2].astype(np.float32) - 2**15) / 64, np.nan)

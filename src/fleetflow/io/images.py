@@ -44,7 +44,7 @@ def _upright_rgb(path: Path, image: Image.Image) -> Image.Image:
 
 
 def _deep_codec(path: Path, image: Image.Image) -> str | None:
-    """Returns FFmpeg's codec for a 16-bit colour picture, of which Pillow would silently keep 8 bits, or None."""
+    """Returns FFmpeg's codec for a 16-bit color picture, of which Pillow would silently keep 8 bits, or None."""
     if image.format == "TIFF" and image.tag_v2.get(258, ())[1:2] == (16,):  # the tag "BitsPerSample"
         return "tiff"
     if image.format == "PNG" and not image.mode.startswith("I"):

@@ -142,7 +142,7 @@ class VideoWriter:
     """Writes pictures uint8 [H, W, 3] RGB, all of one size, as H.264 in an .mp4 file at `fps` frames a second.
 
     A context manager: the file takes its name when the block ends without an exception, and is removed otherwise. An
-    odd height or width grows by one pixel, a copy of the last (H.264 halves the colours' resolution). Raises
+    odd height or width grows by one pixel, a copy of the last (H.264 halves the colors' resolution). Raises
     FleetflowError for another suffix, rate, shape or size, for no picture at all, and where the file cannot be written.
     """
 
@@ -177,7 +177,7 @@ class VideoWriter:
         stream = self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
         stream.height, stream.width = (size + size % 2 for size in shape[:2])
         stream.pix_fmt, context = "yuv420p", stream.codec_context
-        # 1 is BT.709 in FFmpeg's three lists of colour properties; range 1 is the limited one of video
+        # 1 is BT.709 in FFmpeg's three lists of color properties; range 1 is the limited one of video
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
         self._shape = shape
 

@@ -1,6 +1,6 @@
 """Plain regions: where a frame has no texture, the flow of a plane, fitted to what the region's borders tell.
 
-Ours. Inside a wall, a road or a sky of one colour nothing can be matched, and networks guess there. But such a region
+Ours. Inside a wall, a road or a sky of one color nothing can be matched, and networks guess there. But such a region
 is often one plane, and a plane that moves by little has a flow of eight numbers (Longuet-Higgins and Prazdny, Proc. R.
 Soc. B 1980; Bergen et al., ECCV 1992):
 
@@ -67,10 +67,10 @@ def _with_planes(frame1: Tensor, frame2: Tensor, flow: Tensor, guides: Sequence[
     sample = order[first + torch.arange(SAMPLES, device=order.device) * sizes[1:, None] // SAMPLES]  # [S, P]
     at = pixel_grid(*half1.shape[-2:], coarse).movedim(0, -1).expand(len(flow), -1, -1, -1)  # [N, h, w, 2]
     points = at.reshape(-1, 2)[sample]
-    centre, reach = points.mean(1, keepdim=True), points.std(1, keepdim=True).amax(2, keepdim=True).clamp(min=1)
-    terms = _terms((points - centre) / reach)
+    center, reach = points.mean(1, keepdim=True), points.std(1, keepdim=True).amax(2, keepdim=True).clamp(min=1)
+    terms = _terms((points - center) / reach)
     member = (region - 1).clamp(min=0)
-    everywhere = _terms((at - centre[member, 0]) / reach[member, 0])
+    everywhere = _terms((at - center[member, 0]) / reach[member, 0])
 
     def cost(flow: Tensor) -> Tensor:
         """Returns the mean cost in each region and its borders, and first that outside of all, [S + 1]."""
@@ -120,7 +120,7 @@ def plain_regions(frame: Tensor) -> tuple[Tensor, Tensor]:
 def components(mask: Tensor) -> Tensor:
     """Returns [N, H, W] long: 0 outside of the mask, and one number > 0 for each of its parts that hang together.
 
-    Each pixel points at one of its part, at first at itself; neighbours take the smaller of what they point at, and
+    Each pixel points at one of its part, at first at itself; neighbors take the smaller of what they point at, and
     all go on to what that points at (pointer jumping; Zhang, Azad, Hu, "FastSV", SIAM PP 2020).
     """
     pixel = torch.arange(1, mask.numel() + 1, device=mask.device).view_as(mask)

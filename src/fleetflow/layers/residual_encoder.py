@@ -29,7 +29,7 @@ class InstanceNorm(nn.InstanceNorm2d):
 
 
 def _widened(x: Tensor, eps: float) -> Tensor:
-    """[1, C, H, W] channels-last, normalised as WIDTH channels; a batch norm of 8 takes five times as long."""
+    """[1, C, H, W] channels-last, normalized as WIDTH channels; a batch norm of 8 takes five times as long."""
     count = WIDTH // x.shape[1]
     wide = x.permute(0, 2, 3, 1).reshape(1, 1, -1, WIDTH).permute(0, 3, 1, 2)
     _, means, scales = torch.native_batch_norm(wide, None, None, None, None, True, 0.0, eps)

@@ -10,15 +10,15 @@ def resize_8bit(frame: Tensor, size: tuple[int, int]) -> Tensor:
     Weights are whole multiples of 1/2048, and each product is cut off at a quarter of a level of brightness.
     """
 
-    def neighbours(old: int, new: int) -> tuple[Tensor, ...]:
+    def neighbors(old: int, new: int) -> tuple[Tensor, ...]:
         at = (torch.arange(new, dtype=torch.float64, device="cpu") + 0.5) * (old / new) - 0.5  # not all devices have it
         first = at.floor()
         share = ((at - first) * 2048).round().int()
         both = first.long().clamp(min=0), (first.long() + 1).clamp(max=old - 1)
         return tuple(values.to(frame.device) for values in (*both, 2048 - share, share))
 
-    left, right, left_share, right_share = neighbours(frame.shape[3], size[1])
-    top, bottom, top_share, bottom_share = neighbours(frame.shape[2], size[0])
+    left, right, left_share, right_share = neighbors(frame.shape[3], size[1])
+    top, bottom, top_share, bottom_share = neighbors(frame.shape[2], size[0])
     levels = (frame.float() * 255).round().int()
     rows = (levels[..., left] * left_share + levels[..., right] * right_share) >> 4
     quarters = (rows[..., top, :] * top_share[:, None] >> 16) + (rows[..., bottom, :] * bottom_share[:, None] >> 16)

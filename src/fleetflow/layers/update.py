@@ -70,7 +70,7 @@ class GRU(nn.Module):
         return [tuple(getattr(self, gate + end) for gate in ("convz", "convr", "convq")) for end in self.endings]
 
     def prepare(self, context: Tensor) -> Tensor:
-        """Returns what `forward` takes as the context [N, C, h, w], which is the same in all steps."""
+        """Returns what `forward` takes as the context [N, C, h, w], which is the same in all iterations."""
         return context
 
     def forward(self, hidden: Tensor, context: Tensor, motion: Tensor) -> Tensor:
@@ -118,15 +118,15 @@ def refine(
     hidden: Tensor,
     flow: Tensor,
     radius: int,
-    steps: int,
+    iterations: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the hidden state and the flow [N, 2, h, w] float32 after each of `steps` steps.
+    """Yields the hidden state and the flow [N, 2, h, w] float32 after each of `iterations` iterations.
 
     update: (hidden, correlation, flow) -> (hidden, change of the flow), flow in pixels of the coarse grid.
     No gradient flows from one step's flow to the step before, only through the hidden state.
     """
     grid = pixel_grid(*flow.shape[-2:], flow)
-    for _ in range(steps):
+    for _ in range(iterations):
         flow = flow.detach()
         correlation = lookup(pyramid, grid + flow, radius)
         moved = flow.to(hidden.dtype, memory_format=torch.channels_last)  # like the features it is put beside

@@ -17,20 +17,20 @@ CHUNK = 2**24  # distances at a time, 64 MB
 def starting_flow(previous: Prediction | None, features: Tensor) -> Tensor:
     """Returns [N, 2, h, w] float32 in pixels of the features' grid: 0, a given flow, or the last one moved along.
 
-    previous: a prediction whose memory is the last flow on this grid, or one without a memory, whose flow is given for
+    previous: a prediction whose memory is the last flow on this grid, or one without a state, whose flow is given for
     this pair. Raises FleetflowError where the memory is another's.
     """
     shape = (features.shape[0], 2, *features.shape[-2:])
     if previous is None:
         return torch.zeros(shape, device=features.device)
-    if previous.memory is None:
+    if previous.state is None:
         return reduced(previous.flow, features.shape[-2:])
-    if not isinstance(previous.memory, Tensor) or previous.memory.shape != shape:
-        was = list(previous.memory.shape) if isinstance(previous.memory, Tensor) else type(previous.memory).__name__
+    if not isinstance(previous.state, Tensor) or previous.state.shape != shape:
+        was = list(previous.state.shape) if isinstance(previous.state, Tensor) else type(previous.state).__name__
         raise FleetflowError(
             f"the previous prediction's memory is {was}; expected {list(shape)}: pass that of the same network and size"
         )
-    return carry_forward(previous.memory.float())
+    return carry_forward(previous.state.float())
 
 
 def reduced(flow: Tensor, size: tuple[int, int]) -> Tensor:

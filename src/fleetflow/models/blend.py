@@ -18,7 +18,7 @@ from fleetflow.models.base import FlowModel, resize
 from fleetflow.types import FleetflowError, Prediction
 
 SHARPNESS = 15.0  # a census distance smaller by 1 / 15 counts e times as much
-FOLLOWS = 0.25  # of its own number of steps takes a network that begins with the blend: it has not far to go
+FOLLOWS = 0.25  # of its own number of iterations takes a network that begins with the blend: it has not far to go
 ROUNDS = 2  # it goes on from the blend, then from the blend of that and those before
 EARLIER, MOST = 0.004, 0.12  # census distance that those before it cost more, for each pixel that it moves; at most
 
@@ -26,10 +26,10 @@ EARLIER, MOST = 0.004, 0.12  # census distance that those before it cost more, f
 class Blend(FlowModel):
     """The flow of several networks; `fleetflow.load("fastflownet+deq_flow_tiny")` makes one.
 
-    A network that refines begins with the blend of those before it, and takes a quarter of its own number of steps,
-    and as many from the blend with what it found; or with its own memory of the pair before, and takes them all.
+    A network that refines begins with the blend of those before it, and takes a quarter of its own number of iterations,
+    and as many from the blend with what it found; or with its own state of the pair before, and takes them all.
     Those before it count less where motion is large: there the census says little, and it has seen their flows.
-    `steps` is for both. Each fits frames its own way. The residual is how far they disagree: the weighted mean
+    `iterations` is for both. Each fits frames its own way. The uncertainty is how far they disagree: the weighted mean
     distance in pixels of their flows from the blended one. The memory holds those of the networks that have one.
 
     planes: whether plain regions take the flow of a plane in the end.
@@ -46,17 +46,19 @@ class Blend(FlowModel):
         self.planes = planes
         self.recordable = not planes  # their number is the frames'
 
-    def steps_of(self, steps: int | None) -> int | None:
-        """Returns the steps asked for, which all networks take that refine; None lets each choose."""
-        if steps is None:
+    def iterations_of(self, iterations: int | None) -> int | None:
+        """Returns the iterations asked for, which all networks take that refine; None lets each choose."""
+        if iterations is None:
             return None
-        refining = [member for member in self.members if member.steps is not None]
-        return [member.steps_of(steps) for member in refining or self.members][0]
+        refining = [member for member in self.members if member.iterations is not None]
+        return [member.iterations_of(iterations) for member in refining or self.members][0]
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return frame1, frame2
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
         if self.training:
             raise FleetflowError("a blend is not trained; train its networks one by one")
         costs, matching, flows, memories = [], [], [], []
@@ -66,11 +68,11 @@ class Blend(FlowModel):
             return reduced(flow.float(), half1.shape[-2:])
 
         for member, last in zip(self.members, self._memories(previous)):
-            if member.steps is None or last is not None or not flows:
-                found = member(frame1, frame2, last, None if member.steps is None else steps)
+            if member.iterations is None or last is not None or not flows:
+                found = member(frame1, frame2, last, None if member.iterations is None else iterations)
                 cost = matching_cost(half1, half2, half(found.flow))
             else:
-                blended, takes = _mixed(costs, flows)[0], steps or max(round(FOLLOWS * member.steps), 1)
+                blended, takes = _mixed(costs, flows)[0], iterations or max(round(FOLLOWS * member.iterations), 1)
                 for _ in range(ROUNDS):
                     found = member(frame1, frame2, Prediction(blended), takes)
                     cost = matching_cost(half1, half2, half(found.flow))
@@ -81,20 +83,20 @@ class Blend(FlowModel):
             costs.append(cost)
             matching.append(cost)
             flows.append(found.flow.float())
-            memories.append(found.memory)
+            memories.append(found.state)
         flow, apart = _mixed(costs, flows)
         if self.planes:
             flow = with_planes(frame1, frame2, flow, [_mixed(matching, flows)[0], *flows])
         kept = tuple(memories) if any(memory is not None for memory in memories) else None
-        return Prediction(flow, memory=kept, residual=apart)
+        return Prediction(flow, state=kept, uncertainty=apart)
 
     def _memories(self, previous: Prediction | None) -> list[Prediction | None]:
         """What each network is told about the pair before this one."""
-        if previous is None or previous.memory is None:
+        if previous is None or previous.state is None:
             return [previous] * len(self.members)
-        if not isinstance(previous.memory, tuple) or len(previous.memory) != len(self.members):
+        if not isinstance(previous.state, tuple) or len(previous.state) != len(self.members):
             raise FleetflowError("the previous prediction is not that of this blend: pass what it returned itself")
-        return [None if memory is None else previous._replace(memory=memory) for memory in previous.memory]
+        return [None if memory is None else previous._replace(state=memory) for memory in previous.state]
 
 
 def _mixed(costs: list[Tensor], flows: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The catalogue of networks: what each costs, which checkpoints it reads, under which licences, from which paper.
+"""The catalog of networks: what each costs, which checkpoints it reads, under which licenses, from which paper.
 
 `fleetflow models` prints it. `python -m fleetflow.models.catalog docs/networks.md` writes that page and
 `multiply_adds.json`, so that the command need not count the operations of all networks again; a test checks both.
@@ -22,20 +22,20 @@ from fleetflow.types import FleetflowError
 
 COUNTED = Path(__file__).with_name("multiply_adds.json")  # name -> multiply-adds
 SIZE = (448, 1024)  # height and width of the frames for which operations are counted
-FEW = 3  # refinement steps that are counted; each of the others costs as much as the last of these
+FEW = 3  # refinement iterations that are counted; each of the others costs as much as the last of these
 
 
 class Row(NamedTuple):
-    """What the catalogue says of one network; "" and None where there is nothing to say."""
+    """What the catalog says of one network; "" and None where there is nothing to say."""
 
     name: str
     parameters: int
-    multiply_adds: int  # of a pair of frames of SIZE, at the published number of steps
-    steps: int | None  # the published number of refinement steps
+    multiply_adds: int  # of a pair of frames of SIZE, at the published number of iterations
+    iterations: int | None  # the published number of refinement iterations
     grid: int | None  # stride of the flow that the network computes
-    weights: str  # size and licence of our weights in the package
+    weights: str  # size and license of our weights in the package
     reads: str  # whose checkpoints
-    licence: str  # of the published code and checkpoints
+    license: str  # of the published code and checkpoints
     paper: str
 
 
@@ -52,11 +52,11 @@ def _row(name: str, cost: int) -> Row:
         name=name,
         parameters=sum(weight.numel() for weight in model.parameters()),
         multiply_adds=cost,
-        steps=model.steps,
+        iterations=model.iterations,
         grid=model.grid,
         weights=_weights(name),
         reads=summary.partition("reads ")[2].removeprefix("the ").removesuffix("."),
-        licence=model.licence,
+        license=model.license,
         paper=model.paper,
     )
 
@@ -66,7 +66,7 @@ def _weights(name: str) -> str:
         path = shipped(name)
     except FleetflowError:
         return ""
-    return f"{path.stat().st_size / 1e6:.1f} MB, {header(path)['licence']}"
+    return f"{path.stat().st_size / 1e6:.1f} MB, {header(path)['license']}"
 
 
 def multiply_adds(name: str) -> int:
@@ -79,7 +79,7 @@ def count(name: str) -> int:
     """Returns the multiply-adds of one prediction for frames of SIZE, without computing it.
 
     Counted are convolutions, matrix products and correlations (which are defined as means of products); left out are
-    interpolation, normalisation and activations.
+    interpolation, normalization and activations.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # these two take seconds to import
     from torch.utils.flop_counter import FlopCounterMode
@@ -88,16 +88,16 @@ def count(name: str) -> int:
         model = models[name]().eval()
         frame = torch.zeros(1, 3, *SIZE)
 
-        def cost(steps: int | None) -> int:
+        def cost(iterations: int | None) -> int:
             counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mean: _mean})
             with counter, _Yes(), reference(), torch.no_grad():
-                model(frame, frame, steps=steps)
+                model(frame, frame, iterations=iterations)
             return counter.get_total_flops() // 2
 
-        if model.steps is None or model.steps <= FEW:
-            return cost(model.steps)
+        if model.iterations is None or model.iterations <= FEW:
+            return cost(model.iterations)
         few = cost(FEW)
-        return few + (model.steps - FEW) * (few - cost(FEW - 1))
+        return few + (model.iterations - FEW) * (few - cost(FEW - 1))
 
 
 def _mean(shape: torch.Size, *arguments, out_shape: torch.Size) -> int:
@@ -113,7 +113,17 @@ class _Yes(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-COLUMNS = ("network", "parameters", "G multiply-adds", "steps", "stride", "our weights", "reads", "licence", "paper")
+COLUMNS = (
+    "network",
+    "parameters",
+    "G multiply-adds",
+    "iterations",
+    "stride",
+    "our weights",
+    "reads",
+    "license",
+    "paper",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -123,11 +133,11 @@ def cells(row: Row) -> tuple[str, ...]:
         row.name,
         f"{row.parameters:,}",
         f"{billions:.1f}" if billions >= 10 else f"{billions:.2f}",
-        str(row.steps or ""),
+        str(row.iterations or ""),
         str(row.grid or "?"),
         row.weights,
         row.reads or "none published",
-        row.licence or "?",
+        row.license or "?",
         row.paper or "?",
     )
 
@@ -141,19 +151,19 @@ PAGE = """# Networks
 
 `fleetflow models` prints this table; `python -m fleetflow.models.catalog docs/networks.md` writes it.
 
-* *Multiply-adds* are those of one pair of {0}x{1} at the published number of refinement steps: convolutions, matrix
-  products and correlations. Interpolation, normalisation and activations are left out, as is the enlargement of flows
+* *Multiply-adds* are those of one pair of {0}x{1} at the published number of refinement iterations: convolutions, matrix
+  products and correlations. Interpolation, normalization and activations are left out, as is the enlargement of flows
   that nobody reads (RAFT's before the last step). Published "FLOPs" often are multiply-adds, too.
 * *Stride* is that of the flow which the network computes before it is enlarged to the size of the frames.
-* *Our weights* come with the package, under the licence named.
-* *Reads*: `fleetflow.load("NETWORK:PATH")` takes these checkpoints. *Licence* is that of their authors' code and, where
+* *Our weights* come with the package, under the license named.
+* *Reads*: `fleetflow.load("NETWORK:PATH")` takes these checkpoints. *License* is that of their authors' code and, where
   it differs, of the checkpoints; the code here is written anew, under Apache-2.0.
 
 """
 
 
 def page(rows: list[Row]) -> str:
-    """Returns the catalogue as a page of Markdown, papers linked to arXiv."""
+    """Returns the catalog as a page of Markdown, papers linked to arXiv."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|--:|--:|--:|--:|---|---|---|---|"]
     for row in rows:
         name, *middle, paper = cells(row)

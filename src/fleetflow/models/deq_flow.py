@@ -36,18 +36,18 @@ State = tuple[Tensor, Tensor]  # hidden [N, C, h, w], flow [N, 2, h, w] in pixel
 class Equilibrium:
     """How the fixed point is found, and how it is trained.
 
-    solver, steps: of the search; a step is one evaluation of f. tolerance, relative: where it ends, see `fixed_point`;
-        the published 1e-3 is absolute, so on large frames the steps run out first.
+    solver, iterations: of the search; a step is one evaluation of f. tolerance, relative: where it ends, see `fixed_point`;
+        the published 1e-3 is absolute, so on large frames the iterations run out first.
     image: the result is f(z) for the best point z that was found, instead of z; both are known, so it costs nothing.
     gradient: in training, how the result is differentiated.
-    keep: in training, the evaluations below `steps` after which a flow is trained, too (fixed-point correction).
+    keep: in training, the evaluations below `iterations` after which a flow is trained, too (fixed-point correction).
     sliced: in training, the search begins anew at each kept point: at what it had "found" (v1's sliced core), or at
         that point as it is "trained", after the gradient rule's steps (v2's default); "" goes on (v1's default).
     through_flow: whether gradients pass from the flow to the step before it (v2's all_grad), or are cut as in RAFT.
     """
 
     solver: Solver
-    steps: int = 60
+    iterations: int = 60
     tolerance: float = 1e-3
     relative: bool = False
     image: bool = False
@@ -57,9 +57,9 @@ class Equilibrium:
     through_flow: bool = False
 
 
-# What the published evaluations use: 40 * 1.5 steps, 36 * 1.5 and the one that measures the first point, 40 * 1.5.
+# What the published evaluations use: 40 * 1.5 iterations, 36 * 1.5 and the one that measures the first point, 40 * 1.5.
 ANDERSON = Equilibrium(Anderson(ridge=1e-4, scaled=False, restart=torch.inf))
-BROYDEN = Equilibrium(Broyden(history=60), steps=55, keep=(7, 14, 21, 28, 35), sliced="found")
+BROYDEN = Equilibrium(Broyden(history=60), iterations=55, keep=(7, 14, 21, 28, 35), sliced="found")
 PLAIN = Equilibrium(Picard(), image=True, sliced="trained")
 
 
@@ -153,7 +153,7 @@ class DEQFlow(FlowModel):
     fit = "pad"
     grid = 8
     paper = "Bai et al., CVPR 2022, arXiv 2204.08442"
-    licence = "AGPL-3.0"
+    license = "AGPL-3.0"
     translate: ClassVar = staticmethod(own_names)
 
     def __init__(
@@ -166,7 +166,7 @@ class DEQFlow(FlowModel):
     ):
         super().__init__()
         self.equilibrium = equilibrium
-        self.steps = equilibrium.steps
+        self.iterations = equilibrium.iterations
         self.memory_limit = memory_limit
         self.fnet = ResidualEncoder(width.features, "instance")
         self.cnet = ResidualEncoder(width.hidden, "batch")
@@ -199,13 +199,13 @@ class DEQFlow(FlowModel):
 
         return f, (hidden, hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:]))
 
-    def solve(self, f: Callable[[State], State], z: State, steps: int) -> tuple[list[State], Tensor]:
+    def solve(self, f: Callable[[State], State], z: State, iterations: int) -> tuple[list[State], Tensor]:
         """Returns the states to be decoded, the fixed point last, and f(z) - z [N, C, h, w] there."""
         choice = self.equilibrium
         result = Result(choice.gradient if self.training else None, choice.image)
-        keep = tuple(k for k in choice.keep if k < steps) if self.training else ()
+        keep = tuple(k for k in choice.keep if k < iterations) if self.training else ()
         size, states = z[0].shape[-2:], []
-        slices = zip((0, *keep), (*keep, steps)) if choice.sliced else [(0, steps)]
+        slices = zip((0, *keep), (*keep, iterations)) if choice.sliced else [(0, iterations)]
         for first, last in slices:
             solution = fixed_point(
                 f,
@@ -223,8 +223,10 @@ class DEQFlow(FlowModel):
             z = tuple(part.detach() for part in z)
         return states, change
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
-        """Returns the prediction; in training its steps are the full flows at the kept points and the last one.
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """Returns the prediction; in training its intermediate flows are the full flows at the kept points and the last one.
 
         memory: the fixed point (hidden, flow), where a following pair begins. residual: the length of f(z) - z at each
         pixel, over the channels of hidden state and flow, enlarged bilinearly.
@@ -234,7 +236,7 @@ class DEQFlow(FlowModel):
         f, start = self.equation(frame1, frame2)
         with held(self.update_block):
             try:
-                states, change = self.solve(f, _started(previous, start), steps)
+                states, change = self.solve(f, _started(previous, start), iterations)
             except ValueError as error:
                 if "not finite" not in str(error):
                     raise
@@ -254,9 +256,9 @@ def _started(previous: Prediction | None, cold: State) -> State:
     """
     if previous is None:
         return cold
-    if previous.memory is None:
+    if previous.state is None:
         return cold[0], reduced(previous.flow, cold[1].shape[-2:]).to(cold[1])
-    memory, shapes = previous.memory, [list(part.shape) for part in cold]
+    memory, shapes = previous.state, [list(part.shape) for part in cold]
     fits = isinstance(memory, tuple | list) and all(isinstance(part, Tensor) for part in memory)
     if not fits or [list(part.shape) for part in memory] != shapes:
         was = [list(part.shape) for part in memory] if fits else type(memory).__name__

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.correlation import local_correlation
-from fleetflow.ops.subtract_mean import less
+from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.ops.warp import warp
 from fleetflow.registry import models
 from fleetflow.types import Prediction
@@ -23,7 +23,7 @@ FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the network's flo
 GROUPS = 3
 
 # The 53 of the 81 displacements of radius 4 that are kept: all within the inner 5x5 diamond-cornered block, every
-# second one around it ("centre dense dilated correlation", section III-B).
+# second one around it ("center dense dilated correlation", section III-B).
 KEPT = (
     *(0, 2, 4, 6, 8),
     *(10, 12, 14, 16),
@@ -70,7 +70,7 @@ class FastFlowNet(FlowModel):
     fit = "scale"
     grid = 4
     paper = "Kong et al., ICRA 2021, arXiv 2103.04524"
-    licence = "research only"
+    license = "research only"
 
     def __init__(self):
         super().__init__()
@@ -103,7 +103,9 @@ class FastFlowNet(FlowModel):
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2
-        return less(frame1, mean).flip(1), less(frame2, mean).flip(1)  # BGR; flip keeps the memory layout
+        return subtract_mean(frame1, mean).flip(1), subtract_mean(frame2, mean).flip(
+            1
+        )  # BGR; flip keeps the memory layout
 
     def pyramid(self, frame: Tensor) -> tuple[Tensor, ...]:
         """Returns the features of levels 2 (stride 4, 32 channels) to 6 (stride 64, 64 channels)."""
@@ -114,7 +116,9 @@ class FastFlowNet(FlowModel):
         level5 = F.avg_pool2d(level4, 2)
         return level2, level3, level4, level5, F.avg_pool2d(level5, 2)
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
         both = self.pyramid(torch.cat((frame1, frame2)))
         flows = []
         for level in (6, 5, 4, 3, 2):
@@ -139,7 +143,7 @@ class FastFlowNet(FlowModel):
 def start_as_matcher(model: FastFlowNet) -> None:
     """Changes fresh weights so that every decoder begins as a crude matcher: where the correlation is high, go there.
 
-    From the published initialisation the network predicts zero for its first thousands of steps, until a path from the
+    From the published initialization the network predicts zero for its first thousands of steps, until a path from the
     correlation to the flow has formed by chance. Here the path is laid out: feature filters without a mean response;
     `conv1` passes each correlation channel less the mean of all; `conv2` sums displacements so weighted; pairs of
     channels of opposite sign carry the two sums through the leaky layers to `conv7`. All other channels stay random,

@@ -8,7 +8,7 @@ decide at full resolution, per pixel, between the flow of CSS and that of SD.
 
 Inside, flow is in units of 20 px of the full resolution, except SD's within `flownet2` and the deciding network's.
 Kept as the published PyTorch weights were used (NVIDIA/flownet2-pytorch), although the Caffe original differs:
-* frames are RGB less the mean colour of the pair (Caffe: BGR);
+* frames are RGB less the mean color of the pair (Caffe: BGR);
 * the flows of C and of the first S network are enlarged bilinearly, those of the second S network and of SD by
   repeating pixels (TensorFlow port: all bilinear with corners aligned);
 * SD's output is multiplied by 20 when it stands alone and divided by 20 within `flownet2` (where it was trained on
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.constant import constant
 from fleetflow.ops.dilated_correlation import dilated_correlation
-from fleetflow.ops.subtract_mean import less
+from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.registry import models
 from fleetflow.types import Prediction
@@ -122,7 +122,7 @@ def _refine(network: nn.Module, levels: tuple[int, ...], skips: tuple[Tensor, ..
     return tuple(flow.float() for flow in flows)
 
 
-def _initialise(network: nn.Module) -> None:
+def _initialize(network: nn.Module) -> None:
     """Fresh weights as published: biases, too, are random, from 0 to 1."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -170,11 +170,11 @@ class _FlowNet(FlowModel):
     fit = "scale"
     grid = 4
     paper = "Ilg et al., CVPR 2017, arXiv 1612.01925"
-    licence = "Apache-2.0, weights research only"
+    license = "Apache-2.0, weights research only"
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2
-        return less(frame1, mean), less(frame2, mean)
+        return subtract_mean(frame1, mean), subtract_mean(frame2, mean)
 
 
 class _Single(_FlowNet):
@@ -184,7 +184,9 @@ class _Single(_FlowNet):
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Returns the flows [N, 2, h, w] of LEVELS in units of 20 px, for both frames [N, 6 (or more), H, W]."""
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
         return _prediction(self.flows(torch.cat((frame1, frame2), 1)), "bilinear", self.training)
 
     def _refine_from(self, level2: Tensor, level3: Tensor) -> tuple[Tensor, ...]:
@@ -199,7 +201,7 @@ class FlowNetS(_Single):
         super().__init__()
         _add_convolutions(self, {"conv1": (inputs, 64, 7, 2), **LAYERS_S})
         _add_refinement(self, LEVELS, (1024, 512, 512, 256, 128), (512, 256, 128, 64), bias=False)
-        _initialise(self)
+        _initialize(self)
 
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
         level2 = self.conv2(self.conv1(frames))
@@ -211,7 +213,7 @@ class FlowNetC(_Single):
         super().__init__()
         _add_convolutions(self, LAYERS_C)
         _add_refinement(self, LEVELS, (1024, 512, 512, 256, 128), (512, 256, 128, 64))
-        _initialise(self)
+        _initialize(self)
 
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
         both = self.conv2(self.conv1(torch.cat(frames.chunk(2, 1))))
@@ -226,7 +228,7 @@ class FlowNetSD(_Single):
         super().__init__()
         _add_convolutions(self, LAYERS_SD)
         _add_refinement(self, LEVELS, (1024, 512, 512, 256, 128), (512, 256, 128, 64), inter=True)
-        _initialise(self)
+        _initialize(self)
 
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
         level2 = self.conv2_1(self.conv2(self.conv1_1(self.conv1(self.conv0(frames)))))
@@ -240,7 +242,7 @@ class FlowNetFusion(nn.Module):
         super().__init__()
         _add_convolutions(self, LAYERS_FUSION)
         _add_refinement(self, FUSION_LEVELS, (128, 128, 64), (32, 16), inter=True)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         level0 = self.conv0(x)
@@ -254,7 +256,9 @@ class FlowNetCS(_FlowNet):
         self.flownetc = FlowNetC()
         self.flownets_1 = FlowNetS(12)
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
         flow = _enlarge(FLOW_SCALE * self.flownetc.flows(torch.cat((frame1, frame2), 1))[-1], "bilinear")
         return _prediction(_correct(self.flownets_1, frame1, frame2, flow), "bilinear", self.training)
 
@@ -266,7 +270,9 @@ class FlowNetCSS(_FlowNet):
         self.flownets_1 = FlowNetS(12)
         self.flownets_2 = FlowNetS(12)
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
         return _prediction(_three_networks(self, frame1, frame2), "nearest", self.training)
 
 
@@ -281,7 +287,9 @@ class FlowNet2(_FlowNet):
         self.flownets_d = FlowNetSD()
         self.flownetfusion = FlowNetFusion()
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
         large = _enlarge(FLOW_SCALE * _three_networks(self, frame1, frame2)[-1], "nearest")
         small = _enlarge(self.flownets_d.flows(torch.cat((frame1, frame2), 1))[-1] / FLOW_SCALE, "nearest")
         errors = [_length(frame1 - _warp_inside(frame2, flow)) for flow in (small, large)]

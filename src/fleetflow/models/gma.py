@@ -4,7 +4,7 @@ RAFT whose recurrent unit also sees, at each pixel, the motion features of all p
 attention over the context features, computed once, mixes them at every step. 5,879,873 parameters with one head.
 Position embeddings belong to the published checkpoints of every variant; where they are not used they are not trained.
 
-Steps, padding and small frames as in `raft`; GMA's own evaluation takes 12 steps, 32 for Sintel's test, 24 for KITTI.
+Steps, padding and small frames as in `raft`; GMA's own evaluation takes 12 iterations, 32 for Sintel's test, 24 for KITTI.
 """
 
 from collections.abc import Callable
@@ -48,14 +48,14 @@ class UpdateBlock(nn.Module):
 class GMA(FlowModel):
     """heads: of the attention. content, position: what it compares; at least one of them.
 
-    steps: refinement steps. memory_limit: bytes that the stored correlations and the stored attention may take each.
+    iterations: refinement iterations. memory_limit: bytes that the stored correlations and the stored attention may take each.
     """
 
     stride = 8
     fit = "pad"
     grid = 8
     paper = "Jiang et al., ICCV 2021, arXiv 2104.02409"
-    licence = "WTFPL"
+    license = "WTFPL"
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class GMA(FlowModel):
         heads: int = 1,
         content: bool = True,
         position: bool = False,
-        steps: int = 20,
+        iterations: int = 20,
         memory_limit: int = MEMORY_LIMIT,
     ):
         super().__init__()
         if not (content or position):
             raise FleetflowError("GMA without content and position has nothing to attend to; set one of them")
-        self.steps = steps
+        self.iterations = iterations
         self.memory_limit = memory_limit
         self.fnet = ResidualEncoder(256, "instance")
         self.cnet = ResidualEncoder(2 * CHANNELS, "batch")
@@ -79,8 +79,10 @@ class GMA(FlowModel):
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return 2 * frame1 - 1, 2 * frame2 - 1
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
-        """Returns the prediction; steps and memory are those of RAFT: all full flows, and the last one at stride 8."""
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """Returns the prediction; intermediate flows and state are those of RAFT: all full flows, and the last one at stride 8."""
         size = frame1.shape[-2:]
         frame1, frame2 = grown(frame1), grown(frame2)
         pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
@@ -95,7 +97,7 @@ class GMA(FlowModel):
         def enlarge(hidden: Tensor, flow: Tensor) -> Tensor:
             return shrunk(convex_upsample(flow, self.update_block.mask(hidden)), size)
 
-        refined = refine(update, pyramid, hidden, starting_flow(previous, hidden), RADIUS, steps)
+        refined = refine(update, pyramid, hidden, starting_flow(previous, hidden), RADIUS, iterations)
         flows = []
         for hidden, flow in refined:
             if self.training:
@@ -104,24 +106,24 @@ class GMA(FlowModel):
 
 
 @models.register
-def gma(*, steps: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
+def gma(*, iterations: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
     """GMA (ICCV 2021, 5,879,873 parameters), attention by content; reads the checkpoints of zacjiang/GMA."""
-    return GMA(steps=steps, memory_limit=memory_limit)
+    return GMA(iterations=iterations, memory_limit=memory_limit)
 
 
 @models.register
-def gma_position_only(*, steps: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
+def gma_position_only(*, iterations: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
     """GMA with attention by relative position alone; reads the checkpoints of zacjiang/GMA (position_only)."""
-    return GMA(content=False, position=True, steps=steps, memory_limit=memory_limit)
+    return GMA(content=False, position=True, iterations=iterations, memory_limit=memory_limit)
 
 
 @models.register
-def gma_position_and_content(*, steps: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
+def gma_position_and_content(*, iterations: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
     """GMA with attention by both; reads the checkpoints of zacjiang/GMA (position_and_content)."""
-    return GMA(position=True, steps=steps, memory_limit=memory_limit)
+    return GMA(position=True, iterations=iterations, memory_limit=memory_limit)
 
 
 @models.register
-def gma_heads2(*, steps: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
+def gma_heads2(*, iterations: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
     """GMA with two heads (5,961,793 parameters); reads the checkpoints of zacjiang/GMA (num_heads 2)."""
-    return GMA(heads=2, steps=steps, memory_limit=memory_limit)
+    return GMA(heads=2, iterations=iterations, memory_limit=memory_limit)

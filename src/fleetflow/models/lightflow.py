@@ -3,7 +3,7 @@
 FlowNet's scheme with depthwise and pointwise convolutions only: six levels down, five flows on the way back up to
 stride 4, whose plain mean is the result. Inside, flow is in units of 20 px of the full resolution at every level.
 2,540,390 parameters at width 1; names and details are those of McDo/LightFlowPytorch, and kept with its checkpoints:
-* the predictors of flow are blocks like all others and so end in batch normalisation and a leaky ReLU (slope 0.1);
+* the predictors of flow are blocks like all others and so end in batch normalization and a leaky ReLU (slope 0.1);
 * features and flows are enlarged by repeating pixels; only the result is enlarged bilinearly, 4x;
 * a checkpoint may store a `div_flow` of its own in place of those 20 px; it goes into the weights.
 That repository takes multiples of 64 only; here other frames are resized and the flow is scaled back.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
-from fleetflow.ops.subtract_mean import less
+from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 
@@ -51,7 +51,7 @@ LAYERS = {
 
 
 def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """Returns a 3x3 convolution of each channel alone, then a 1x1 convolution, each normalised and leaky."""
+    """Returns a 3x3 convolution of each channel alone, then a 1x1 convolution, each normalized and leaky."""
     return nn.Sequential(
         nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),
         nn.BatchNorm2d(inputs),
@@ -63,7 +63,7 @@ def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class StoredNorm(nn.BatchNorm2d):
-    """Batch normalisation by its stored statistics, 0 and 1 at first, in training too."""
+    """Batch normalization by its stored statistics, 0 and 1 at first, in training too."""
 
     def train(self, mode: bool = True) -> "StoredNorm":
         return super().train(False)
@@ -72,7 +72,7 @@ class StoredNorm(nn.BatchNorm2d):
 def own_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns a checkpoint with flow in units of 20 px, where it says "div_flow", its own unit in pixels.
 
-    The leaky ReLU behind the last normalisation of a predictor passes a positive factor on.
+    The leaky ReLU behind the last normalization of a predictor passes a positive factor on.
     """
     scale = state.get("div_flow")
     if scale is None or not scale > 0:
@@ -101,7 +101,7 @@ class LightFlow(FlowModel):
     fit = "scale"
     grid = 4
     paper = "Zhu et al., arXiv 1804.05830"
-    licence = "MIT"
+    license = "MIT"
     translate: ClassVar = staticmethod(own_scale)
 
     def __init__(self, width: float = 1.0, *, stored: bool = False):
@@ -120,7 +120,7 @@ class LightFlow(FlowModel):
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = constant(MEAN, frame1)
-        return less(frame1, mean), less(frame2, mean)
+        return subtract_mean(frame1, mean), subtract_mean(frame2, mean)
 
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Returns the five flows [N, 2, h, w] of LEVELS in units of 20 px, for both frames [N, 6, H, W]."""
@@ -141,14 +141,16 @@ class LightFlow(FlowModel):
             flows.append(predict(features))
         return tuple(flow.float().contiguous() for flow in flows)
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
-        """Returns the prediction; its steps in training are the four coarser flows and the mean of all five.
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """Returns the prediction; its intermediate flows in training are the four coarser flows and the mean of all five.
 
-        The published training judges the mean alone: weight 0 for the steps before it.
+        The published training judges the mean alone: weight 0 for those before it.
         """
         count, _, height, width = frame1.shape
         if self.training and count * height * width == self.stride**2:
-            raise FleetflowError("batch normalisation learns from two cells at least; take a larger batch or frames")
+            raise FleetflowError("batch normalization learns from two cells at least; take a larger batch or frames")
         flows = self.flows(torch.cat((frame1, frame2), 1))
         mean = sum(_repeat(flow, 2 ** (level - 2)) for level, flow in zip(LEVELS, flows)) / len(flows)
         full = resize(FLOW_SCALE * mean, tuple(frame1.shape[2:]))
@@ -165,7 +167,7 @@ COMPARING = ("conv2", "conv3", "conv4a", "conv4b", "conv5a", "conv5b", "conv6a",
 def start_as_matcher(model: LightFlow) -> None:
     """Changes fresh weights so that every layer of the way down compares the frames at nine displacements.
 
-    Nothing here correlates, and from the published initialisation the network predicts no motion for tens of thousands
+    Nothing here correlates, and from the published initialization the network predicts no motion for tens of thousands
     of pairs, until comparisons have formed by chance. Here they are laid out: of the channels that leave a layer
     * 0 and 1 to 9 hold the brightness of frame1 and, nine times, of frame2; the depthwise convolution of the next layer
       shifts each of the nine to another side; 10 and 11 hold both once more, blurred for the layer behind;
@@ -173,7 +175,7 @@ def start_as_matcher(model: LightFlow) -> None:
       ReLU is their absolute value;
     * 30 to 33 sum the displacements, weighted by how little the frames differ: right, left, down, up; 34 to 42 hold the
       absolute differences themselves.
-    Where signs matter, the bias of the normalisation lifts a channel over the bend of the ReLU. All other channels stay
+    Where signs matter, the bias of the normalization lifts a channel over the bend of the ReLU. All other channels stay
     random, and everything is trained. Raises FleetflowError for widths that have fewer channels than that.
     """
     if model.conv1[3].out_channels < 30:

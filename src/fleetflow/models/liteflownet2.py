@@ -32,7 +32,7 @@ from fleetflow.layers.resize_8bit import resize_8bit
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
 from fleetflow.ops.correlation import local_correlation
-from fleetflow.ops.subtract_mean import less
+from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 
@@ -106,7 +106,7 @@ class SubPixel(nn.Module):
         return self.pred_flow(self.layers(x))
 
 
-class Regularisation(nn.Module):
+class Regularization(nn.Module):
     """R: the error that the flow leaves [N, 1, h, w], the flow, features of frame1 -> the flow, smoothed."""
 
     def __init__(self, level: int):
@@ -123,8 +123,8 @@ class Regularisation(nn.Module):
             )
 
     def forward(self, error: Tensor, flow: Tensor, features: Tensor) -> Tensor:
-        centred = flow - flow.mean((2, 3), keepdim=True)
-        seen = torch.cat((error, centred), 1).to(features.dtype, memory_format=torch.channels_last)
+        centerd = flow - flow.mean((2, 3), keepdim=True)
+        seen = torch.cat((error, centerd), 1).to(features.dtype, memory_format=torch.channels_last)
         x = torch.cat((seen, features), 1)
         shares = (-self.dist_layer(self.layers(x)).float().square()).softmax(1)
         around = F.unfold(flow, self.kernel, padding=self.kernel // 2)  # outside the picture flow counts as 0
@@ -134,15 +134,15 @@ class Regularisation(nn.Module):
 class Level(nn.Module):
     """The networks of one level; the lowest level of a stage does not enlarge its flow."""
 
-    def __init__(self, level: int, lowest: bool, regularised: bool):
+    def __init__(self, level: int, lowest: bool, regularized: bool):
         super().__init__()
         channels = CHANNELS[level]
         self.pixels = FLOW_SCALE / 2 ** (level - 1)  # of this level, per unit of flow
-        if regularised:
+        if regularized:
             self.rfeat_layer = _convolution(channels, KNOWN, 1) if channels < KNOWN else nn.Identity()
         self.NetM = Matching(level)
         self.NetS = SubPixel(level)
-        self.NetR = Regularisation(level) if regularised else None
+        self.NetR = Regularization(level) if regularized else None
         if not lowest:
             self.upflow_layer = Enlargement(2)
 
@@ -213,16 +213,16 @@ def from_caffe(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class LiteFlowNet2(FlowModel):
-    """lowest: the level of the finest flow; regularised: False leaves R out, as the first stage of the training."""
+    """lowest: the level of the finest flow; regularized: False leaves R out, as the first stage of the training."""
 
     stride = 64
     fit = "scale"
     grid = 4
     paper = "Hui et al., TPAMI 2020, arXiv 1903.07414"
-    licence = "Apache-2.0, Caffe weights research only"
+    license = "Apache-2.0, Caffe weights research only"
     translate: ClassVar = staticmethod(from_caffe)
 
-    def __init__(self, lowest: int = LEVELS[-1], *, regularised: bool = True):
+    def __init__(self, lowest: int = LEVELS[-1], *, regularized: bool = True):
         super().__init__()
         self.levels = tuple(level for level in LEVELS if level >= lowest)
         self.grid = 2 ** (lowest - 1)
@@ -233,7 +233,7 @@ class LiteFlowNet2(FlowModel):
             pyramid.append(nn.ModuleDict({"layers": nn.Sequential(first, *rest)}))
             inputs = outputs
         self.encoder = nn.ModuleDict({"layers": pyramid})
-        decoders = {f"level{level}": Level(level, level == lowest, regularised) for level in sorted(self.levels)}
+        decoders = {f"level{level}": Level(level, level == lowest, regularized) for level in sorted(self.levels)}
         self.decoder = nn.ModuleDict({"decoders": nn.ModuleDict(decoders)})
         for layer in self.modules():  # as published
             if isinstance(layer, nn.Conv2d):
@@ -246,7 +246,7 @@ class LiteFlowNet2(FlowModel):
         if size != tuple(frame1.shape[2:]):
             frames = resize_8bit(frames[0], size), resize_8bit(frames[1], size)
         mean = constant(MEAN, frame1)
-        return less(frames[0], mean), less(frames[1], mean)
+        return subtract_mean(frames[0], mean), subtract_mean(frames[1], mean)
 
     def pyramid(self, frame: Tensor) -> list[Tensor]:
         """Returns the features of levels 1 (stride 1, 32 channels) to 6 (stride 32, 192 channels)."""
@@ -256,8 +256,10 @@ class LiteFlowNet2(FlowModel):
             levels.append(frame)
         return levels
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
-        """Returns the prediction; its steps in training are the flows of all levels, coarsest first."""
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """Returns the prediction; its intermediate flows in training are the flows of all levels, coarsest first."""
         both = self.pyramid(torch.cat((frame1, frame2)))
         flows = []
         for level in self.levels:
@@ -286,8 +288,8 @@ def start_as_matcher(model: LiteFlowNet2) -> None:
         if isinstance(layer, nn.Conv2d):
             layer.weight.sub_(layer.weight.mean((1, 2, 3), keepdim=True)).mul_(1.3)
     smooth = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
-    steps = torch.arange(-RADIUS, RADIUS + 1.0)
-    down, right = torch.meshgrid(steps, steps, indexing="ij")
+    offsets = torch.arange(-RADIUS, RADIUS + 1.0)
+    down, right = torch.meshgrid(offsets, offsets, indexing="ij")
     ways = torch.stack((right, -right, down, -down)).flatten(1)
     sign = torch.tensor([[1.0, -1.0]])
     pairs = torch.block_diag(sign, sign)  # the two differences of four channels
@@ -303,9 +305,9 @@ def start_as_matcher(model: LiteFlowNet2) -> None:
             weight[:4, :4, 1, 1] = 0.9 * torch.stack((pairs, -pairs), 1).flatten(0, 1)
         for predict in (decoder.NetM.pred_flow, decoder.NetS.pred_flow):
             predict.weight.mul_(0.02)
-        predict, centre = decoder.NetM.pred_flow.weight, KERNELS[level] // 2
+        predict, center = decoder.NetM.pred_flow.weight, KERNELS[level] // 2
         predict[:, :4] = 0
-        predict[:, :4, centre, centre] = 0.07 / decoder.pixels * pairs
+        predict[:, :4, center, center] = 0.07 / decoder.pixels * pairs
 
 
 @torch.no_grad()
@@ -313,7 +315,7 @@ def grow(model: LiteFlowNet2, earlier: LiteFlowNet2) -> None:
     """Copies into `model` the weights of an earlier stage of the training, with which the next one starts.
 
     A level that is new takes the weights of the lowest level of `earlier` where the shapes agree (LiteFlowNet did so;
-    mmflow's stages leave a new level as it was initialised). All else that is new keeps its own.
+    mmflow's stages leave a new level as it was initialized). All else that is new keeps its own.
     Raises FleetflowError if `earlier` has a level that `model` lacks.
     """
     if len(earlier.levels) > len(model.levels):
@@ -356,4 +358,4 @@ def liteflownet2_m6s6r6() -> FlowModel:
 @models.register
 def liteflownet2_m6s6() -> FlowModel:
     """LiteFlowNet2's first stage, level 6 without R (1,725,156 parameters); reads mmflow's checkpoints of M6S6."""
-    return LiteFlowNet2(6, regularised=False)
+    return LiteFlowNet2(6, regularized=False)

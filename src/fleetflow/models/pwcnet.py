@@ -55,7 +55,7 @@ class PWCNet(FlowModel):
     fit = "scale"
     grid = 4
     paper = "Sun et al., CVPR 2018, arXiv 1709.02371"
-    licence = "CC BY-NC-SA 4.0"
+    license = "CC BY-NC-SA 4.0"
 
     def __init__(
         self,
@@ -108,8 +108,10 @@ class PWCNet(FlowModel):
             levels.append(frame)
         return levels
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
-        """Returns the prediction with a flow of stride 4, which `forward` enlarges; its steps are the five flows."""
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """Returns the prediction with a flow of stride 4, which `forward` enlarges; its intermediate flows are the five flows."""
         both = self.pyramid(torch.cat((frame1, frame2)))
         flows, x = [], None  # coarsest first; what the last decoder knew
         for level in LEVELS:

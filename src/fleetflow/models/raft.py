@@ -4,7 +4,7 @@ Features of both frames at stride 8, the correlations of all their pixels at fou
 reads them around the flow so far and corrects it, step by step. `raft` has 5,257,536 parameters and enlarges the flow
 by learned convex combinations; `raft_small` has 990,162 and enlarges it bilinearly.
 
-The published number of steps is 20 in the demo (the default here), 12 in training, 32 on Sintel and 24 on KITTI.
+The published number of iterations is 20 in the demo (the default here), 12 in training, 32 on Sintel and 24 on KITTI.
 Frames are padded on all sides to multiples of 8, as published for Sintel (for KITTI: only at the bottom, not at the
 top). Frames with a side shorter than 128 pixels, which the published code cannot take, as its coarsest correlation
 would be of a single pixel, are enlarged until it is 128, and the flow is scaled back.
@@ -136,14 +136,14 @@ class RAFT(FlowModel):
     """update: the class of the recurrent block; encoder: makes a feature network of so many outputs and such a norm.
 
     context: channels and norm of the context network, of which the first start the hidden state.
-    steps: refinement steps. memory_limit: bytes that the stored correlations may take (see `all_pairs`).
+    iterations: refinement iterations. memory_limit: bytes that the stored correlations may take (see `all_pairs`).
     """
 
     stride = 8
     fit = "pad"
     grid = 8
     paper = "Teed, Deng, ECCV 2020, arXiv 2003.12039"
-    licence = "BSD-3-Clause"
+    license = "BSD-3-Clause"
     translate: ClassVar = staticmethod(own_names)
 
     def __init__(
@@ -152,11 +152,11 @@ class RAFT(FlowModel):
         encoder: Callable[[int, str], nn.Module] = ResidualEncoder,
         *,
         context: tuple[int, str] = (256, "batch"),
-        steps: int = 20,
+        iterations: int = 20,
         memory_limit: int = MEMORY_LIMIT,
     ):
         super().__init__()
-        self.steps = steps
+        self.iterations = iterations
         self.memory_limit = memory_limit
         self.fnet = encoder(update.features, "instance")
         self.cnet = encoder(*context)
@@ -165,8 +165,10 @@ class RAFT(FlowModel):
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return 2 * frame1 - 1, 2 * frame2 - 1
 
-    def estimate(self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, steps: int | None) -> Prediction:
-        """Returns the prediction; in training its steps are the full-resolution flows after every step.
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """Returns the prediction; in training its intermediate flows are the full-resolution flows after every iteration.
 
         Its memory is the last flow [N, 2, h, w] on the grid of stride 8, with which a following pair may begin.
         """
@@ -179,7 +181,7 @@ class RAFT(FlowModel):
         def update(hidden: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
             return self.update_block(hidden, context, correlation, flow)
 
-        refined = refine(update, pyramid, hidden, starting_flow(previous, hidden), self.update_block.radius, steps)
+        refined = refine(update, pyramid, hidden, starting_flow(previous, hidden), self.update_block.radius, iterations)
         flows = []
         for hidden, flow in refined:
             if self.training:
@@ -193,13 +195,13 @@ def _small_encoder(outputs: int, norm: str) -> ResidualEncoder:
 
 
 @models.register
-def raft(*, steps: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
+def raft(*, iterations: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
     """RAFT (ECCV 2020, 5,257,536 parameters); reads the checkpoints of princeton-vl/RAFT and of torchvision."""
-    return RAFT(steps=steps, memory_limit=memory_limit)
+    return RAFT(iterations=iterations, memory_limit=memory_limit)
 
 
 @models.register
-def raft_small(*, steps: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
+def raft_small(*, iterations: int = 20, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
     """RAFT small (990,162 parameters); reads the checkpoints of princeton-vl/RAFT and of torchvision."""
     context = (SmallUpdateBlock.hidden + 64, "none")
-    return RAFT(SmallUpdateBlock, _small_encoder, context=context, steps=steps, memory_limit=memory_limit)
+    return RAFT(SmallUpdateBlock, _small_encoder, context=context, iterations=iterations, memory_limit=memory_limit)

@@ -1,7 +1,7 @@
 """Weights: load a network by name, from the package, or from a published or our own checkpoint; save; never execute.
 
 Our format is safetensors with a header that says everything needed to use the weights: the network, where they come
-from, their licence and their scores.
+from, their license and their scores.
 """
 
 import json
@@ -74,9 +74,9 @@ def shipped(variant: str) -> Path:
 def save(model: nn.Module, path: str | Path, header: dict[str, object], dtype: torch.dtype = torch.float16) -> None:
     """Writes the model's weights in our format: temporary file, then rename.
 
-    header: at least "network" and "licence"; values that are not strings are stored as JSON.
+    header: at least "network" and "license"; values that are not strings are stored as JSON.
     """
-    for key in ("network", "licence"):
+    for key in ("network", "license"):
         if key not in header:
             raise FleetflowError(f'the header of {path} lacks "{key}"; weights must say what they are')
     # Cloned: RAFT's residual blocks hold one tensor under two published names, and safetensors shares no memory.

@@ -64,7 +64,7 @@ def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: i
 def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
     """Returns [N, K, H, W]: for each pixel of frame1 the correlations in a window of frame2, at every level.
 
-    positions: [N, 2, H, W] pixels of frame2 at level 0, x before y; the centre at level k is positions / 2^k.
+    positions: [N, 2, H, W] pixels of frame2 at level 0, x before y; the center at level k is positions / 2^k.
     radius: offsets run from -radius to radius, side = 2 radius + 1; channel level * side^2 + a * side + b is at
     (x + a - radius, y + b - radius): the horizontal offset is the slow one, unlike in `local_correlation`. Between
     pixels bilinear, 0 outside the picture. The result has the pyramid's dtype.
@@ -77,14 +77,14 @@ def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
         volumes = [(first.flatten(2).mT @ second.flatten(2)).unflatten(2, second.shape[-2:]) for second in seconds]
     offsets = torch.arange(-radius, radius + 1, device=positions.device, dtype=volumes[0].dtype)
     offsets = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1)  # [a, b, (x, y)]
-    centres = positions.to(offsets.dtype).nan_to_num(-1e6).permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
+    centers = positions.to(offsets.dtype).nan_to_num(-1e6).permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
     windows = []
     for level, volume in enumerate(volumes):
         size = offsets.new_tensor(volume.shape[:1:-1])
         if size.min() == 0:
             windows.append(volume.new_zeros(count, side * side, height, width))
             continue
-        grid = (2 * (centres / 2**level + offsets) + 1) / size - 1  # pixel k has its middle at (2 k + 1) / size - 1
+        grid = (2 * (centers / 2**level + offsets) + 1) / size - 1  # pixel k has its middle at (2 k + 1) / size - 1
         sampled = F.grid_sample(volume.flatten(0, 1)[:, None], grid, padding_mode="zeros", align_corners=False)
         windows.append(sampled.view(count, height, width, side * side).permute(0, 3, 1, 2))
     return torch.cat(windows, 1)

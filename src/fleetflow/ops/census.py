@@ -8,7 +8,7 @@ SOFT = 0.1  # squared difference of two soft signs that counts as half a mismatc
 
 
 def census_distance(frame1: Tensor, frame2: Tensor, patch: int = 7) -> Tensor:
-    """Returns [N, H, W] in [0, 1): the share of neighbours whose order to the pixel differs between the frames, soft.
+    """Returns [N, H, W] in [0, 1): the share of neighbors whose order to the pixel differs between the frames, soft.
 
     Each pixel is described by the soft signs of its differences in gray to the other pixels of a patch x patch window;
     the distance is their soft Hamming distance (Meister, Hur, Roth, "UnFlow", AAAI 2018). A change of brightness does

@@ -1,9 +1,9 @@
-"""Frames less their mean colour."""
+"""Frames less their mean color."""
 
 from torch import Tensor
 
 
-def less(frame: Tensor, mean: Tensor) -> Tensor:
+def subtract_mean(frame: Tensor, mean: Tensor) -> Tensor:
     """Returns frame [N, C, H, W] - mean ([C] or [N, C, 1, 1]), laid out in memory as the frame is.
 
     Pixels that are stored one after the other (channels last) are read as rows of numbers: three times faster on a CPU.

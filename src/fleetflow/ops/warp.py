@@ -29,14 +29,14 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
     """Returns [N, C, H, W]: features(x + flow(x)), bilinear, 0 outside the picture.
 
     features: [N, C, H, W]; flow: [N, 2, H, W] pixels, channel 0 to the right. Positions are computed in float32 at
-    least. Pixel centres lie on whole numbers (`grid_sample` with align_corners=True: with False, FastFlowNet's
+    least. Pixel centers lie on whole numbers (`grid_sample` with align_corners=True: with False, FastFlowNet's
     published weights lose 1.4 px on Sintel, issue ltkong218/FastFlowNet#24).
     """
     height, width = features.shape[-2:]
     flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
     x, y = (pixel_grid(height, width, flow) + flow).unbind(1)
     grid = torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), dim=-1)
-    if width == 1 or height == 1:  # the normalised coordinate has no scale on an axis of one pixel: warp a wider one
+    if width == 1 or height == 1:  # the normalized coordinate has no scale on an axis of one pixel: warp a wider one
         padded = F.pad(features, (0, int(width == 1), 0, int(height == 1)))
         return warp.__wrapped__(padded, F.pad(flow, (0, int(width == 1), 0, int(height == 1))))[..., :height, :width]
     sampled = F.grid_sample(features.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=True)

@@ -27,7 +27,7 @@ from fleetflow.io.video import VideoReader
 from fleetflow.models import weights
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.training.loop import BAD_STEPS, expect
-from fleetflow.training.optimizers import optimisers
+from fleetflow.training.optimizers import optimizers
 from fleetflow.training.schedules import warm_flat_cool
 from fleetflow.training.unsupervised import (
     Occlusion,
@@ -54,7 +54,7 @@ EMA = 0.97
 class WarpingError(NamedTuple):
     """How well frame2, brought back by the flow, agrees with frame1: means over pixels, then over pairs."""
 
-    census: float  # percentage of neighbours in another order (`unsupervised.census_distance`)
+    census: float  # percentage of neighbors in another order (`unsupervised.census_distance`)
     l1: float  # mean difference in gray levels of 255
     length: float  # mean length of the flow in pixels, over all pixels
 
@@ -146,7 +146,7 @@ def adapt(
     measurement on. Those of `other` lie beside it, as STEM-other.safetensors.
     start, other: as `fleetflow.load` takes them; with `other` each learns what the other is sure of.
     name: of the frames, for the header. size: height and width of the crops, at most that of the frames.
-    learning_rate: of Muon (`optimise.optimisers`). order: of the smoothness, 1 or 2. measure_every: steps.
+    learning_rate: of Muon (`optimize.optimizers`). order: of the smoothness, 1 or 2. measure_every: steps.
     An interrupted run leaves STEM-unfinished.pt beside the output; the same call goes on from there, exactly.
     Raises FleetflowError where the output is there already, and after too many steps without a finite loss.
     """
@@ -239,23 +239,23 @@ def verdict(start: WarpingError, now: WarpingError) -> str | None:
 
 
 class _Student:
-    """A network that is adapted: its weights, their average (measured and saved), optimisers, and the best so far."""
+    """A network that is adapted: its weights, their average (measured and saved), optimizers, and the best so far."""
 
     def __init__(self, name: str, output: Path, about: dict[str, object], learning_rate: float, where: torch.device):
         self.output, self.where = output, where
         if len(weights.members(name)) > 1:
             raise FleetflowError(f"{name} is a blend; adapt its networks one by one")
-        # Always in evaluation mode, so that normalisation keeps its statistics.
+        # Always in evaluation mode, so that normalization keeps its statistics.
         self.model = weights.load(name).to(where, memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-        self.updates = optimisers(self.model, learning_rate, 0.0)
+        self.updates = optimizers(self.model, learning_rate, 0.0)
         self.rates = [[group["lr"] for group in update.param_groups] for update in self.updates]
         variant, _, path = name.partition(":")
         file = Path(variant if variant.endswith(".safetensors") else path or weights.shipped(variant))
         origin = weights.header(file) if file.suffix == ".safetensors" else {}
         self.network = origin.get("network", variant)
-        licence = f"{origin.get('licence', 'unknown')}; adapted to {about['frames']}, whose own terms may bind"
-        self.about = {"network": self.network, "arguments": {}, **about, "from": name, "licence": licence}
+        license = f"{origin.get('license', 'unknown')}; adapted to {about['frames']}, whose own terms may bind"
+        self.about = {"network": self.network, "arguments": {}, **about, "from": name, "license": license}
 
     def begin(self, held: Pairs) -> None:
         """Measures the start; its visible pixels are those that all later weights are measured on."""
@@ -295,7 +295,7 @@ class _Student:
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimisers": [update.state_dict() for update in self.updates],
+            "optimizers": [update.state_dict() for update in self.updates],
             "step": self.step,
             "best": list(self.best),
         }
@@ -303,7 +303,7 @@ class _Student:
     def restore(self, saved: dict) -> None:
         self.model.load_state_dict(saved["model"])
         self.average.load_state_dict(saved["average"])
-        for update, state in zip(self.updates, saved["optimisers"], strict=True):
+        for update, state in zip(self.updates, saved["optimizers"], strict=True):
             update.load_state_dict(state)
         self.step, self.best = saved["step"], WarpingError(*saved["best"])
 
@@ -366,9 +366,9 @@ def _another_view(
     matrix = torch.stack((cosine, -sine, sine, cosine), -1).view(count, 2, 2).to(flow)
     spare = (1 - 1 / zoom) / 2
     shift = torch.stack((uniform(-1, 1) * spare * width, uniform(-1, 1) * spare * height), -1).to(flow)
-    centre = flow.new_tensor(((width - 1) / 2, (height - 1) / 2))[:, None, None]
+    center = flow.new_tensor(((width - 1) / 2, (height - 1) / 2))[:, None, None]
     grid = pixel_grid(height, width, flow)
-    place = torch.einsum("nij,jhw->nihw", matrix, grid - centre) + centre + shift[:, :, None, None]
+    place = torch.einsum("nij,jhw->nihw", matrix, grid - center) + center + shift[:, :, None, None]
     move = place - grid
     flow = torch.einsum("nij,njhw->nihw", torch.linalg.inv(matrix), warp(flow, move))
     camera = draw_camera(len(frame1), 2, generator)

@@ -114,10 +114,10 @@ def header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[s
         about["start"] = ", ".join(one.partition(":")[0] for one in run["start"])
     if stage.sources:
         data = run["data"] or ", ".join(source.folder for source in stage.sources)
-        return {**about, "data": data, "licence": "that of the data"}
+        return {**about, "data": data, "license": "that of the data"}
     about["textures"] = "photographs" if run["textures"] else "procedural"
-    others = [licence for licence in run["start_licences"] if licence != "Apache-2.0"]
-    return {**about, "licence": f"that of the start: {', '.join(others)}" if others else "Apache-2.0"}
+    others = [license for license in run["start_licenses"] if license != "Apache-2.0"]
+    return {**about, "license": f"that of the start: {', '.join(others)}" if others else "Apache-2.0"}
 
 
 def _commit() -> str:

@@ -48,7 +48,7 @@ BAD_STEPS = 20  # so many steps with a loss that is no number or explodes end th
 EXPLODED = 50.0  # a loss so many times the median of the last 200 is not learned from
 PICTURE_EVERY = 1_000
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-CHECKPOINT = ("recipe", "seed", "parts", "step", "bad", "model", "average", "scaler", "optimisers")  # always in one
+CHECKPOINT = ("recipe", "seed", "parts", "step", "bad", "model", "average", "scaler", "optimizers")  # always in one
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def train(
         None takes one, and for data sets as many as there are cores for each process, up to 8.
     parts: parts of a batch, over which gradients are accumulated; a multiple of the number of processes (default).
     compile: use torch.compile. save_memory: compute the activations of blocks again instead of keeping them; not those
-        of blocks with training batch statistics or normalised weights.
+        of blocks with training batch statistics or normalized weights.
     checkpoint_every: steps between checkpoints; a killed run loses at most so many.
     """
     expect(
@@ -144,7 +144,7 @@ def train(
     said = [_said(one) for one in run["start"]]  # kept in the checkpoint: a resumed run needs its start no more
     seen = [one.get("samples", "") for one in said]
     run["start_samples"] = state.get("start_samples", sum(int(count) for count in seen if count.isdecimal()))
-    run["start_licences"] = state.get("start_licences", sorted({one.get("licence", "unknown") for one in said}))
+    run["start_licenses"] = state.get("start_licenses", sorted({one.get("license", "unknown") for one in said}))
     root, textures = (Path(run[key]) if run[key] else None for key in ("root", "textures"))
     if parts % world:
         hint = f"resume with as many as divide {parts}" if state else f"give --parts {world} or a multiple"
@@ -189,7 +189,7 @@ def train(
             model.load_state_dict(state["model"])
             average.load_state_dict(state["average"])
             scaler.load_state_dict(state["scaler"])
-            for update, saved in zip(updates, state["optimisers"], strict=True):
+            for update, saved in zip(updates, state["optimizers"], strict=True):
                 update.load_state_dict(saved)
             torch.set_rng_state(state.get("random", torch.get_rng_state()))
             first, bad, state = state["step"] - done, state["bad"], {}
@@ -216,7 +216,7 @@ def train(
                 sample = Sample(*(tensor.to(where, non_blocking=True) for tensor in tensors))
                 trained.require_backward_grad_sync = k + 1 == len(own)  # processes meet at the last part
                 with autocast(where, dtype):
-                    prediction = trained(*sample[:2], opened(opening, sample, step), steps=part.refinements)
+                    prediction = trained(*sample[:2], opened(opening, sample, step), iterations=part.iterations)
                 loss = part.loss(prediction, sample)
                 scaler.scale(loss / len(own)).backward()
                 error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid]
@@ -271,7 +271,7 @@ def train(
                         "model": model.state_dict(),
                         "average": average.state_dict(),
                         "scaler": scaler.state_dict(),
-                        "optimisers": [update.state_dict() for update in updates],
+                        "optimizers": [update.state_dict() for update in updates],
                     }
                     write_atomically(checkpoint, partial(torch.save, state_now))
                     about = header(run, plan, part, done + step + 1, step + 1)
@@ -395,14 +395,14 @@ def _begin(
     compile: bool,
     save_memory: bool,
 ):
-    """Makes what a stage needs besides the network: the module that is called, the average, optimisers, scaler."""
+    """Makes what a stage needs besides the network: the module that is called, the average, optimizers, scaler."""
     model = model.to(memory_format=torch.channels_last).train()
     if stage.freeze_norm:
         for layer in model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_ema(stage.ema))
-    updates = stage.optimiser(model, stage.learning_rate, stage.weight_decay)
+    updates = stage.optimizer(model, stage.learning_rate, stage.weight_decay)
     scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
     if save_memory:
         blocks = {block for block in model.children() if len(list(block.children())) and _repeatable(block)}

@@ -55,19 +55,19 @@ def multi_scale(
 ) -> Tensor:
     """Returns the mean of (EPE + epsilon)^power, EPE in pixels of the full resolution: final flow plus coarser ones.
 
-    The final flow has weight 1 and is compared at full resolution; `weights` belong to `prediction.steps`, coarsest
+    The final flow has weight 1 and is compared at full resolution; `weights` belong to `prediction.intermediate_flows`, coarsest
     first, without the last step (which the final flow is an enlargement of). The robust power is that of PWC-Net's
     fine-tuning loss (arXiv 1709.02371, eq. 2) with a milder exponent, as published for mixtures of data sets.
     Pixels that move by max_flow or more have no weight.
     """
-    if len(prediction.steps) != len(weights) + 1:
+    if len(prediction.intermediate_flows) != len(weights) + 1:
         raise FleetflowError(
-            f"{len(prediction.steps)} steps for {len(weights)} weights; expected one step more than weights "
+            f"{len(prediction.intermediate_flows)} steps for {len(weights)} weights; expected one step more than weights "
             "(of a network that scales, frames that its stride does not divide give none)"
         )
     known, flow = _known(sample, max_flow)
     total = _robust(prediction.flow, flow, known.float(), power, epsilon)
-    for step, weight in zip(prediction.steps[:-1], weights, strict=True):
+    for step, weight in zip(prediction.intermediate_flows[:-1], weights, strict=True):
         truth, share = shrink_flow(flow, known, tuple(step.shape[-2:]))
         stride = sample.flow.shape[-1] / step.shape[-1]
         total = total + weight * _robust(step * stride, truth * stride, share, power, epsilon)
@@ -121,7 +121,7 @@ def at_mean(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
 def at_largest(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
     """Compares a step with the largest positive plus the largest negative u (and v) of each cell.
 
-    The sparse rule of LightFlow's and FlowNetPytorch's code: a lone known pixel is not thinned out by its neighbours.
+    The sparse rule of LightFlow's and FlowNetPytorch's code: a lone known pixel is not thinned out by its neighbors.
     """
     size = tuple(step.shape[-2:])
     _, truth = _known(sample)
@@ -148,14 +148,14 @@ def pyramid(
 ) -> Tensor:
     """Returns the weighted sum over the steps of the length of (step - truth) / unit.
 
-    weights: one for each of `prediction.steps`, coarsest first, and one more where `prediction.flow` counts too.
+    weights: one for each of `prediction.intermediate_flows`, coarsest first, and one more where `prediction.flow` counts too.
     measure: length of a difference. compare: how a step meets the truth.
     mean: mean over all pixels of the batch, known or not (FlowNet2 in PyTorch, LightFlow); else the sum over the pixels
         divided by N (Caffe, TensorFlow, mmflow; the TensorFlow port divides by the number of weights as well).
     unit: pixels of the full resolution; 20 for networks that predict flow / 20, 1 / 20 for FlowNet-SD, else 1.
     Raises FleetflowError where steps and weights do not match.
     """
-    flows = (*prediction.steps, prediction.flow)
+    flows = (*prediction.intermediate_flows, prediction.flow)
     if len(weights) not in (len(flows) - 1, len(flows)):
         raise FleetflowError(
             f"{len(flows) - 1} steps for {len(weights)} weights; expected a weight for each step (and the final flow); "
@@ -177,7 +177,7 @@ def lightflow(prediction: Prediction, sample: Sample, *, compare: Compare = at_m
 
     compare: `at_largest` for sparse truth, as in its code.
     """
-    weights = (*(0.0 for _ in prediction.steps[1:]), 1.0)
+    weights = (*(0.0 for _ in prediction.intermediate_flows[1:]), 1.0)
     return pyramid(prediction, sample, weights=weights, measure=absolute, compare=compare, mean=True)
 
 
@@ -209,7 +209,7 @@ def mixture(
     `sequence` (arXiv 2405.14793: the plain distribution is the L1 loss, the wide one takes hopeless pixels).
     Raises FleetflowError for other steps.
     """
-    for step in prediction.steps:
+    for step in prediction.intermediate_flows:
         if step.shape[1] != 5:
             raise FleetflowError(
                 f"a step has {step.shape[1]} channels; expected 5 (flow, two logits, log scale): use sequence"
@@ -227,13 +227,13 @@ def mixture(
 
 def _decayed(prediction: Prediction, sample: Sample, gamma: float, max_flow: float, measure, share: bool) -> Tensor:
     """The sum over the steps of gamma^(n - 1 - i) x mean of measure(step, truth); share: over known elements alone."""
-    if not prediction.steps:
+    if not prediction.intermediate_flows:
         raise FleetflowError("the prediction has no steps; put the network in training mode with model.train()")
     known, truth = _known(sample, max_flow)
     known = known[:, None].expand_as(truth)
     count = known.sum().clamp(min=1) if share else known.numel()
     total = truth.new_zeros(())
-    for k, step in enumerate(reversed(prediction.steps)):
+    for k, step in enumerate(reversed(prediction.intermediate_flows)):
         total = total + gamma**k * torch.where(known, measure(step, truth), 0).sum() / count
     return total
 

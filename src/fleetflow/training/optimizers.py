@@ -1,4 +1,4 @@
-"""Optimisers. Muon: momentum whose update is made orthogonal, one matrix per convolution; AdamW for all else.
+"""Optimizers. Muon: momentum whose update is made orthogonal, one matrix per convolution; AdamW for all else.
 
 Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). Its only state is one momentum
 buffer per weight. On generated pairs it reached a given error in about two thirds of the steps of AdamW
@@ -50,10 +50,10 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def optimisers(model: nn.Module, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Returns Muon for the inner convolutions and AdamW for biases, enlargements and the layers that give the flow.
 
-    learning_rate is Muon's; AdamW takes a twentieth of it. Where weights are normalised, Muon moves their directions.
+    learning_rate is Muon's; AdamW takes a twentieth of it. Where weights are normalized, Muon moves their directions.
     """
     inner, other, seen = [], [], set()
     for module in model.modules():
@@ -74,7 +74,7 @@ def adam(
 ) -> list[torch.optim.Optimizer]:
     """Returns Adam whose weight decay is part of the gradient (L2), as FlowNet, PWC-Net and LiteFlowNet2 are trained.
 
-    bias_decay: that of the biases; None takes weight_decay. Light Flow has 4e-5 and 0. Scales of a normalisation are
+    bias_decay: that of the biases; None takes weight_decay. Light Flow has 4e-5 and 0. Scales of a normalization are
     weights. Frozen weights are left out.
     """
     return [torch.optim.Adam(_groups(model, weight_decay, bias_decay), learning_rate)]

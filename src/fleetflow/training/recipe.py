@@ -15,7 +15,7 @@ from fleetflow.models.base import FlowModel
 from fleetflow.registry import unknown
 from fleetflow.training import schedules
 from fleetflow.training.losses import multi_scale
-from fleetflow.training.optimizers import optimisers
+from fleetflow.training.optimizers import optimizers
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 # A batch of samples of one size -> a batch of samples of the size (height, width), all chance from the generator.
@@ -44,14 +44,14 @@ class Batches:
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of the optimiser, from a fresh state. A later stage starts from the weights of the one before.
+    """One run of the optimizer, from a fresh state. A later stage starts from the weights of the one before.
 
     sources: data sets, mixed by their repeats; none means generated pairs, of the worlds in `mixture`.
     schedule: (step, steps) -> factor on the learning rate.
     ema: decay of the averaged weights, which are then the ones saved; 0 saves the weights themselves.
     clip: largest norm of the gradient.
-    freeze_norm: batch normalisation keeps its statistics (RAFT after its first stage).
-    refinements: refinement steps in training, for networks that refine; None takes the network's own.
+    freeze_norm: batch normalization keeps its statistics (RAFT after its first stage).
+    iterations: refinement steps in training, for networks that refine; None takes the network's own.
     network: of this stage, where it differs from the recipe's.
     build: makes the network, where training needs arguments of it.
     opening: a network with weights of ours, whose flow every other pair begins with, as the networks of a blend do.
@@ -66,14 +66,14 @@ class Stage:
     learning_rate: float
     schedule: Callable[[int, int], float]
     loss: Callable[[Prediction, Sample], Tensor] = multi_scale
-    optimiser: Callable[[nn.Module, float, float], list[torch.optim.Optimizer]] = optimisers
+    optimizer: Callable[[nn.Module, float, float], list[torch.optim.Optimizer]] = optimizers
     weight_decay: float = 0.0
     clip: float = 20.0
     ema: float = 0.999
     sources: tuple[Source, ...] = ()
     mixture: dict[World, float] = field(default_factory=MIXTURE.copy)
     freeze_norm: bool = False
-    refinements: int | None = None
+    iterations: int | None = None
     network: str | None = None
     build: Callable[[], FlowModel] | None = None
     opening: str | None = None
@@ -124,7 +124,7 @@ class Recipe:
 def described(stage: Stage) -> str:
     """Returns two lines on all that the training of a stage depends on; what is as in every other stage is left out.
 
-    First name, steps, batches, rate and schedule, optimiser and decay, clip, EMA, what is special about the network.
+    First name, steps, batches, rate and schedule, optimizer and decay, clip, EMA, what is special about the network.
     Then loss and pairs: data sets, what their readers are told, repeats, (augmentation).
     """
     parts = [f"{part.batch} x {part.height}x{part.width}" for part in stage.batches]
@@ -135,12 +135,12 @@ def described(stage: Stage) -> str:
         f"{stage.name:<10} {stage.steps:>9,} steps",
         f"{', '.join(parts):<13}",
         f"rate {stage.learning_rate:g} {_schedule(stage.schedule)}",
-        f"{_called(stage.optimiser).replace('optimisers', 'muon')}, decay {stage.weight_decay:g}",
+        f"{_called(stage.optimizer).replace('optimizers', 'muon')}, decay {stage.weight_decay:g}",
         clip if stage.clip != Stage.clip else "",
         f"EMA {stage.ema:g}" if stage.ema else "",
         f"network {stage.network}" if stage.network else "",
         _built(stage.build) if stage.build else "",
-        f"{stage.refinements} refinements" if stage.refinements else "",
+        f"{stage.iterations} iterations" if stage.iterations else "",
         f"half begin with {stage.opening}" if stage.opening else "",
         f"begins by {_called(stage.begin)}" if stage.begin else "",
         f"grows by {_called(stage.grow)}" if stage.grow else "",
@@ -207,7 +207,7 @@ def _built(build: Callable[[], FlowModel]) -> str:
     terms, steps = len(found.keep) + 1, getattr(found.gradient, "steps", 0)
     words = [
         f"{build.func.__name__}: {type(found.solver).__name__}",
-        f"{found.steps} evaluations",
+        f"{found.iterations} evaluations",
         f"{terms} loss term{'s' * (terms > 1)}",
         f"{steps} phantom step{'s' * (steps > 1)}" if steps else type(found.gradient).__name__,
         *(["through the flow"] if found.through_flow else []),

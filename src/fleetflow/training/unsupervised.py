@@ -29,7 +29,7 @@ def smoothness(flow: Tensor, frame1: Tensor, order: int = 1, edges: float = 150.
     """Returns the mean length of the flow's first or second differences, less at the edges of the frame.
 
     order: 1 asks for constant flow, 2 for flow that is linear in x and y (roads, walls: KITTI). edges: how fast the
-    weight exp(-edges * difference in colour) falls.
+    weight exp(-edges * difference in color) falls.
     """
     if order not in (1, 2):
         raise FleetflowError(f"the order of smoothness is {order}; expected 1 or 2")
@@ -37,8 +37,8 @@ def smoothness(flow: Tensor, frame1: Tensor, order: int = 1, edges: float = 150.
     for axis in (-1, -2):
         change = flow.diff(n=order, dim=axis)
         count = change.shape[axis]
-        colour = (frame1.narrow(axis, order, count) - frame1.narrow(axis, 0, count)) / order
-        weight = torch.exp(-edges * colour.abs().mean(1, keepdim=True))
+        color = (frame1.narrow(axis, order, count) - frame1.narrow(axis, 0, count)) / order
+        weight = torch.exp(-edges * color.abs().mean(1, keepdim=True))
         total = total + (weight * (change.square() + 1e-6).sqrt()).mean()
     return total / 2
 

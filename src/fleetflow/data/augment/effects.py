@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fleetflow.data.augment import colour
+from fleetflow.data.augment import color
 from fleetflow.data.augment.dice import Dice
 from fleetflow.data.augment.geometry import crop
 from fleetflow.types import Sample
 
-# Quantisation of JPEG at quality 50, brightness and colour (ITU-T T.81, annex K).
+# Quantization of JPEG at quality 50, brightness and color (ITU-T T.81, annex K).
 LUMA = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -45,19 +45,19 @@ def effects(
     """
     sample = first(sample, generator, size)
     dice = Dice(generator, sample.flow)
-    frames = colour.pair(sample)
+    frames = color.pair(sample)
     length, angle = dice.uniform(3, 15), dice.uniform(0, 180)
     frames = motion_blur(frames, length * dice.chance(blurred), angle)
     density = dice.uniform(0.2, 0.7) * dice.chance(foggy)
     frames = fog(frames, density, dice)
     quality = dice.uniform(20, 80).masked_fill(~dice.chance(compressed), 100)
-    return colour.unpair(sample, compression(frames, quality))
+    return color.unpair(sample, compression(frames, quality))
 
 
 def motion_blur(frames: Tensor, length: Tensor, angle: Tensor) -> Tensor:
     """Returns frames [N, F, 3, H, W] averaged along a line, as by a camera that shakes while the shutter is open.
 
-    length: [N] pixels, up to 31; 1 and less leaves a sample as it is. angle: [N] degrees. The line is centred on the
+    length: [N] pixels, up to 31; 1 and less leaves a sample as it is. angle: [N] degrees. The line is centerd on the
     pixel, so nothing is displaced.
     """
     rows = (length > 1).nonzero()[:, 0]
@@ -83,7 +83,7 @@ def motion_blur(frames: Tensor, length: Tensor, angle: Tensor) -> Tensor:
 def fog(frames: Tensor, density: Tensor, dice: Dice) -> Tensor:
     """Returns frames [N, F, 3, H, W] under a bright veil with soft swathes, the same before all frames of a sample.
 
-    density: [N] share of the veil's colour at its thickest, in [0, 1]; 0 leaves a sample as it is.
+    density: [N] share of the veil's color at its thickest, in [0, 1]; 0 leaves a sample as it is.
     """
     if not bool((density > 0).any()):
         return frames
@@ -98,7 +98,7 @@ def fog(frames: Tensor, density: Tensor, dice: Dice) -> Tensor:
 
 
 def compression(frames: Tensor, quality: Tensor) -> Tensor:
-    """Returns frames [N, F, 3, H, W] as JPEG of this quality gives them back (colour at full resolution).
+    """Returns frames [N, F, 3, H, W] as JPEG of this quality gives them back (color at full resolution).
 
     quality: [N], 1 to 100; samples of 100 stay as they are.
     """
@@ -127,8 +127,8 @@ def compression(frames: Tensor, quality: Tensor) -> Tensor:
 
 
 def _to_ycc(like: Tensor) -> Tensor:
-    """The matrix from RGB to brightness and two colour differences (JFIF)."""
-    red, green, blue = colour.GRAY
+    """The matrix from RGB to brightness and two color differences (JFIF)."""
+    red, green, blue = color.GRAY
     rows = [
         (red, green, blue),
         (-red / 1.772, -green / 1.772, (1 - blue) / 1.772),

@@ -1,7 +1,7 @@
 """Moving a sample: frames, flow, validity and occlusion under one affine map for each frame.
 
 A map is float64 [N, 3, 3] on the CPU and takes a pixel (x, y, 1) of the new frame to the old one, of which it is
-sampled; centres of pixels lie on whole numbers. With maps A1 and A2, new pixel p shows old pixel A1 p of frame1, which
+sampled; centers of pixels lie on whole numbers. With maps A1 and A2, new pixel p shows old pixel A1 p of frame1, which
 moves to A1 p + flow, and that is shown at A2^-1 (A1 p + flow) of the new frame2. So the new flow has no error but that
 of sampling the old one.
 """
@@ -22,7 +22,7 @@ TRIES = 50  # draws of a transform until both windows lie inside the old frames
 
 
 class Affine(NamedTuple):
-    """Ranges of a random transform about the centre of the frame."""
+    """Ranges of a random transform about the center of the frame."""
 
     translate: float = 0.0  # largest shift to each side, as a share of width and height
     zoom: tuple[float, float] = (1.0, 1.0)  # over 1 enlarges
@@ -134,7 +134,7 @@ def place(
 ) -> Sample:
     """Returns what `random_affine` does, for transforms that are drawn by functions.
 
-    both, second: number of tries -> maps [N, tries, 3, 3] from old to new, about the centre of the frame. The first
+    both, second: number of tries -> maps [N, tries, 3, 3] from old to new, about the center of the frame. The first
     try whose windows lie inside both old frames is taken, and where none does the one that sticks out least; validity
     says where.
     """
@@ -197,7 +197,7 @@ def rotation(degrees: Tensor) -> Tensor:
 
 
 def around(size: tuple[int, int], maps: Tensor) -> Tensor:
-    """Returns the maps [..., 3, 3], applied about the centre of a frame of size (height, width)."""
+    """Returns the maps [..., 3, 3], applied about the center of a frame of size (height, width)."""
     x, y = (torch.full(maps.shape[:-2], (n - 1) / 2, dtype=maps.dtype) for n in reversed(size))
     return translation(x, y) @ maps @ translation(-x, -y)
 
@@ -230,7 +230,7 @@ class _Points:
 
 
 def _draw(dice: Dice, ranges: Affine, size: tuple[int, int], tries: int) -> Tensor:
-    """Random maps [N, tries, 3, 3] from old to new, about the centre of a frame of size (height, width)."""
+    """Random maps [N, tries, 3, 3] from old to new, about the center of a frame of size (height, width)."""
     zoom, squeeze = dice.uniform(*ranges.zoom, tries), dice.uniform(*ranges.squeeze, tries)
     turned = rotation(dice.uniform(-ranges.rotate, ranges.rotate, tries)) @ scaling(zoom * squeeze, zoom / squeeze)
     x, y = (dice.uniform(-ranges.translate, ranges.translate, tries) * n for n in reversed(size))

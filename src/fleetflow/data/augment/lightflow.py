@@ -1,4 +1,4 @@
-"""Light Flow's augmentation, as McDo/LightFlowPytorch trains it: shifts, turns, crop, flips; no colours."""
+"""Light Flow's augmentation, as McDo/LightFlowPytorch trains it: shifts, turns, crop, flips; no colors."""
 
 import torch
 

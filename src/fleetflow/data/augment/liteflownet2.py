@@ -2,7 +2,7 @@
 
 import torch
 
-from fleetflow.data.augment import colour
+from fleetflow.data.augment import color
 from fleetflow.data.augment.dice import Dice
 from fleetflow.data.augment.geometry import Affine, random_affine
 from fleetflow.types import Sample
@@ -18,15 +18,15 @@ MIRROR = (0.5, 0.5)
 
 
 def liteflownet2(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> Sample:
-    """Returns the samples of Chairs or Things transformed, mirrored both ways, and changed in colour.
+    """Returns the samples of Chairs or Things transformed, mirrored both ways, and changed in color.
 
     Published: shift by up to 5 %, zoom 1 to 1.5, squeeze 0.86 to 1.16, turn by 10 degrees; frame2 alone by 0.375 %,
     0.985 to 1.015, 1 degree; brightness, contrast, saturation 0.5 to 1.5, any hue, gamma 0.7 to 1.5, noise of deviation
-    0 to 0.04. Ours: colours are changed after the crop, which stays inside the frames.
+    0 to 0.04. Ours: colors are changed after the crop, which stays inside the frames.
     """
     dice = Dice(generator, sample.flow)
     sample = random_affine(sample, dice, size, both=BOTH, second=SECOND, mirror=MIRROR)
-    return colour.paint(sample, dice, JITTER)
+    return color.paint(sample, dice, JITTER)
 
 
 def liteflownet2_sintel(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> Sample:
@@ -37,7 +37,7 @@ def liteflownet2_sintel(sample: Sample, generator: torch.Generator, size: tuple[
     """
     dice = Dice(generator, sample.flow)
     sample = random_affine(sample, dice, size, both=SINTEL_BOTH, second=SECOND, mirror=MIRROR)
-    return colour.paint(sample, dice, JITTER, sigma=0)
+    return color.paint(sample, dice, JITTER, sigma=0)
 
 
 def liteflownet2_kitti(
@@ -49,7 +49,7 @@ def liteflownet2_kitti(
 ) -> Sample:
     """Returns the samples of KITTI, whose truth is sparse.
 
-    jitter: of brightness, contrast, saturation, hue, as in `colour.paint`: the default is that of training on KITTI
+    jitter: of brightness, contrast, saturation, hue, as in `color.paint`: the default is that of training on KITTI
     alone; together with Sintel it is JITTER, that of `liteflownet2`.
     Published: shift by up to 2 %, zoom 0.98 to 1.02, turn by half a degree; frame2 alone by 0.25 %, 0.99 to 1.01, half
     a degree; brightness 0.95 to 1.05, contrast 0.8 to 1.2, saturation 0.75 to 1.25, hue by 0.1 of the circle, gamma and
@@ -57,4 +57,4 @@ def liteflownet2_kitti(
     """
     dice = Dice(generator, sample.flow)
     sample = random_affine(sample, dice, size, both=KITTI_BOTH, second=KITTI_SECOND, mirror=MIRROR, sparse=True)
-    return colour.paint(sample, dice, jitter)
+    return color.paint(sample, dice, jitter)

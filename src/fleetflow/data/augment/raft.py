@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fleetflow.data.augment import colour
+from fleetflow.data.augment import color
 from fleetflow.data.augment.dice import Dice
 from fleetflow.data.augment.geometry import flips, resample, scaling, scatter, translation
 from fleetflow.ops.warp import pixel_grid
@@ -18,22 +18,22 @@ def raft(
     scale: tuple[float, float] = (-0.2, 0.6),
     mirror: bool = True,
 ) -> Sample:
-    """Returns the samples scaled, stretched, mirrored, cropped, changed in colour, with boxes erased from frame2.
+    """Returns the samples scaled, stretched, mirrored, cropped, changed in color, with boxes erased from frame2.
 
     scale: range of the logarithm, to base 2, of the scale: Chairs (-0.1, 1.0), Things (-0.4, 0.8), Sintel, and Things
         together with Sintel, (-0.2, 0.6).
     mirror: to the side with probability 0.5, upside down 0.1.
     Published: scaled with probability 0.8, each axis by 2^-0.2 to 2^0.2 more with probability 0.8; brightness,
     contrast, saturation 0.6 to 1.4, hue by 0.5/pi of the circle, with probability 0.2 apart for the two frames; with
-    probability 0.5 one or two boxes of 50 to 100 px filled with the mean colour. Ours: colours and boxes after the
+    probability 0.5 one or two boxes of 50 to 100 px filled with the mean color. Ours: colors and boxes after the
     crop.
     """
     dice = Dice(generator, sample.flow)
     scales = _scales(sample, dice, size, scale, stretch=0.2, margin=8)
     map_ = _map(sample, dice, size, scales, mirror=(0.5, 0.1) if mirror else (0.0, 0.0))
     sample = resample(sample, map_, map_, size)
-    frames = colour.jitter(colour.pair(sample), dice, (0.4, 0.4, 0.4, 0.5 / torch.pi), apart=0.2)
-    return erased(colour.unpair(sample, frames), dice)
+    frames = color.jitter(color.pair(sample), dice, (0.4, 0.4, 0.4, 0.5 / torch.pi), apart=0.2)
+    return erased(color.unpair(sample, frames), dice)
 
 
 def raft_sparse(
@@ -44,25 +44,25 @@ def raft_sparse(
     scale: tuple[float, float] = (-0.2, 0.4),
     mirror: bool = False,
 ) -> Sample:
-    """Returns the samples of sparse truth scaled, cropped, changed in colour, with boxes erased from frame2.
+    """Returns the samples of sparse truth scaled, cropped, changed in color, with boxes erased from frame2.
 
     scale: range of the logarithm, to base 2, of the scale: KITTI alone (-0.2, 0.4), together with Sintel
         (-0.3, 0.5), HD1K (-0.5, 0.2).
     mirror: to the side with probability 0.5: HD1K, and KITTI together with Sintel.
     Published: scaled with probability 0.8, both axes alike; brightness, contrast, saturation 0.7 to 1.3, hue by 0.3/pi
     of the circle, the same for both frames; boxes as in `raft`; the crop is drawn from 50 px (20 px) beyond the frame
-    and pushed back, so that its borders are often those of the frame. Ours: colours and boxes after the crop.
+    and pushed back, so that its borders are often those of the frame. Ours: colors and boxes after the crop.
     """
     dice = Dice(generator, sample.flow)
     scales = _scales(sample, dice, size, scale, stretch=0.0, margin=1)
     map_ = _map(sample, dice, size, scales, mirror=(0.5 if mirror else 0.0, 0.0), beyond=(50, 20))
     sample = scatter(sample, map_, map_, size)
-    frames = colour.jitter(colour.pair(sample), dice, (0.3, 0.3, 0.3, 0.3 / torch.pi))
-    return erased(colour.unpair(sample, frames), dice)
+    frames = color.jitter(color.pair(sample), dice, (0.3, 0.3, 0.3, 0.3 / torch.pi))
+    return erased(color.unpair(sample, frames), dice)
 
 
 def erased(sample: Sample, dice: Dice, *, probability: float = 0.5, sides: tuple[int, int] = (50, 100)) -> Sample:
-    """Returns the samples with one or two boxes of frame2 filled with its mean colour; what they hide is occluded."""
+    """Returns the samples with one or two boxes of frame2 filled with its mean color; what they hide is occluded."""
     height, width = sample.flow.shape[-2:]
     grid = pixel_grid(height, width, sample.flow).expand(dice.count, -1, -1, -1)
     target = grid + sample.flow
@@ -109,7 +109,7 @@ def _map(
     mirror: tuple[float, float],
     beyond: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """The map from a random window of the scaled frame to the frame; edges of frames, not centres, stay in place."""
+    """The map from a random window of the scaled frame to the frame; edges of frames, not centers, stay in place."""
     corner = []
     for axis in (0, 1):
         full = (sample.flow.shape[-1 - axis] * scales[:, axis] + 1e-6).floor()

@@ -108,7 +108,7 @@ def _tree(root: Path) -> list[Pair]:
 
 
 def _consecutive(frames: list[Path]) -> list[tuple[Path, Path]]:
-    """Returns the frames whose names differ in the last number alone, by one; of names without numbers, neighbours."""
+    """Returns the frames whose names differ in the last number alone, by one; of names without numbers, neighbors."""
     runs: dict[tuple[str, ...], list[tuple[int, Path]]] = {}
     for frame in frames:
         name = re.fullmatch(r"(.*?)([0-9]+)([^0-9]*)", frame.stem.lower())

@@ -118,9 +118,9 @@ def _leaves(generator: torch.Generator) -> Tensor:
         box = (slice(max(cy - radius, 0), cy + radius), slice(max(cx - radius, 0), cx + radius))
         dx, dy = (x[box] - cx).float().abs(), (y[box] - cy).float().abs()
         inside = dx**2 + dy**2 < radius**2 if _rand(generator, 1) < 0.6 else dx + 0.3 * dy < 0.9 * radius
-        colour = torch.randn(3, 1, 1, generator=generator)
+        color = torch.randn(3, 1, 1, generator=generator)
         ramp = 0.4 * float(torch.randn(1, generator=generator)) * (x[box] - cx) / radius
-        picture[(slice(None), *box)] = torch.where(inside, colour + ramp, picture[(slice(None), *box)])
+        picture[(slice(None), *box)] = torch.where(inside, color + ramp, picture[(slice(None), *box)])
     return picture + 0.15 * torch.randn(1, SIDE, SIDE, generator=generator)
 
 
@@ -138,21 +138,21 @@ def _stripes(generator: torch.Generator) -> Tensor:
 
 
 def _cells(generator: torch.Generator) -> Tensor:
-    """Worley cells: every pixel has the colour of its nearest seed, darker towards the border: [3, SIDE, SIDE]."""
+    """Worley cells: every pixel has the color of its nearest seed, darker towards the border: [3, SIDE, SIDE]."""
     seeds = int(_rand(generator, 1, low=20, high=150))
     small = SIDE // 2
     y, x = torch.meshgrid(torch.arange(small) / small, torch.arange(small) / small, indexing="ij")
     points = _rand(generator, seeds, 2)
     distance = (x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2
     two = distance.topk(2, largest=False)
-    colour = torch.randn(seeds, 3, generator=generator)[two.indices[..., 0]].permute(2, 0, 1)
+    color = torch.randn(seeds, 3, generator=generator)[two.indices[..., 0]].permute(2, 0, 1)
     border = (two.values[..., 1].sqrt() - two.values[..., 0].sqrt()) * seeds**0.5
-    cells = colour * (0.3 + 0.7 * border.clamp(0, 0.5) * 2)
+    cells = color * (0.3 + 0.7 * border.clamp(0, 0.5) * 2)
     return F.interpolate(cells[None], size=(SIDE, SIDE), mode="bilinear")[0] + 0.2 * _clouds(generator)
 
 
 def _painted(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Values of any range -> colours in [0, 1]: channels mixed, brightness and contrast drawn."""
+    """Values of any range -> colors in [0, 1]: channels mixed, brightness and contrast drawn."""
     values = (values - values.mean()) / (values.std() + 1e-6)
     gray = values.mean(0, keepdim=True)
     values = gray + (values - gray) * float(_rand(generator, 1, low=0, high=1))

@@ -8,7 +8,7 @@ moved since the last. Averaging features2 before the product gives the coarser v
 finest one.
 
 Where the volumes would be too large, correlations are computed at the lookup: a tile of 16x16 pixels of frame1 looks
-at neighbouring windows of frame2, and one matrix product with the box around them holds all. Where the flow tears a
+at neighboring windows of frame2, and one matrix product with the box around them holds all. Where the flow tears a
 tile apart its box would be large; its pixels, and all pixels on a GPU, multiply with windows of their own. The backward
 pass repeats these products.
 """

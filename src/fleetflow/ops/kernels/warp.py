@@ -1,7 +1,7 @@
 """Backward warping on the CPU as one weighted sum of four table rows per pixel, any float dtype, with gradients.
 
 `embedding_bag` reads rows of a [pixels, channels] table, weighs and adds them: exactly bilinear sampling of
-channels-last features, vectorised for bfloat16 too (where `grid_sample` would have to go through float32: 18 times
+channels-last features, vectorized for bfloat16 too (where `grid_sample` would have to go through float32: 18 times
 slower). Its backward with respect to the table is again a sum of rows, those of the gradient, sorted by target.
 """
 

@@ -178,7 +178,7 @@ def _to_cells(
     total = tl.zeros([P, T], WIDE)
     for down in tl.static_range(2):
         for right in tl.static_range(2):
-            b, a = row - down, column - right  # the tap of which this cell is that neighbour
+            b, a = row - down, column - right  # the tap of which this cell is that neighbor
             exists = here[:, None] & ((a >= 0) & (a < side) & (b >= 0) & (b < side))[None, :]
             value = tl.load(gradient[:, None] + (a * side + b)[None, :] * gradient_t, exists, 0).to(WIDE)
             share = (bottom_share if down else 1 - bottom_share) * (right_share if right else 1 - right_share)

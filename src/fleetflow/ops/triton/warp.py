@@ -1,7 +1,7 @@
 """Backward warping in Triton, and its gradients.
 
-A program computes P pixels times C channels from the four neighbours of each pixel's place. The gradient of the flow is
-gathered; that of the features is spread over the same neighbours, and added up in whole numbers.
+A program computes P pixels times C channels from the four neighbors of each pixel's place. The gradient of the flow is
+gathered; that of the features is spread over the same neighbors, and added up in whole numbers.
 """
 
 import torch

@@ -30,7 +30,7 @@ RECIPES: dict[str, Recipe] = {
                 learning_rate=1e-3,
                 schedule=schedules.lightflow,
                 loss=losses.lightflow,
-                optimiser=partial(adam, bias_decay=0.0),
+                optimizer=partial(adam, bias_decay=0.0),
                 weight_decay=4e-5,
                 clip=NO_CLIP,
                 ema=0,

@@ -59,7 +59,7 @@ def _comparing(
         (size,),
         learning_rate=2e-3,
         schedule=partial(schedules.warm_flat_cool, warmup=50, cooldown=cooldown),
-        optimiser=adamw,
+        optimizer=adamw,
         weight_decay=1e-4,
         mixture=mixture,
         begin=begin,
@@ -72,7 +72,7 @@ def _refining(
     mixture: dict[worlds.World, float],
     *sizes: Batches,
     loss: Callable = losses.sequence,
-    refinements: int | None = None,
+    iterations: int | None = None,
     build: Callable[[], FlowModel] | None = None,
     opening: str | None = None,
 ) -> Stage:
@@ -87,7 +87,7 @@ def _refining(
         clip=1.0,
         ema=0.98,
         mixture=mixture,
-        refinements=refinements,
+        iterations=iterations,
         build=build,
         opening=opening,
     )
@@ -158,11 +158,11 @@ GENERATED: dict[str, Recipe] = {
     "raft_small_synthetic": Recipe(
         "raft_small",
         (
-            _refining("matches", SHAPES, Batches(800, 8, 96, 128), refinements=6),
-            _refining("widens", MODERATE, Batches(800, 6, 160, 224), refinements=8),
-            _refining("roams", worlds.MIXTURE, Batches(1_500, 4, 256, 352), refinements=10),
-            _refining("sweeps", worlds.MIXTURE, Batches(1_500, 4, 384, 512), refinements=10),
-            _refining("follows", worlds.MIXTURE, Batches(1_000, 3, 384, 640), refinements=6, opening="fastflownet"),
+            _refining("matches", SHAPES, Batches(800, 8, 96, 128), iterations=6),
+            _refining("widens", MODERATE, Batches(800, 6, 160, 224), iterations=8),
+            _refining("roams", worlds.MIXTURE, Batches(1_500, 4, 256, 352), iterations=10),
+            _refining("sweeps", worlds.MIXTURE, Batches(1_500, 4, 384, 512), iterations=10),
+            _refining("follows", worlds.MIXTURE, Batches(1_000, 3, 384, 640), iterations=6, opening="fastflownet"),
         ),
         "ours: some hours on two CPU cores",
     ),

@@ -27,7 +27,7 @@ def raft_stages(
     fine: float = 0.85,
     decay: tuple[float, float] = (1e-4, 1e-5),
     build: tuple = (None,) * 4,
-    refinements: int | None = 12,
+    iterations: int | None = 12,
 ) -> dict[str, Recipe]:
     """RAFT's four stages (arXiv 2003.12039, code): Chairs, Things, Sintel + KITTI + HD1K, KITTI.
 
@@ -41,12 +41,12 @@ def raft_stages(
         learning_rate=rates[0],
         schedule=schedules.one_cycle,
         loss=partial(loss, gamma=0.8),
-        optimiser=adamw,
+        optimizer=adamw,
         weight_decay=decay[0],
         clip=1.0,
         ema=0,
         sources=(chairs(partial(raft, scale=(-0.1, 1.0))),),
-        refinements=refinements,
+        iterations=iterations,
         build=build[0],
         validation=CHAIRS_TEST,
     )
@@ -125,5 +125,5 @@ def deq_stages(
         fine=0.9,
         decay=(1e-4, 1e-4),
         build=tuple(partial(network, equilibrium=equilibrium) for equilibrium in found),
-        refinements=None,
+        iterations=None,
     )

@@ -1,4 +1,4 @@
-"""Changes of colour: functions of frames [N, F, 3, H, W] in [0, 1], F frames of each of N samples.
+"""Changes of color: functions of frames [N, F, 3, H, W] in [0, 1], F frames of each of N samples.
 
 A factor is float [N, F or 1, 1, 1, 1]; results are clamped to [0, 1]. `pair` and `unpair` go from a sample and back.
 """
