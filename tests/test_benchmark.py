@@ -16,7 +16,7 @@ from fleetflow.models import weights
 from fleetflow.types import FleetflowError
 
 STILL = "import numpy\ndef predict(image1, image2):\n    return numpy.zeros((*image1.shape[:2], 2))\n"
-FAST = {"seconds": 0.01, "training": False, "peers": (), "threads": 1}
+FAST = {"seconds": 0.01, "peers": (), "threads": 1}
 
 
 @pytest.fixture
@@ -67,7 +67,9 @@ def test_what_is_printed_and_kept(still, root, tmp_path, capsys, monkeypatch):
 
 
 def test_training_is_timed():
-    assert job.training_speed("lightflow_050", torch.float32, 0.0) > 0
+    from fleetflow.training.speed import training_speed
+
+    assert training_speed("lightflow_050", torch.float32, 0.0) > 0
 
 
 def test_what_is_refused_before_anything_is_measured(still, tmp_path, capsys, monkeypatch):
