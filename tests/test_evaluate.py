@@ -198,7 +198,7 @@ def test_published_iterations_of_a_data_set():
 
 def test_the_protocol_says_the_iterations_of_the_data_set(tree, monkeypatch):
     monkeypatch.setattr(job, "load", lambda name: Unsure().eval())
-    monkeypatch.setitem(job.STEPS, "Unsure", {"pair": (7, 9)})
+    monkeypatch.setitem(job.ITERATIONS, "Unsure", {"pair": (7, 9)})
     files = pairs(tree[0])
     for given, expected in ((None, "7"), (3, "3")):
         predict = job.open_model("unsure", "pairs", iterations=given, device="cpu", precision="fp32")

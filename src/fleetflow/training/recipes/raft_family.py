@@ -96,7 +96,7 @@ def equilibrium_of(plain: deq_flow.Equilibrium, steps: int, terms: int, phantom:
     every = steps // terms + isinstance(plain.solver, Broyden)
     keep = tuple(every * k for k in range(1, terms))
     return replace(
-        plain, steps=every * terms, keep=keep, gradient=Phantom(phantom), through_flow=plain is deq_flow.PLAIN
+        plain, iterations=every * terms, keep=keep, gradient=Phantom(phantom), through_flow=plain is deq_flow.PLAIN
     )
 
 
