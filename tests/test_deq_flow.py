@@ -348,7 +348,7 @@ def test_gradients_are_the_official_ones(shared, filled, rule, run):
     golden, meta, frames = recorded(shared, f"{rule}_grad")
     model, settings = frozen(filled(rule)), meta["runs"][run]["settings"]
     model.equilibrium = published(rule[9:11], settings)
-    flows = model(*frames, iterations=model.equilibrium.iterations).iterations
+    flows = model(*frames, iterations=model.equilibrium.iterations).intermediate_flows
     assert len(flows) == meta["runs"][run]["n_predictions"]
     loss = sequence_loss(flows, truth_of(golden))
     loss.backward()
@@ -396,7 +396,7 @@ def test_the_implicit_gradient_is_exact(shared, filled, rule, run, bar):
         model.equilibrium = Equilibrium(
             Anderson(history=20), tolerance=1e-6, relative=True, gradient=gradient, keep=(), through_flow="all" in run
         )
-        sequence_loss(model(*frames, iterations=120).iterations, truth_of(golden)).backward()
+        sequence_loss(model(*frames, iterations=120).intermediate_flows, truth_of(golden)).backward()
         worst[name] = max(gradient_errors(golden, meta, model, run).values())
     assert worst["implicit"] < bar and worst["one step"] > 0.1, worst
 

@@ -116,7 +116,7 @@ def test_stacks_reproduce_the_official_outputs(shared, fill, name):
         flow = model(*frames(golden)).flow
         compare(seen, golden)
         assert (flow - torch.from_numpy(golden["flow"])).abs().max() < 2e-4
-        iterations = model.train()(*frames(golden)).iterations
+        iterations = model.train()(*frames(golden)).intermediate_flows
     if name == "flownet2":  # pixels everywhere, and the last one is the result
         coarse, middle = (torch.from_numpy(golden[f"flownetfusion_predict_flow{k}"]) / 2**k for k in (2, 1))
         expected = (coarse, middle, flow)

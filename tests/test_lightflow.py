@@ -79,7 +79,7 @@ def test_the_published_training_step(golden, fill):
     model = fill.fill_module(LightFlow(), "lightflow").train()
     both = torch.from_numpy(golden["net_input"])
     both = torch.cat((both, both.flip(3)))
-    output = model.estimate(both[:, :3], both[:, 3:], None, None).iterations[-1] * 4 / 20
+    output = model.estimate(both[:, :3], both[:, 3:], None, None).intermediate_flows[-1] * 4 / 20
     torch.testing.assert_close(output, torch.from_numpy(golden["train_out"]), rtol=0, atol=1e-4)
     truth = torch.from_numpy(golden["gt"]).permute(2, 0, 1)[None] / 20
     loss = (output - F.interpolate(truth, size=output.shape[2:], mode="area")).abs().mean()

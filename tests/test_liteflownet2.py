@@ -180,9 +180,9 @@ def test_a_stage_is_the_upper_part_of_the_next(fill, filled):
     """The flow of each level does not depend on the levels below it."""
     pair = made(fill, 64, 128)
     with torch.no_grad():
-        whole = filled["liteflownet2"].train()(*pair).iterations
+        whole = filled["liteflownet2"].train()(*pair).intermediate_flows
         for count, name in enumerate(("liteflownet2_m6s6r6", "liteflownet2_m5s5r5", "liteflownet2_m4s4r4"), 1):
-            iterations = filled[name].train()(*pair).iterations
+            iterations = filled[name].train()(*pair).intermediate_flows
             assert len(iterations) == count
             torch.testing.assert_close(iterations, whole[:count], rtol=0, atol=1e-5)
     for model in filled.values():
@@ -228,7 +228,7 @@ def test_predictor_and_gradients(fill, filled):
     assert np.abs(flow - expected).max() < 1e-3
     flow = fleetflow.Predictor(model, device="cpu", precision="bf16")(image1, image2)
     assert np.abs(flow - expected).mean() < 0.1
-    sum(step.square().mean() for step in model.train()(*pair).iterations).backward()
+    sum(step.square().mean() for step in model.train()(*pair).intermediate_flows).backward()
     for key, weight in model.named_parameters():
         assert weight.grad.isfinite().all() and weight.grad.abs().max() > 0, key
 
@@ -259,7 +259,7 @@ def test_a_few_iterations_of_training_lower_the_loss(dtype):
     for _ in range(4):
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            iterations = model(frame1, frame2).iterations
+            iterations = model(frame1, frame2).intermediate_flows
         assert all(step.dtype == torch.float32 for step in iterations)
         loss = sum((step - 1).abs().mean() for step in iterations)
         loss.backward()

@@ -65,7 +65,7 @@ def test_every_field_of_a_stage_is_described():
         assert described(replace(stage, **{name: value})) != described(stage), name
 
 
-@pytest.mark.parametrize("change", [{"steps": 30}, {"keep": (6,)}, {"gradient": replace(ANDERSON.gradient, steps=3)}])
+@pytest.mark.parametrize("change", [{"iterations": 30}, {"keep": (6,)}, {"gradient": replace(ANDERSON.gradient, steps=3)}])
 def test_an_equilibrium_is_described(change):
     stage = recipe("deq_flow_b").stages[0]
     other = partial(deq_flow_b, equilibrium=replace(stage.build.keywords["equilibrium"], **change))
@@ -84,7 +84,7 @@ def test_what_is_said():
     assert "adam bias_decay 0, decay 4e-05" in described(recipe("lightflow").stages[0])
     assert "multi_step milestones 120k 160k 200k, of 240k" in described(recipe("liteflownet2").stages[2])
     stage = replace(recipe("raft_small_synthetic").stages[0], optimizer=adamw, loss=losses.sequence)
-    assert "EMA 0.98  6 refinements\n" in described(stage)
+    assert "EMA 0.98  6 iterations\n" in described(stage)
     assert described(stage).endswith("sequence  generated pairs: shapes 0.9, blank 0.1")
     told = (Source(partial(sintel, split="train", render="clean"), "Sintel", 3, partial(raft, mirror=False)),)
     assert described(replace(stage, sources=told)).endswith("sequence  Sintel train clean x3 (raft no mirror)")

@@ -296,7 +296,7 @@ def test_folder_that_cannot_be(predictor, folder, tmp_path):
     with pytest.raises(FleetflowError):
         job.predict_folder(predictor, tmp_path / "empty", tmp_path / "out", ["flo"])
     with pytest.raises(FleetflowError, match="did you mean"):
-        job.predict_folder(predictor, folder, tmp_path / "out", ["color"])
+        job.predict_folder(predictor, folder, tmp_path / "out", ["colr"])
     with pytest.raises(FleetflowError, match="no format"):
         job.predict_folder(predictor, folder, tmp_path / "out", [])
     with pytest.raises(FleetflowError, match="name of a file"):

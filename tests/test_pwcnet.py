@@ -152,7 +152,7 @@ def test_predictor_and_gradients(fill):
         expected = model(*pair).flow[0].permute(1, 2, 0).numpy()
     flow = fleetflow.Predictor(model, device="cpu", precision="fp32")(image1, image2)
     assert np.abs(flow - expected).max() < 1e-3
-    sum(step.square().mean() for step in model.train()(*pair).iterations).backward()
+    sum(step.square().mean() for step in model.train()(*pair).intermediate_flows).backward()
     for key, weight in model.named_parameters():
         if weight.requires_grad:
             assert weight.grad.isfinite().all() and weight.grad.abs().max() > 0, key

@@ -35,8 +35,8 @@ def test_the_loss_fits_the_network(key):
     if stage.loss is FINAL:  # of a network that scales, for frames it does not divide
         sample = Sample(*(tensor[..., :100, :] for tensor in sample[:4]))
     with torch.no_grad():
-        steps = 2 if stage.refinements else None
-        loss = stage.loss(model(sample.frame1, sample.frame2, steps=steps), sample)
+        iterations = 2 if stage.iterations else None
+        loss = stage.loss(model(sample.frame1, sample.frame2, iterations=iterations), sample)
     assert loss.ndim == 0 and math.isfinite(loss.item()) and loss.item() > 0
     assert stage.optimizer(model, stage.learning_rate, stage.weight_decay)
 
@@ -126,7 +126,7 @@ def test_sparse_truth_is_never_interpolated():
 def terms(name: str) -> list[tuple[int, int, int]]:
     """Of each stage, the evaluations of the search, the terms of the loss and the steps that are differentiated."""
     found = [stage.build.keywords["equilibrium"] for stage in recipe(name).stages]
-    return [(each.steps, len(each.keep) + 1, each.gradient.steps) for each in found]
+    return [(each.iterations, len(each.keep) + 1, each.gradient.steps) for each in found]
 
 
 def test_published_figures():

@@ -481,7 +481,7 @@ def test_settings_change_a_recipe():
     assert plan.steps == 10 and all(stage.steps == 5 for stage in plan.stages)
     assert all(stage.learning_rate == 1e-4 and stage.batches[0].batch == 4 for stage in plan.stages)
     assert plan.stages[0].freeze_norm is True and TWO.steps == 6
-    assert changed(TWO, {"iterations": "12"}).stages[0].refinements == 12
+    assert changed(TWO, {"iterations": "12"}).stages[0].iterations == 12
     assert changed(recipes.recipe("raft"), {"ema": "0.99"}).stages[0].ema == 0.99  # a number, though it says 0
     assert changed(TWO, {"clip": "inf", "validate_every": "0", "weight_decay": "0"}).stages[0].validate_every == 0
     for name, value, message in (
