@@ -65,7 +65,9 @@ def test_every_field_of_a_stage_is_described():
         assert described(replace(stage, **{name: value})) != described(stage), name
 
 
-@pytest.mark.parametrize("change", [{"iterations": 30}, {"keep": (6,)}, {"gradient": replace(ANDERSON.gradient, steps=3)}])
+@pytest.mark.parametrize(
+    "change", [{"iterations": 30}, {"keep": (6,)}, {"gradient": replace(ANDERSON.gradient, steps=3)}]
+)
 def test_an_equilibrium_is_described(change):
     stage = recipe("deq_flow_b").stages[0]
     other = partial(deq_flow_b, equilibrium=replace(stage.build.keywords["equilibrium"], **change))

@@ -11,7 +11,7 @@ from torch import Tensor
 from fleetflow.data.generate.held_out import Use, use_of
 from fleetflow.data.generate.shapes import GRID
 from fleetflow.data.generate.textures import SIDE, Textures, bank, plain_surfaces
-from fleetflow.io import read_image
+from fleetflow.io.images import read_image
 from fleetflow.types import FleetflowError
 
 CUTOUTS = 64  # at most
