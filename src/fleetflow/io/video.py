@@ -4,7 +4,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
-from fleetflow.io.atomic import check_size, existing, reading, reason, temporary_name, write_atomically, writing
+from fleetflow.io.atomic import check_size, existing, held, reading, reason, temporary_name, write_atomically, writing
 from fleetflow.io.images import checked_picture
 from fleetflow.types import FleetflowError
 
@@ -155,6 +155,7 @@ class VideoWriter:
         self.fps = max(Fraction(fps).limit_denominator(2**16), Fraction(1, 2**16))
         self._temporary = temporary_name(self.path)
         self._container = self._stream = self._shape = None  # begun by the first picture
+        self._held = ExitStack()
 
     def write(self, image: np.ndarray) -> None:
         """Returns nothing: appends the picture uint8 [H, W, 3] RGB; the first one sets the size of the video."""
@@ -171,6 +172,7 @@ class VideoWriter:
 
     def _begin(self, shape: tuple[int, ...]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(held(self._temporary))
         self._container = av.open(f"file:{self._temporary}", "w", format="mp4")  # "a:b" is no address
         # crf 18: hardly a visible loss (FFmpeg's H.264 guide); bf 0: frames in order, so that films can be joined
         options = {"preset": "veryfast", "crf": "18", "bf": "0"}
@@ -193,9 +195,11 @@ class VideoWriter:
                     if kind is None:
                         self._container.mux(self._stream.encode())
                     self._container.close()
+                    self._held.close()
                     if kind is None:
                         os.replace(self._temporary, self.path)
         finally:
+            self._held.close()
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
 
