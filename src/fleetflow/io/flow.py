@@ -214,7 +214,7 @@ def _read_flo5(path: Path) -> np.ndarray:
 
 
 def _write_flo5(path: Path, flow: np.ndarray) -> None:
-    with _hdf5().File(path, "w") as file:
+    with _hdf5().File(path, "w", locking=False) as file:
         file.create_dataset("flow", data=flow, compression="gzip", compression_opts=5)
 
 
