@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fleetflow.evaluation.evaluate import classical
+from fleetflow.evaluation.baselines import classical
 from fleetflow.evaluation.speed import has_weights
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models import weights

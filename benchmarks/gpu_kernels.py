@@ -22,7 +22,7 @@ from statistics import median
 import torch
 
 from fleetflow.data.generate import default_textures, generate
-from fleetflow.evaluation.speed import machine
+from fleetflow.evaluation.machine import machine
 from fleetflow.inference.cuda_graphs import Graphed, Recording, record
 from fleetflow.inference.device import autocast
 from fleetflow.inference.predictor import Predictor

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 import torch
+from results import BLEND, BLENDED, our_scores, page, score_table
 
 from fleetflow.data.datasets.pairs import pairs
 from fleetflow.evaluation.evaluate import evaluate
-from fleetflow.evaluation.results import BLEND, BLENDED, our_scores, page, score_table
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models import weights
 from fleetflow.types import FleetflowError

@@ -4,12 +4,12 @@ import json
 import math
 
 import pytest
+import results
 import torch
 
 import fleetflow
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import drive_world, shapes_world
-from fleetflow.evaluation import results
 from fleetflow.inference.predictor import Predictor
 from fleetflow.layers.planes import OUTSIDE, halved, matching_cost, with_planes
 from fleetflow.layers.warm_start import reduced

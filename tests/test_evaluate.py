@@ -6,18 +6,19 @@ import math
 import platform
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fleetflow.cli.main import main
-from fleetflow.data.dataset import Files, Pair, datasets
+from fleetflow.data.dataset import Files, Pair, datasets, open_files
 from fleetflow.data.datasets.pairs import pairs
+from fleetflow.evaluation import baselines, protocol, report, tables
 from fleetflow.evaluation import evaluate as job
-from fleetflow.evaluation import report, results
+from fleetflow.evaluation.machine import machine
 from fleetflow.evaluation.metrics import mean_over_sets, pair_errors
+from fleetflow.evaluation.warm_start import Warm
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
@@ -127,11 +128,11 @@ def test_what_a_method_cannot_take_is_refused(tree, tmp_path, capsys):
 
 
 def test_the_machine_names_its_system():
-    assert job.machine()["system"] == platform.platform() and "cuda" not in job.machine()
+    assert machine()["system"] == platform.platform() and "cuda" not in machine()
 
 
 def test_the_protocol_names_weights_pairs_and_boundaries(tree):
-    files = job.open_files("pairs", tree[0], without=("b",))
+    files = open_files("pairs", tree[0], without=("b",))
     files.pairs[0] = files.pairs[0]._replace(masks=lambda: {"occluded": np.zeros((16, 20), bool)})
     predictors = [Predictor(Unsure().eval(), device="cpu", precision="fp32") for _ in range(2)]
     protocol, same = (job.measure(p, files, model="unsure", dataset="pairs").protocol for p in predictors)
@@ -145,7 +146,7 @@ def test_the_protocol_names_weights_pairs_and_boundaries(tree):
 
 def test_pooled_figures_have_their_own_row(tree):
     still = np.zeros((16, 20, 2), np.float32)
-    rows = job.rows_by_set(job.measure(lambda a, b: still, pairs(tree[0]), model="still", dataset="pairs"))
+    rows = tables.rows_by_set(job.measure(lambda a, b: still, pairs(tree[0]), model="still", dataset="pairs"))
     assert [row[0] for row in rows] == ["one", "two", "mean of sets", "all pixels"]
     means, whole = rows[2:]
     assert [k for k, cell in enumerate(means) if cell == "-"] == [2, 7]
@@ -177,17 +178,20 @@ def test_measure_agrees_with_evaluate_and_knows_confidence(tree):
     result = job.measure(predictor, files, model="unsure", dataset="pairs")
     assert result.score() == job.evaluate(predictor, files), "the house score"
     assert result.protocol["iterations"] == "2" and result.protocol["precision"] == "float32"
-    assert result.curves().shape == (2, 20) and "AUSE, mean over 3 pairs" in job.rows_pooled(result)[-1][0]
+    assert result.curves().shape == (2, 20) and "AUSE, mean over 3 pairs" in tables.rows_pooled(result)[-1][0]
     more = job.measure(predictor, files, model="unsure", dataset="pairs", iterations=20)
     assert more.score()["mean of sets"]["epe"] > result.score()["mean of sets"]["epe"]
-    assert more.protocol["iterations"] == "20" and "iterations: 20" in job.protocol_line(more)
-    assert job.fit_for(Unsure(), "kitti2015").fit == "pad_bottom" and job.fit_for(Unsure(), "sintel").fit == "pad"
+    assert more.protocol["iterations"] == "20" and "iterations: 20" in tables.protocol_line(more)
+    assert (
+        protocol.fit_for(Unsure(), "kitti2015").fit == "pad_bottom"
+        and protocol.fit_for(Unsure(), "sintel").fit == "pad"
+    )
 
 
 def test_published_iterations_of_a_data_set():
     """RAFT's own evaluation and submissions take 32 and 24; GMA's evaluation takes 12."""
     iterations = {
-        name: [job.iterations_for(models[name](), dataset, submission=submission)
+        name: [protocol.iterations_for(models[name](), dataset, submission=submission)
                for dataset in ("sintel", "kitti2012", "kitti2015", "pairs") for submission in (False, True)]
         for name in ("raft", "raft_small", "gma", "deq_flow_tiny", "lightflow_050")
     }  # fmt: skip
@@ -197,11 +201,11 @@ def test_published_iterations_of_a_data_set():
 
 
 def test_the_protocol_says_the_iterations_of_the_data_set(tree, monkeypatch):
-    monkeypatch.setattr(job, "load", lambda name: Unsure().eval())
-    monkeypatch.setitem(job.ITERATIONS, "Unsure", {"pair": (7, 9)})
+    monkeypatch.setattr(protocol, "load", lambda name: Unsure().eval())
+    monkeypatch.setitem(protocol.ITERATIONS, "Unsure", {"pair": (7, 9)})
     files = pairs(tree[0])
     for given, expected in ((None, "7"), (3, "3")):
-        predict = job.open_model("unsure", "pairs", iterations=given, device="cpu", precision="fp32")
+        predict = protocol.open_model("unsure", "pairs", iterations=given, device="cpu", precision="fp32")
         result = job.measure(predict, files, model="unsure", dataset="pairs")
         assert result.protocol["iterations"] == expected
         assert result.score() == job.evaluate(predict, files, iterations=int(expected))
@@ -229,7 +233,7 @@ def test_warm_start_goes_on_within_a_scene(clip):
     """The lengths found are 1 at each beginning; the same for a pair alone, as in a report, and after a lost one."""
     predictor = Predictor(Walking().eval(), device="cpu", precision="fp32")
     cold = job.measure(predictor, clip, model="walking", dataset="clip")
-    warm = job.Warm(predictor, clip.pairs)
+    warm = Warm(predictor, clip.pairs)
     result = job.measure(warm, clip, model="walking", dataset="clip")
     lengths = [pair.errors["epe"] / 2**0.5 for pair in result.pairs]
     assert lengths == pytest.approx([1, 2, 3, 1, 1, 1])
@@ -239,16 +243,16 @@ def test_warm_start_goes_on_within_a_scene(clip):
 
 
 def test_warm_start_is_refused_where_nothing_goes_on(clip, tree):
-    forgetful = job.Warm(Predictor(Unsure().eval(), device="cpu", precision="fp32"), clip.pairs)
+    forgetful = Warm(Predictor(Unsure().eval(), device="cpu", precision="fp32"), clip.pairs)
     with pytest.raises(FleetflowError, match="Unsure keeps nothing"):
         job.measure(forgetful, clip, model="unsure", dataset="clip")
     there = clip.pairs[0]
     back = there._replace(frame1=there.frame2, frame2=there.frame1)
     walking = Predictor(Walking().eval(), device="cpu", precision="fp32")
     with pytest.raises(FleetflowError, match="no pair here begins"):
-        job.Warm(walking, [there, back])
+        Warm(walking, [there, back])
     with pytest.raises(FleetflowError, match="no pair here begins"):
-        job.Warm(walking, pairs(tree[0]).pairs)
+        Warm(walking, pairs(tree[0]).pairs)
 
 
 class Broken(Unsure):
@@ -266,9 +270,9 @@ def test_ause_names_the_pairs_that_it_leaves_out(tree, tmp_path):
         write_image(root / name / "img1.png", np.full((16, 20, 3), 255 * (k != 1), np.uint8))
     predictor = Predictor(Broken().eval(), device="cpu", precision="fp32")
     result = job.measure(predictor, pairs(root), model="broken", dataset="pairs")
-    row = job.rows_pooled(result)[-1]
+    row = tables.rows_pooled(result)[-1]
     assert "AUSE, mean over 2 pairs" in row[0] and row[2] == str(2 * valid.sum())
-    assert result.unsorted() == ["one/b"] and "left out of AUSE" in job.left_out(result)[0]
+    assert result.unsorted() == ["one/b"] and "left out of AUSE" in tables.left_out(result)[0]
     report.as_json(result, tmp_path / "t.json")
     assert json.loads((tmp_path / "t.json").read_text())["ause_left_out"] == ["one/b"]
     report.as_csv(result, tmp_path / "t.csv")
@@ -328,12 +332,12 @@ def test_options_of_the_data_set(tmp_path):
             else:
                 write_image(place.with_suffix(".png"), np.full((8, 8, 3), 9, np.uint8))
     (tmp_path / "training" / "flow" / "alley_1" / "frame_0002.flo").unlink()
-    files = job.open_files("sintel", tmp_path, options=("render=clean",))
+    files = open_files("sintel", tmp_path, options=("render=clean",))
     assert len(files) == 1 and "clean" in files.pairs[0].frame1.parts
-    assert len(job.open_files("sintel", tmp_path, without=("alley_1/frame_0001",))) == 0
+    assert len(open_files("sintel", tmp_path, without=("alley_1/frame_0001",))) == 0
     for options in (("color=red",), ("render=red",)):
         with pytest.raises(FleetflowError, match="final|render"):
-            job.open_files("sintel", tmp_path, options=options)
+            open_files("sintel", tmp_path, options=options)
 
 
 def test_what_cannot_be_measured_is_named(tree, tmp_path):
@@ -352,7 +356,7 @@ def test_what_cannot_be_measured_is_named(tree, tmp_path):
     content = json.loads((tmp_path / "t.json").read_text(), parse_constant=pytest.fail)
     assert content["score"]["one"]["epe"] == "infinite" and content["skipped"] == ["one/a"]
     assert content["pooled"]["all"]["s40+"] == {"value": None, "pixels": 0}
-    assert any("infinite" in row for row in job.rows_by_set(result))
+    assert any("infinite" in row for row in tables.rows_by_set(result))
     for name in ("one/b", "two/c"):
         (root / name / "flow.npz").unlink(missing_ok=True)
         write_flow(root / name / "flow.png", flow, valid & False)
@@ -362,16 +366,16 @@ def test_what_cannot_be_measured_is_named(tree, tmp_path):
 
 def test_classical_methods():
     with pytest.raises(FleetflowError, match="no classical method"):
-        job.classical("horn_schunck")
+        baselines.classical("horn_schunck")
     cv2 = pytest.importorskip("cv2")
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for name in job.CLASSICAL:
-        if name == job.DEEPFLOW and not hasattr(cv2, "optflow"):
+    for name in baselines.CLASSICAL:
+        if name == baselines.DEEPFLOW and not hasattr(cv2, "optflow"):
             continue
         cv2.setNumThreads(3)
-        assert job.classical(name)(image, image).shape == (64, 64, 2)
+        assert baselines.classical(name)(image, image).shape == (64, 64, 2)
         assert cv2.getNumThreads() == torch.get_num_threads() == 1, "as many threads as torch"
-    assert job.machine()["opencv"] == f"{cv2.__version__}, 1 threads"
+    assert machine()["opencv"] == f"{cv2.__version__}, 1 threads"
 
 
 ADAPTERS = {
@@ -391,13 +395,13 @@ def test_methods_of_the_user(code, tree, tmp_path, capsys):
     path.write_text(code)
     if ADAPTERS[code]:
         with pytest.raises(FleetflowError, match=ADAPTERS[code]) as caught:
-            job.method(str(path))
+            baselines.method(str(path))
         assert "\n" not in str(caught.value)
         return
     assert main(["evaluate", str(path), "pairs", "--root", str(tree[0])]) == 0
     assert "method: net;" in " ".join(capsys.readouterr().out.split()) and str(tmp_path) not in sys.path
     with pytest.raises(FleetflowError, match="nobody.py does not exist"):
-        job.method("nobody.py")
+        baselines.method("nobody.py")
 
 
 @pytest.mark.parametrize(
@@ -419,14 +423,14 @@ def test_methods_of_the_user_that_fail_behind_the_trial(code, words, tree, tmp_p
 def test_methods_of_the_user_are_tried_on_an_odd_size(tmp_path):
     (tmp_path / "net.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.ones((128, 192, 2))\n")
     with pytest.raises(FleetflowError, match=r"returned float64 \[128, 192, 2\] for pictures of 125x187"):
-        job.method(str(tmp_path / "net.py"))
+        baselines.method(str(tmp_path / "net.py"))
 
 
 def test_deepflow_needs_contrib(monkeypatch):
     cv2 = pytest.importorskip("cv2")
     monkeypatch.delattr(cv2, "optflow", raising=False)
     with pytest.raises(FleetflowError, match="opencv-contrib"):
-        job.classical("deepflow")
+        baselines.classical("deepflow")
 
 
 def test_a_frame_of_another_size_is_refused(tree):
@@ -443,7 +447,7 @@ def test_dis_on_real_pairs(shared):
     files = pairs(shared / "data", without=("ambush_4_final_0004",))
     assert len(files) == 29
     files.pairs = [pair for pair in files.pairs if pair.group in ("middlebury-flow", "kitti2015", "yosemite")]
-    predict = job.classical(job.DIS)
+    predict = baselines.classical(baselines.DIS)
     for k, pair in enumerate(files.pairs):
         sample = files[k]
         images = [(frame * 255).round().byte().permute(1, 2, 0).numpy() for frame in sample[:2]]
@@ -451,60 +455,3 @@ def test_dis_on_real_pairs(shared):
         expected = recorded[f"{pair.group}/{pair.name}"]
         assert numbers["epe"] == pytest.approx(expected["epe"], rel=0.03), pair.name
         assert numbers["out3"] == pytest.approx(expected["out3_pct"], abs=0.4), pair.name
-
-
-# ---- the page of results ----
-
-
-def test_the_page_of_results_is_that_of_the_weights():
-    page = Path(__file__).parents[1] / "docs" / "results.md"
-    expected = results.page(results.our_scores())
-    assert page.read_text() == expected, "run: python -m fleetflow.evaluation.results docs/results.md"
-    assert "`fastflownet`, ours" in expected
-
-
-def test_tables_of_results_are_whole():
-    for table in results.page({}).split("\n\n"):
-        rows = [line for line in table.splitlines() if line.startswith("|")]
-        assert len({line.count("|") for line in rows}) <= 1, rows
-    assert all(len(row.paper.split()) == len(row.again.split()) == 4 for row in results.GENERALISATION)
-    ours = results.page({"some": {"mean of sets": {"epe": 1.5, "out3": 2.25}}})
-    assert "`some`, ours" in ours and "| mean of sets | 1.50 / 2.2 |" in ours
-
-
-def test_rows_of_deq_flow_name_their_evaluations():
-    page = results.page({})
-    for row in ("DEQ-Flow-B v1, 60 evaluations | 1.43", "DEQ-Flow-B (torchdeq, run 2) | 1.435",
-                "DEQ-Flow-H v1, run 3, 55 evaluations | 1.36", "RAFT-H-1x (RAFT as large as DEQ-Flow-H) | 1.36",
-                "DEQ-Flow-H-3x v2, 60 evaluations | 1.27 / - | 2.50", "DEQ-Flow-H-3x v2, 120 evaluations"):  # fmt: skip
-        assert row in page, row
-    assert "DEQ-Flow 60 evaluations." not in page and "TartanAir, a ResNet from ImageNet" in page
-
-
-def test_peers_are_those_of_the_recorded_errors(shared):
-    """What the page says of other networks is what was recorded with the pairs."""
-    pairs_of = json.loads((shared / "data" / "MANIFEST.json").read_text())["pairs"]
-    kept = [row for row in pairs_of if Path(row["dir"]).name != "ambush_4_final_0004"]
-    for peer, name in zip(("spynet_sintelFinal", "raft_small"), list(results.PEERS)[2:], strict=True):
-        rows = [(Path(row["dir"]).parts[0], {"epe": row[peer]["epe"], "out3": row[peer]["out3_pct"]}) for row in kept]
-        table = mean_over_sets(rows)
-        for place, (epe, out3) in zip(results.SETS, results.PEERS[name]):
-            assert (epe, out3) == pytest.approx((table[place]["epe"], table[place]["out3"]), abs=0.051)
-
-
-def test_peers_of_opencv_are_what_the_command_measures(shared):
-    """Three sets of the page, measured again; other versions of OpenCV differ by more."""
-    cv2 = pytest.importorskip("cv2")
-    if cv2.__version__ != results.OPENCV:
-        pytest.skip(f"the page is of OpenCV {results.OPENCV}")
-    files = pairs(shared / "data", without=("ambush_4_final_0004",))
-    files.pairs = [pair for pair in files.pairs if pair.group in ("middlebury-flow", "flyingchairs", "yosemite")]
-    for method, name in ((job.FARNEBACK, "OpenCV Farneback"), (job.DIS, "OpenCV DIS")):
-        table = job.evaluate(job.classical(method), files)
-        for place, (epe, out3) in zip(results.SETS, results.PEERS[name]):
-            if place in table and place != "mean of sets":
-                assert (epe, out3) == pytest.approx((table[place]["epe"], table[place]["out3"]), abs=0.051), place
-    for rows in results.PEERS.values():
-        means = np.mean(rows[:-1], axis=0)
-        assert rows[-1] == pytest.approx(means, abs=0.11), "the last row is the mean of the sets"
-    assert str(job.FARNEBACK_SETTINGS) in results.page({})

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from results import our_scores
 
 from fleetflow.cli import main as cli
-from fleetflow.evaluation.results import our_scores
 from fleetflow.io.flow import read_flow
 from fleetflow.io.images import read_image, write_image
 from fleetflow.io.video import VideoWriter

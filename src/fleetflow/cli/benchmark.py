@@ -51,8 +51,10 @@ def benchmark(
         clips: videos or folders of frames to count them on instead.
     """
     given = dict(locals())
+    from fleetflow.cli.outputs import make_room
+    from fleetflow.data.dataset import open_files
     from fleetflow.evaluation import speed as job
-    from fleetflow.evaluation.evaluate import in_line, make_room, open_files
+    from fleetflow.evaluation.machine import in_line
     from fleetflow.training.speed import training_speed
 
     if models[:1] == ("data",):
@@ -104,9 +106,11 @@ def _benchmark_data(
     """Prints how many pairs a second are read, without workers and with 1, 2, 4, ... up to the cores."""
     import os
 
+    from fleetflow.cli.outputs import make_room
+    from fleetflow.data.dataset import open_files
     from fleetflow.data.loader import loading_speed
     from fleetflow.evaluation import speed as job
-    from fleetflow.evaluation.evaluate import in_line, machine, make_room, open_files
+    from fleetflow.evaluation.machine import in_line, machine
 
     if len(names) != 1 or root is None:
         raise FleetflowError("reading is timed for one data set; give its name and --root: benchmark data sintel ...")
@@ -130,8 +134,9 @@ def _benchmark_video(
 
     And with which solver, each from a cold start, they reach the residual of plain iteration.
     """
+    from fleetflow.cli.outputs import make_room
     from fleetflow.evaluation import speed as job
-    from fleetflow.evaluation.evaluate import in_line, machine, make_room
+    from fleetflow.evaluation.machine import in_line, machine
     from fleetflow.evaluation.video_reuse import (
         PICARD,
         generated_clips,

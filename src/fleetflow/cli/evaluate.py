@@ -38,20 +38,24 @@ def evaluate(
         csv: a file for a line per pair.
         html: a file for a report with curves and the worst and best pairs; it needs no other file.
     """
-    from fleetflow.evaluation import evaluate as job
-    from fleetflow.evaluation import report
+    from fleetflow.cli.outputs import make_room
+    from fleetflow.data.dataset import open_files
+    from fleetflow.evaluation import report, tables
+    from fleetflow.evaluation.evaluate import measure
+    from fleetflow.evaluation.protocol import open_model
+    from fleetflow.evaluation.warm_start import Warm
 
-    job.make_room(json, csv, html)
-    files = job.open_files(dataset, root, options=options, without=without)
-    predict = job.open_model(model, dataset, iterations=iterations, device=device, precision=precision)
-    predict = job.Warm(predict, files.pairs) if warm_start else predict
+    make_room(json, csv, html)
+    files = open_files(dataset, root, options=options, without=without)
+    predict = open_model(model, dataset, iterations=iterations, device=device, precision=precision)
+    predict = Warm(predict, files.pairs) if warm_start else predict
     with bar(f"{model} on {dataset}") as progress:
         what = {"model": model, "dataset": " ".join((dataset, *options))}
-        result = job.measure(predict, files, **what, progress=lambda *state: progress(state))
-    table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", job.SET_COLUMNS, job.rows_by_set(result))
-    table("all pixels together", ["error", "value", "pixels"], job.rows_pooled(result))
-    print(f"protocol: {job.protocol_line(result)}")
-    for line in job.left_out(result):
+        result = measure(predict, files, **what, progress=lambda *state: progress(state))
+    table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", tables.SET_COLUMNS, tables.rows_by_set(result))
+    table("all pixels together", ["error", "value", "pixels"], tables.rows_pooled(result))
+    print(f"protocol: {tables.protocol_line(result)}")
+    for line in tables.left_out(result):
         print(line)
     if json:
         report.as_json(result, json)

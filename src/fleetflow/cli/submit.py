@@ -37,7 +37,8 @@ def submit(
         precision: of the convolutions.
     """
     from fleetflow.evaluation import submit as job
-    from fleetflow.evaluation.evaluate import CLASSICAL, open_model
+    from fleetflow.evaluation.baselines import CLASSICAL
+    from fleetflow.evaluation.protocol import open_model
     from fleetflow.registry import models
 
     if job.is_finished(model, (*models, *CLASSICAL)):

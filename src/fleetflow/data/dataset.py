@@ -1,5 +1,6 @@
 """Pairs on disk as samples. A data set is a function of this package that returns `Files`."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -94,6 +95,21 @@ class Files(Dataset):
         left = dict.fromkeys(names)
         kept = [pair for pair in self.pairs if not left.keys() & {pair.name, f"{pair.group}/{pair.name}"}]
         return Files(kept, (*self.left_out, *left))
+
+
+def open_files(dataset: str, root: Path, *, options: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Files:
+    """Returns the pairs of a data set, but those named in `without`.
+
+    options: name=value of its reader, such as render=clean.
+    Raises FleetflowError for an unknown data set, option or pair, and for what is missing on disk.
+    """
+    reader = datasets[dataset]
+    known = [name for name in inspect.signature(reader).parameters if name not in ("root", "without")]
+    given = dict(text.partition("=")[::2] for text in options)
+    for name in given:
+        if name not in known:
+            raise unknown(f"option of {dataset}", name, known)
+    return reader(root, **given).without(without)
 
 
 def to_frame(image: np.ndarray) -> Tensor:

@@ -14,18 +14,7 @@ import torch
 from PIL import Image
 
 from fleetflow.data.dataset import Files
-from fleetflow.evaluation.evaluate import (
-    QUANTILES,
-    SET_COLUMNS,
-    Evaluation,
-    PairResult,
-    estimate,
-    left_out,
-    protocol_line,
-    rows_by_set,
-    rows_pooled,
-    text,
-)
+from fleetflow.evaluation.evaluate import Evaluation, PairResult, estimate
 from fleetflow.evaluation.metrics import (
     BINS_PER_DECADE,
     DECADES,
@@ -35,6 +24,15 @@ from fleetflow.evaluation.metrics import (
     ause,
     judge,
     quantile,
+)
+from fleetflow.evaluation.tables import (
+    QUANTILES,
+    SET_COLUMNS,
+    left_out,
+    protocol_line,
+    rows_by_set,
+    rows_pooled,
+    text,
 )
 from fleetflow.io.atomic import write_atomically
 from fleetflow.visualise import ERROR_BOUNDS, ERROR_COLORS, error_map, flow_to_color, robust_scale, with_legend

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from fleetflow.data.dataset import Files, to_frame
-from fleetflow.evaluation.evaluate import CLASSICAL, DIS, Method, evaluate, fit_for, in_line, machine, method, protocol
+from fleetflow.evaluation.baselines import CLASSICAL, DIS, Method, method
+from fleetflow.evaluation.evaluate import evaluate
+from fleetflow.evaluation.machine import in_line, machine
+from fleetflow.evaluation.protocol import fit_for, protocol
 from fleetflow.evaluation.report import plain
 from fleetflow.evaluation.submit import predict_flow
 from fleetflow.inference.cuda_graphs import Graphed

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fleetflow.evaluation.evaluate import Warm
+from fleetflow.evaluation.warm_start import Warm
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.atomic import existing, write_atomically
 from fleetflow.io.flow import read_flow, write_flow

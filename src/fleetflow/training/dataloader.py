@@ -13,10 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fleetflow.data.augment.geometry import crop
-from fleetflow.data.dataset import Files, datasets
+from fleetflow.data.dataset import Files, datasets, open_files
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.textures import Textures
-from fleetflow.evaluation.evaluate import open_files
 from fleetflow.models.base import FlowModel
 from fleetflow.training.recipe import Recipe, Source, Stage
 from fleetflow.types import FleetflowError, Prediction, Sample

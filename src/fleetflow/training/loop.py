@@ -28,8 +28,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from fleetflow.data.dataset import Files
 from fleetflow.data.generate import default_textures
 from fleetflow.data.generate.photographs import photographs
-from fleetflow.evaluation.evaluate import evaluate, fit_for
+from fleetflow.evaluation.evaluate import evaluate
 from fleetflow.evaluation.metrics import end_point_error
+from fleetflow.evaluation.protocol import fit_for
 from fleetflow.inference.device import Precision, autocast, choose_dtype
 from fleetflow.inference.memory import keep_freed
 from fleetflow.inference.predictor import Predictor

@@ -1,6 +1,6 @@
 """The page of results: what others published beside what our weights reach, each figure with its protocol.
 
-`python -m fleetflow.evaluation.results docs/results.md` writes it. Our figures come from the headers of
+`python benchmarks/results.py docs/results.md` writes it. Our figures come from the headers of
 the weights in the package, so they are those of the weights that one gets; a test checks that the page is theirs.
 """
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from fleetflow.evaluation.evaluate import FARNEBACK_SETTINGS
+from fleetflow.evaluation.baselines import FARNEBACK_SETTINGS
 from fleetflow.models.weights import header, shipped
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
@@ -17,7 +17,7 @@ from fleetflow.types import FleetflowError
 Scores = dict[str, dict[str, float]]  # set -> epe (pixels), out3 (%)
 
 BLEND = "fastflownet+deq_flow_tiny"  # of our weights that score best
-BLENDED = Path(__file__).parents[1] / "models" / "blend_scores.json"  # and of which weights they are
+BLENDED = Path(__file__).with_name("blend_scores.json")  # and of which weights they are
 
 
 class Published(NamedTuple):
@@ -118,7 +118,7 @@ SETS = ("eth3d", "flyingchairs", "flyingthings3d", "kitti2012", "kitti2015", "mi
 
 PAGE = """# Results
 
-`python -m fleetflow.evaluation.results docs/results.md` writes this page; our figures are those in the
+`python benchmarks/results.py docs/results.md` writes this page; our figures are those in the
 headers of the weights in the package. A figure is worth no more than its protocol, so each table begins with it.
 
 ## Our weights on 29 real pairs

@@ -1,0 +1,112 @@
+"""What is no network of ours: OpenCV's classical methods, and the function of a Python file of the user."""
+
+import hashlib
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fleetflow.types import FleetflowError
+
+DIS, FARNEBACK, DEEPFLOW = "dis", "farneback", "deepflow"
+FARNEBACK_SETTINGS = (0.5, 5, 15, 3, 7, 1.5)  # scale of a level, levels, window, iterations, neighborhood, its sigma
+CLASSICAL = {  # what each of OpenCV's methods is, in tables and protocols
+    DIS: "OpenCV DIS (medium)",
+    FARNEBACK: f"OpenCV Farneback {FARNEBACK_SETTINGS}",
+    DEEPFLOW: "OpenCV DeepFlow",
+}
+TRIAL = (125, 187)  # height and width of the pictures that a method of the user is tried on; multiples of nothing
+
+
+class Method(NamedTuple):
+    """What is no network of ours; called with two images, uint8 [H, W, 3] RGB, it returns the flow [H, W, 2] pixels."""
+
+    name: str
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    file: Path | None = None  # of the user, whose function it is
+
+    def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        """Returns the flow, float32; raises FleetflowError where the method fails, or returns anything else."""
+        height, width = image1.shape[:2]
+        who, size = f"predict of {self.file}" if self.file else self.name, f"{height}x{width}"
+        try:
+            flow = np.asarray(self.predict(image1, image2))
+        except Exception as error:  # whatever the code of others raises
+            raise FleetflowError(f"{who} failed on two pictures of {size} ({_words(error)}); fix it") from None
+        if flow.shape != (height, width, 2) or not np.issubdtype(flow.dtype, np.floating):
+            got = f"{flow.dtype} {list(flow.shape)}"
+            raise FleetflowError(f"{who} returned {got} for pictures of {size}; expected float [{height}, {width}, 2]")
+        return flow.astype(np.float32, copy=False)
+
+    def label(self) -> dict[str, str]:
+        """Returns what its results depend on, for a note beside them."""
+        content = {"sha256": hashlib.sha256(self.file.read_bytes()).hexdigest()} if self.file else {}
+        return {"model": self.name, **content}
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def method(name: str) -> Method | None:
+    """Returns the classical method of that name, or that of a Python file NAME.py; None for any other name."""
+    if name.endswith(".py"):
+        return adapter(Path(name))
+    return classical(name) if name in CLASSICAL else None
+
+
+def adapter(path: Path) -> Method:
+    """Returns the function predict(image1, image2) of a Python file, which is run, after one call to try it.
+
+    While the file is run and tried, what lies beside it can be imported.
+    Raises FleetflowError where there is no such function, or the trial fails.
+    """
+    if not path.is_file():
+        raise FleetflowError(f"{path} does not exist; name {', '.join(CLASSICAL)} or a Python file with predict(a, b)")
+    images = np.random.default_rng(0).integers(0, 256, (2, *TRIAL, 3), dtype=np.uint8)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        found = Method(path.stem, runpy.run_path(str(path)).get("predict"), path)
+        if callable(found.predict):
+            found(*images)
+    except FleetflowError:
+        raise
+    except Exception as error:  # whatever the code of the user raises
+        raise FleetflowError(f"{path} cannot be run ({_words(error)}); fix it") from None
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    if not callable(found.predict):
+        raise FleetflowError(f"{path} has no function predict(image1, image2); add one that returns the flow")
+    return found
+
+
+def classical(name: str) -> Method:
+    """Returns a method of OpenCV: "dis" (its medium preset), "farneback" or "deepflow".
+
+    OpenCV takes as many threads as torch does now.
+    Raises FleetflowError for another name, or where OpenCV or the part with DeepFlow is not installed.
+    """
+    if name not in CLASSICAL:
+        raise FleetflowError(f'"{name}" is no classical method; known: {", ".join(CLASSICAL)}')
+    try:
+        import cv2
+    except ImportError:
+        raise FleetflowError(f'{name} needs OpenCV; install it with pip install "fleetflow[bench]"') from None
+    if name == DEEPFLOW and not hasattr(cv2, "optflow"):
+        raise FleetflowError('deepflow is in opencv-contrib, not in this OpenCV; run pip install "fleetflow[bench]"')
+    cv2.setNumThreads(torch.get_num_threads())
+    compute = {
+        DIS: lambda: cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc,
+        FARNEBACK: lambda: lambda a, b, _: cv2.calcOpticalFlowFarneback(a, b, None, *FARNEBACK_SETTINGS, 0),
+        DEEPFLOW: lambda: cv2.optflow.createOptFlow_DeepFlow().calc,
+    }[name]()
+
+    def predict(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        gray = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image1, image2)]
+        return compute(*gray, None)
+
+    return Method(CLASSICAL[name], predict)

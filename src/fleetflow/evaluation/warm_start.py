@@ -1,0 +1,44 @@
+"""Pairs of a data set in order, each predicted from where the one before it in its scene ended."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from fleetflow.evaluation.baselines import Method
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.images import read_image
+from fleetflow.types import FleetflowError, Prediction
+
+
+class Warm:
+    """A network that begins each pair where it ended on the pair before, if that ends with the frame this begins with.
+
+    pairs: what has files `frame1` and `frame2`, in order. A result depends on no other call: what comes before a pair
+    in its scene is predicted again if it was not the last call.
+    Raises FleetflowError for a method, and where no pair continues the one before it.
+    """
+
+    def __init__(self, predict: "Predictor | Method", pairs: Sequence):
+        if not isinstance(predict, Predictor):
+            raise FleetflowError(f"{predict.name} keeps nothing for the next pair; leave --warm-start out")
+        self.predictor, self.pairs = predict, pairs
+        frames = [(pair.frame1, pair.frame2) for pair in pairs]
+        moves = enumerate(pairwise(frames), 1)
+        self.continued = {k for k, (old, new) in moves if new[0] == old[1] and new[1] != old[0]}  # forward, not back
+        self.last: tuple[int, Prediction | None] | None = None  # None: not finite, so the next pair starts cold
+        if not self.continued:
+            raise FleetflowError("no pair here begins with the frame that ends the one before; leave --warm-start out")
+
+    def pair(self, k: int, iterations: int | None = None) -> Prediction:
+        """Returns the prediction of pair k; raises FleetflowError for a network without a state."""
+        first = k
+        while first in self.continued and (self.last is None or self.last[0] != first - 1):
+            first -= 1
+        for place in range(first, k + 1):
+            previous = self.last[1] if place in self.continued else None
+            images = [read_image(file) for file in (self.pairs[place].frame1, self.pairs[place].frame2)]
+            found = self.predictor.predict(*images, previous, iterations)
+            if found.state is None:
+                network = type(self.predictor.model).__name__
+                raise FleetflowError(f"{network} keeps nothing for the next pair; leave --warm-start out")
+            self.last = place, found if found.flow.isfinite().all() else None
+        return found
