@@ -21,7 +21,7 @@ from fleetflow.types import FleetflowError
 
 HEIGHT, WIDTH = 12, 16
 MASKS = ("occ_", "occlusions", "invalid", "obj_map")
-READERS = [name for name in datasets if name != "pairs"]
+READERS = [name for name in datasets if name not in ("pairs", "footage")]  # footage is generated: test_footage.py
 
 
 @pytest.fixture(autouse=True)

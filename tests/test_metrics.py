@@ -16,13 +16,16 @@ from fleetflow.evaluation.metrics import (
     boundary_rule,
     end_point_error,
     error_histogram,
+    flicker,
     judge,
+    motion_edges,
     pair_errors,
     pixel_sums,
     pool,
     quantile,
     sparsification,
     speed_profile,
+    still_histogram,
     wauc_score,
 )
 from fleetflow.io.flow import read_flow
@@ -149,6 +152,47 @@ def test_distance_is_euclidean():
     assert torch.allclose(boundary_distance(sample).double(), expected, atol=1e-5)
     near = boundary_distance(sample, limit=4)
     assert torch.equal(near.isinf(), expected >= 4) and len(pixel_sums(sample.flow, sample)["d0-10"]) == 2
+
+
+def test_edges_of_motion_whatever_is_occluded():
+    """A step of the motion is an edge of motion also where the occlusion is known; EPE beside it is its own number."""
+    truth = torch.zeros(2, 9, 40)
+    truth[0, :, 20:] = 8.0
+    sample = sample_of(truth, occluded=torch.zeros(9, 40, dtype=torch.bool))
+    assert motion_edges(sample)[:, 19:21].all() and motion_edges(sample).sum() == 18 and not boundaries(sample).any()
+    flow = truth.clone()
+    flow[1, :, 15:25] += 3  # distances 4 to 0 on both sides
+    sums = pixel_sums(flow, sample)
+    assert sums["edge0-5"] == Mean(3.0 * 9 * 10, 9 * 10)
+
+
+def test_false_motion_is_that_of_still_pixels():
+    truth = torch.zeros(2, 1, 10)
+    truth[0, 0, 5:] = 20.0
+    flow = truth.clone()
+    flow[0, 0, 0], flow[0, 0, 1], flow[0, 0, 9] = 2.0, 30.0, 0.0
+    valid = torch.ones(1, 10, dtype=torch.bool)
+    valid[0, 4] = False
+    sample = sample_of(truth, valid)
+    sums = pixel_sums(flow, sample)
+    assert sums["false1"].value == 50 and sums["false3"].value == 25 and sums["false1"].count == 4
+    still = still_histogram(judge(flow, sample), valid)
+    assert still.sum() == 4 and quantile(still, 0.999) == pytest.approx(30, rel=0.01)
+
+
+def test_flicker_by_hand():
+    """The surface moves by 2 pixels: errors are compared where its points have gone, among those seen in both."""
+    truth = torch.zeros(2, 1, 6)
+    truth[0] = 2.0
+    hidden = torch.zeros(1, 6, dtype=torch.bool)
+    hidden[0, 1] = True
+    sample = sample_of(truth, occluded=hidden)
+    first, second = truth.clone(), truth.clone()
+    first[0, 0, 0], second[0, 0, 2] = 5.0, 5.0  # 3 px wrong, both at one point: no change
+    first[1, 0, 2] = 4.0  # 4 px wrong, right afterwards
+    assert flicker(first, sample, second, sample) == Mean(4.0, 3)  # points 0, 2, 3: 1 is hidden, 4 and 5 leave
+    second[0, 0, 5] = math.nan
+    assert flicker(first, sample, second, sample).total == math.inf
 
 
 def test_quantiles_of_pooled_histograms():

@@ -10,7 +10,7 @@ def evaluate(
     model: Positional[str],
     dataset: Positional[str],
     /,
-    root: Path,
+    root: Path | None = None,
     options: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
     iterations: int | None = None,
@@ -26,8 +26,8 @@ def evaluate(
     Args:
         model: a network, NETWORK:CHECKPOINT, dis, farneback or deepflow (OpenCV), or a Python file with a function
             predict(image1, image2) -> flow.
-        dataset: such as pairs.
-        root: the folder of the data set.
+        dataset: such as pairs; footage is generated and needs no folder.
+        root: the folder of the data set; for footage one of photographs, if any.
         options: name=value of the data set, such as render=clean split=val.
         without: names of pairs to leave out.
         iterations: refinement iterations of the network; if not given those its authors took on the data set, else its own.
@@ -53,6 +53,8 @@ def evaluate(
         what = {"model": model, "dataset": " ".join((dataset, *options))}
         result = measure(predict, files, **what, progress=lambda *state: progress(state))
     table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", tables.SET_COLUMNS, tables.rows_by_set(result))
+    if rows := tables.rows_of_clips(result):
+        table("still pixels, boundaries of motion, occlusion, flicker", tables.CLIP_COLUMNS, rows)
     table("all pixels together", ["error", "value", "pixels"], tables.rows_pooled(result))
     print(f"protocol: {tables.protocol_line(result)}")
     for line in tables.left_out(result):

@@ -38,13 +38,17 @@ class Pair(NamedTuple):
     backward: Truth | None = None  # flow from frame2 to frame1
     masks: Callable[[], dict[str, np.ndarray]] | None = None
     truths: Truth | None = None  # all true vectors, [K, H, W, 2], where a pixel has several; valid where all are known
+    made: Callable[[], Sample] | None = None  # the complete sample where a pair is generated, and its paths no files
 
 
 class Files(Dataset):
-    """A list of pairs; item k is the Sample of pair k, read when it is asked for. left_out: names of pairs it lacks."""
+    """A list of pairs; item k is the Sample of pair k, read when it is asked for.
 
-    def __init__(self, pairs: list[Pair], left_out: tuple[str, ...] = ()):
-        self.pairs, self.left_out = pairs, left_out
+    left_out: names of pairs it lacks. about: how the pairs were made, for protocols, where they were not read.
+    """
+
+    def __init__(self, pairs: list[Pair], left_out: tuple[str, ...] = (), about: str = ""):
+        self.pairs, self.left_out, self.about = pairs, left_out, about
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -55,6 +59,8 @@ class Files(Dataset):
         Raises FleetflowError for unreadable files and for frames and truth that differ in size.
         """
         pair = self.pairs[k]
+        if pair.made:
+            return Sample(*pair.made()[:4])
         frame1, frame2 = (to_frame(read_image(path)) for path in (pair.frame1, pair.frame2))
         height, width = frame1.shape[1:]
         flow, valid = pair.truth() if pair.truth else _unknown(height, width)
@@ -63,7 +69,10 @@ class Files(Dataset):
 
     def complete(self, k: int) -> Sample:
         """Returns the sample with its backward flow (0 where unknown) and its occlusion, where the set has them."""
-        pair, sample = self.pairs[k], self[k]
+        pair = self.pairs[k]
+        if pair.made:
+            return pair.made()
+        sample = self[k]
         if pair.backward:
             flow, _ = pair.backward()
             _same_size(pair, {tuple(sample.valid.shape), flow.shape[:2]})
@@ -94,16 +103,20 @@ class Files(Dataset):
                 raise unknown("pair", name, sorted(pair.name for pair in self.pairs)[:9])
         left = dict.fromkeys(names)
         kept = [pair for pair in self.pairs if not left.keys() & {pair.name, f"{pair.group}/{pair.name}"}]
-        return Files(kept, (*self.left_out, *left))
+        return Files(kept, (*self.left_out, *left), self.about)
 
 
-def open_files(dataset: str, root: Path, *, options: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Files:
+def open_files(
+    dataset: str, root: Path | None, *, options: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> Files:
     """Returns the pairs of a data set, but those named in `without`.
 
     options: name=value of its reader, such as render=clean.
     Raises FleetflowError for an unknown data set, option or pair, and for what is missing on disk.
     """
     reader = datasets[dataset]
+    if root is None and inspect.signature(reader).parameters["root"].default is inspect.Parameter.empty:
+        raise FleetflowError(f"{dataset} is read from disk; give --root DIR, the folder of the data set")
     known = [name for name in inspect.signature(reader).parameters if name not in ("root", "without")]
     given = dict(text.partition("=")[::2] for text in options)
     for name in given:
@@ -116,6 +129,11 @@ def to_frame(image: np.ndarray) -> Tensor:
     """Returns [3, H, W] float in [0, 1] of a picture uint8 [H, W, 3]."""
     moved = torch.from_numpy(image).permute(2, 0, 1).contiguous()  # as bytes: five times as fast as floats
     return moved.float().div_(255)
+
+
+def to_images(sample: Sample) -> list[np.ndarray]:
+    """Returns both frames of a sample as pictures uint8 [H, W, 3]."""
+    return [(frame * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for frame in sample[:2]]
 
 
 def read_masks(paths: dict[str, Path]) -> dict[str, np.ndarray]:

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fleetflow.data.dataset import Files
+from fleetflow.data.dataset import Files, to_images
 from fleetflow.evaluation.machine import machine
 from fleetflow.evaluation.metrics import (
     SPARSE_STEPS,
     Mean,
     boundary_rule,
     error_histogram,
+    flicker,
     judge,
     mean_over_sets,
     pair_errors,
@@ -22,6 +23,7 @@ from fleetflow.evaluation.metrics import (
     pool,
     sparsification,
     speed_profile,
+    still_histogram,
 )
 from fleetflow.evaluation.protocol import protocol
 from fleetflow.evaluation.warm_start import Warm
@@ -37,6 +39,7 @@ class PairResult(NamedTuple):
     errors: dict[str, float]  # pair_errors
     sums: dict[str, Mean]  # pixel_sums
     histogram: Tensor  # error_histogram of the known pixels
+    still: Tensor  # still_histogram
     speeds: Tensor  # speed_profile
     curves: Tensor | None  # sparsification, for networks that say how sure they are
     boundaries: str  # boundary_rule
@@ -119,20 +122,25 @@ def measure(
         float32 [H, W, 2]. model, dataset: what to call them. iterations: of refinement; None takes those of the predictor.
     Raises FleetflowError where no pair has a known pixel.
     """
-    results, skipped = [], []
+    results, skipped, last = [], [], None
     for k, pair in enumerate(files.pairs):
         sample, flow, uncertainty, foreground = estimate(predict, files, k, iterations)
         valid = sample.valid
         if valid.any():
             judged = judge(flow, sample)
             error = judged.error[valid]
+            sums = pixel_sums(flow, sample, foreground=foreground)
+            if last and last[0].group == pair.group and last[0].frame2 == pair.frame1 and sample.truths is None:
+                sums["flicker"] = flicker(*last[1:], flow, sample)
+            last = pair, flow, sample
             results.append(
                 PairResult(
                     pair.group,
                     pair.name,
                     pair_errors(flow, sample),
-                    pixel_sums(flow, sample, foreground=foreground),
+                    sums,
                     error_histogram(error),
+                    still_histogram(judged, valid),
                     speed_profile(judged.error, judged.speed, valid),
                     None if uncertainty is None else _curves(error, uncertainty[valid]),
                     boundary_rule(sample),
@@ -166,7 +174,7 @@ def estimate(predict, files: Files, k: int, iterations: int | None = None) -> Es
             sizes = f"{list(mask.shape)} for frames {list(sample.valid.shape)}"
             raise FleetflowError(f'the mask "{name}" of {files.pairs[k].name} is {sizes}; both must have the same size')
     sample, foreground = sample._replace(occluded=masks.get("occluded", sample.occluded)), masks.get("foreground")
-    images = _images(sample)
+    images = to_images(sample)
     if isinstance(predict, Predictor | Warm):
         prediction = (
             predict.pair(k, iterations)
@@ -181,7 +189,3 @@ def estimate(predict, files: Files, k: int, iterations: int | None = None) -> Es
         raise FleetflowError("this method has no refinement iterations; leave --iterations out")
     flow = torch.from_numpy(np.ascontiguousarray(predict(*images), np.float32)).permute(2, 0, 1)
     return Estimate(sample, flow, None, foreground)
-
-
-def _images(sample: Sample) -> list[np.ndarray]:
-    return [(frame * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for frame in sample[:2]]

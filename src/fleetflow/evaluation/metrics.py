@@ -5,7 +5,7 @@ the network that is not finite counts as an infinite error, over every limit, an
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,10 +15,13 @@ from torch import Tensor
 from fleetflow.types import FleetflowError, Sample
 
 LIMITS = (1, 3, 5)  # pixels
+FALSE_LIMITS = (1, 3)  # pixels
 FL_PIXELS, FL_SHARE = 3.0, 0.05  # KITTI 2015: wrong is an error over 3 pixels and over 5 % of the true length
 SPEED_BANDS = {"s0-10": (0, 10), "s10-40": (10, 40), "s40+": (40, math.inf)}  # pixels of true motion (Sintel)
 DISTANCE_BANDS = {"d0-10": (0, 10), "d10-60": (10, 60), "d60-140": (60, 140)}  # pixels to a boundary (Sintel)
 MOTION_EDGE = 1.0  # pixels: neighbors whose true motions differ by more have a boundary between them
+BESIDE_EDGE = 5  # pixels from a boundary of motion that count as beside it
+STILL = 0.1  # pixels of true motion below which a pixel is still
 DENSE = 0.5  # share of known pixels from which the distance to boundaries means something
 WAUC_STEPS, WAUC_REACH = 100, 5.0  # limits up to 5 pixels (VIPER, Richter et al., ICCV 2017)
 SPEED_EDGES = (0, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, math.inf)  # pixels, of the curve of error against speed
@@ -116,6 +119,8 @@ def pixel_sums(flow: Tensor, sample: Sample, *, foreground: Tensor | None = None
                     `foreground` [H, W] bool
     s0-10 s10-40 s40+       end-point error of pixels that move so fast, lower bound included
     d0-10 d10-60 d60-140    end-point error of pixels so far from a boundary (see `boundary_distance`), dense truth only
+    edge0-5         end-point error of pixels under 5 px from a boundary of motion (`motion_edges`), dense truth only
+    false1 false3   false motion: percentage of still pixels (true motion under 0.1 px) with an error over 1, 3 pixels
     angle           between (u, v, 1) and its truth, degrees; 180 where the flow is not finite
     wauc            VIPER: percentage within a limit, weighted mean over 100 limits up to 5 pixels; 100 is best
     not_finite      percentage of vectors that are infinite or not a number
@@ -140,6 +145,10 @@ def pixel_sums(flow: Tensor, sample: Sample, *, foreground: Tensor | None = None
         distance = boundary_distance(sample)
         for name, (low, high) in DISTANCE_BANDS.items():
             sums[name] = over(error, valid & (distance >= low) & (distance < high))
+        beside = edge_distance(motion_edges(sample), BESIDE_EDGE) < BESIDE_EDGE
+        sums["edge0-5"] = over(error, valid & beside)
+    for limit in FALSE_LIMITS:
+        sums[f"false{limit}"] = over(100.0 * (error > limit), valid & (speed < STILL))
     sums["angle"] = over(angular_error(flow, truth), valid)
     sums["wauc"] = over(100 * wauc_score(error), valid)
     sums["not_finite"] = over(100.0 * ~flow.isfinite().all(0), valid)
@@ -195,20 +204,33 @@ def boundaries(sample: Sample) -> Tensor:
     """Returns [H, W] bool, pixels at a boundary of occlusion or motion.
 
     With sample.occluded: the pixels on both sides of an edge of the occluded regions, which is what Sintel's bands are
-    named after. Without: known pixels whose true motion differs by more than 1 pixel from that of a known neighbor
-    (4 neighbors). Sintel's own boundaries of the test set are not public, so d-bands elsewhere compare only with ours.
+    named after. Without: `motion_edges`. Sintel's own boundaries of the test set are not public, so d-bands elsewhere
+    compare only with ours.
     """
-    edges = torch.zeros_like(sample.valid)
+    if sample.occluded is None:
+        return motion_edges(sample)
+    return _edges(sample.valid, lambda first, second: first(sample.occluded) != second(sample.occluded))
+
+
+def motion_edges(sample: Sample) -> Tensor:
+    """Returns [H, W] bool, known pixels whose true motion differs by over 1 pixel from a known neighbor's (of 4)."""
+
+    def differ(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Tensor:
+        apart = end_point_error(first(sample.flow), second(sample.flow)) > MOTION_EDGE
+        return apart & first(sample.valid) & second(sample.valid)
+
+    return _edges(sample.valid, differ)
+
+
+def _edges(like: Tensor, differ: Callable) -> Tensor:
+    """[H, W] bool, the pixels of all neighboring pairs for which `differ(first, second)`, two views, is True."""
+    edges = torch.zeros_like(like)
     for axis in (-2, -1):
-        count = sample.valid.shape[axis] - 1
+        count = like.shape[axis] - 1
         if not count:
             continue
         first, second = (partial(torch.narrow, dim=axis, start=start, length=count) for start in (0, 1))
-        if sample.occluded is not None:
-            edge = first(sample.occluded) != second(sample.occluded)
-        else:
-            edge = end_point_error(first(sample.flow), second(sample.flow)) > MOTION_EDGE
-            edge &= first(sample.valid) & second(sample.valid)
+        edge = differ(first, second)
         first(edges).logical_or_(edge)
         second(edges).logical_or_(edge)
     return edges
@@ -216,7 +238,11 @@ def boundaries(sample: Sample) -> Tensor:
 
 def boundary_distance(sample: Sample, limit: int = 140) -> Tensor:
     """Returns [H, W] pixels, the Euclidean distance to the nearest of `boundaries`; infinite from `limit` on."""
-    edges = boundaries(sample)
+    return edge_distance(boundaries(sample), limit)
+
+
+def edge_distance(edges: Tensor, limit: int) -> Tensor:
+    """Returns [H, W] pixels, the Euclidean distance to the nearest True of [H, W]; infinite from `limit` on."""
     height, width = edges.shape
     rows = torch.arange(height, device=edges.device, dtype=torch.float32)[:, None]
     above = torch.where(edges, rows, -math.inf).cummax(0).values
@@ -230,7 +256,37 @@ def boundary_distance(sample: Sample, limit: int = 140) -> Tensor:
     return torch.where(nearest < limit**2, nearest.sqrt(), math.inf)
 
 
+# ---- clips ----
+
+
+def flicker(flow: Tensor, sample: Sample, next_flow: Tensor, next_sample: Sample) -> Mean:
+    """Returns how much the error of a surface point changes from one pair of a clip to the next, in pixels.
+
+    The error vector (flow minus truth) of a visible known pixel x is compared with that of the next pair at the pixel
+    nearest to x + truth(x), where the point has gone; the mean of the length of the difference. An error that stays
+    the same does not flicker; one that comes and goes does. Infinite where a flow is not finite.
+    flow, next_flow: [2, H, W] pixels of two pairs that follow each other, with their truth.
+    """
+    height, width = sample.valid.shape
+    y, x = torch.meshgrid(*(torch.arange(size, device=flow.device) for size in (height, width)), indexing="ij")
+    to_x, to_y = (place.round().long() for place in (x + sample.flow[0], y + sample.flow[1]))
+    seen = sample.valid & (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
+    if sample.occluded is not None:
+        seen &= ~sample.occluded
+    place = (to_y * width + to_x)[seen]
+    known = next_sample.valid.flatten()[place]
+    before = (flow.double() - sample.flow)[:, seen][:, known]
+    after = (next_flow.double() - next_sample.flow).flatten(1)[:, place[known]]
+    change = (after - before).square().sum(0).sqrt()
+    return over(torch.where(change.isnan(), math.inf, change), torch.ones_like(change, dtype=torch.bool))
+
+
 # ---- distributions ----
+
+
+def still_histogram(judged: Judged, valid: Tensor) -> Tensor:
+    """Returns the `error_histogram` of the still pixels: known ones with a true motion under 0.1 pixels."""
+    return error_histogram(judged.error[valid & (judged.speed < STILL)])
 
 
 def error_histogram(error: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ def protocol(predict, files: Files, iterations: int | None = None) -> dict[str, 
         "frames": "whole, at their own size",
         "left out": ", ".join(files.left_out) or "none",
     }
+    if files.about:
+        whole["pairs"] = files.about
     if any(pair.truths for pair in files.pairs):
         whole["truth"] = "the nearest of the true vectors of a pixel, Fl by the longest, speed by their mean (Spring)"
     if isinstance(predict, Warm):

@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from fleetflow.evaluation.evaluate import Evaluation
 from fleetflow.evaluation.machine import in_line
 from fleetflow.evaluation.metrics import ause, quantile
@@ -9,6 +11,18 @@ from fleetflow.evaluation.metrics import ause, quantile
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 ALL_PIXELS = "all pixels"
 SET_COLUMNS = ["set", "EPE px", "EPE pooled", "% over 1", "% over 3", "% over 5", "Fl %", "Fl pooled"]
+CLIP_COLUMNS = [
+    "set",
+    "still: % over 1",
+    "% over 3",
+    "95 % px",
+    "99.9 % px",
+    "edges px",
+    "visible px",
+    "hidden px",
+    "flicker px",
+]
+CLIP_KEYS = ("false1", "false3", "edge0-5", "epe_visible", "epe_occluded", "flicker")
 LABELS = {
     "epe": "EPE, px",
     "out1": "over 1 px, %",
@@ -27,6 +41,10 @@ LABELS = {
     "d0-10": "EPE under 10 px from a boundary",
     "d10-60": "EPE 10 to 60 px from a boundary",
     "d60-140": "EPE 60 to 140 px from a boundary",
+    "edge0-5": "EPE under 5 px from a boundary of motion",
+    "false1": "still pixels over 1 px, %",
+    "false3": "still pixels over 3 px, %",
+    "flicker": "change of the error along a clip, px",
     "angle": "angular error, degrees",
     "wauc": "WAUC, % (100 is best)",
     "not_finite": "not finite, %",
@@ -61,6 +79,25 @@ def rows_pooled(evaluation: Evaluation) -> list[list[str]]:
     if curves is not None:
         counts = [pair.sums["epe"].count for pair in evaluation.pairs if pair.is_sorted()]
         rows.append([f"AUSE, mean over {len(counts)} pairs (0 is best)", f"{ause(curves):.3f}", f"{sum(counts):,}"])
+    return rows
+
+
+def rows_of_clips(evaluation: Evaluation) -> list[list[str]]:
+    """Returns what a person sees in clips, by set and for all pixels, as text; no row where the data set has no clips.
+
+    False motion (see `pixel_sums`), the error that 95 and 99.9 % of the still pixels do not exceed, the EPE beside
+    boundaries of motion, of visible and of hidden pixels, and the flicker.
+    """
+    pooled = evaluation.pooled()
+    if "flicker" not in pooled["all"]:
+        return []
+    rows = []
+    for name, sums in pooled.items():
+        still = torch.stack([pair.still for pair in evaluation.pairs if name in ("all", pair.group)]).sum(0)
+        value = {key: sums[key].value if key in sums else math.nan for key in CLIP_KEYS}
+        high = [quantile(still, share) for share in (0.95, 0.999)]
+        numbers = [value["false1"], value["false3"], *high, *(value[key] for key in CLIP_KEYS[2:])]
+        rows.append([ALL_PIXELS if name == "all" else name, *map(text, numbers)])
     return rows
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
+from fleetflow.data.dataset import to_images
 from fleetflow.evaluation.baselines import Method
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.images import read_image
@@ -35,10 +38,16 @@ class Warm:
             first -= 1
         for place in range(first, k + 1):
             previous = self.last[1] if place in self.continued else None
-            images = [read_image(file) for file in (self.pairs[place].frame1, self.pairs[place].frame2)]
+            images = _frames(self.pairs[place])
             found = self.predictor.predict(*images, previous, iterations)
             if found.state is None:
                 network = type(self.predictor.model).__name__
                 raise FleetflowError(f"{network} keeps nothing for the next pair; leave --warm-start out")
             self.last = place, found if found.flow.isfinite().all() else None
         return found
+
+
+def _frames(pair) -> list[np.ndarray]:
+    """Both frames of a pair, read from its files unless it is generated."""
+    made = getattr(pair, "made", None)
+    return to_images(made()) if made else [read_image(file) for file in (pair.frame1, pair.frame2)]

@@ -50,8 +50,8 @@ def generate(
         if camera:
             for k, front in enumerate((rendered.front1, rendered.front2)):
                 frames[k] = motion_blurred(frames[k], front, scene, textures, outlines, k)
-            frames = faint(*frames, rendered.flow, generator)
-            frames = film(list(frames), draw_camera(count, 2, generator), generator)
+            frames = faint(frames, rendered.flow, generator)
+            frames = film(frames, draw_camera(count, 2, generator), generator)
     return Sample(*frames, rendered.flow, rendered.valid, rendered.backward, rendered.occluded)
 
 

@@ -69,9 +69,9 @@ def draw_camera(count: int, frames: int, generator: torch.Generator, night: floa
         steps[:, 0] = 1
         return steps.cumprod(1).clamp(0.6, 1.6)
 
-    exposure = walk(0.85, 1.18) * torch.where(dark, draw.log_uniform(0.15, 0.4), 1.0)[:, None]
+    exposure = walk(0.85, 1.18) * torch.where(dark, draw.log_uniform(0.2, 0.6), 1.0)[:, None]
     read = draw.uniform(0, 0.03) * draw.chance(0.6)
-    kinds = torch.tensor([0.55, 0.25, 0.12, 0.08])  # H.264, MJPEG, MPEG-4, HEVC (slow)
+    kinds = torch.tensor([0.5, 0.25, 0.12, 0.08, 0.05])  # as in codec.KINDS; the last two are slow
     codec = torch.multinomial(kinds, count, replacement=True, generator=generator)
     assert len(kinds) == len(KINDS)
     return Camera(

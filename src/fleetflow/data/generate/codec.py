@@ -22,6 +22,7 @@ KINDS = (
         {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none:pools=none:frame-threads=1"},
         (18, 36),
     ),
+    ("libx264", "h264", "yuv420p", {"preset": "medium", "tune": "zerolatency"}, (18, 36)),
 )
 # luminance table of JPEG (ITU-T T.81, annex K), used for all channels
 JPEG = (

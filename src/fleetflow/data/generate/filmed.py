@@ -47,7 +47,7 @@ def watch_world(draw: Draw, height: int, width: int) -> Scene:
     """A camera that stands still while objects move: all that is behind them has no motion, textured or not."""
     scene = _behind(draw, shapes_over(draw, height, width, 1.5), plain=0.2, smooth=0.3)
     resting = draw.chance(0.25)
-    resting[:, 0] = True
+    resting[:, 0], resting[:, 1] = True, False
     return scene._replace(motion=_unless(resting, scene.motion), wobble=scene.wobble.masked_fill(resting, 0.0))
 
 
@@ -124,7 +124,7 @@ def front_world(draw: Draw, height: int, width: int) -> Scene:
     motion[:, :1] = _unless(draw.chance(0.5, 1), slow)
 
     x, y = draw.uniform(0.2, 0.8, 1) * width, draw.uniform(0.3, 0.9, 1) * height
-    size, aspect = draw.uniform(0.3, 0.6, 1) * extent, draw.normal(0.25, 1).exp()
+    size, aspect = draw.uniform(0.4, 0.85, 1) * extent, draw.normal(0.25, 1).exp()
     lean = draw.uniform(0, 6.283, 1)
     outline[:, 3:4] = torch.linalg.inv(shift(x, y) @ turn(lean, size * aspect, size / aspect))
     distance, direction = draw.log_uniform(0.1, 0.35, 1) * extent, draw.uniform(0, 6.283, 1)

@@ -35,19 +35,18 @@ class _Rows:
         return F.interpolate(field, size=(height, width), mode="bilinear", align_corners=True).mul(4).sigmoid()
 
 
-def faint(frame1: Tensor, frame2: Tensor, flow: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns both frames [B, 3, H, W] in [0, 1], some with less contrast, some with a texture of their own.
+def faint(frames: list[Tensor], flow: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """Returns the frames [B, 3, H, W] in [0, 1], some with less contrast, some with a texture of their own.
 
-    flow: [B, 2, H, W] pixels; still scenes get it more often and more of it.
+    flow: [B, 2, H, W] pixels of the first; still scenes get it more often and more of it.
     generator: a CPU generator; the textures themselves are drawn on the frames' device, seeded from it.
     """
-    rows = _Rows(len(frame1), generator, frame1.device)
+    rows = _Rows(len(flow), generator, flow.device)
     still = ((flow.square().sum(1) < STILL**2).float().mean((1, 2)) > 0.5)[:, None, None, None]
-    frames = _low_contrast(rows, still, frame1, frame2)
-    return _with_own_texture(rows, still, *frames)
+    return _with_own_texture(rows, still, _low_contrast(rows, still, frames))
 
 
-def _low_contrast(rows: _Rows, still: Tensor, *frames: Tensor) -> list[Tensor]:
+def _low_contrast(rows: _Rows, still: Tensor, frames: list[Tensor]) -> list[Tensor]:
     """The frames, some with 2 to 40 % of their contrast about one gray level, in all of the frame or in patches."""
     height, width = frames[0].shape[-2:]
     dull = rows.chance(still, 0.35, 0.08)
@@ -58,7 +57,7 @@ def _low_contrast(rows: _Rows, still: Tensor, *frames: Tensor) -> list[Tensor]:
     return [level * (1 - kept) + frame * kept for frame in frames]
 
 
-def _with_own_texture(rows: _Rows, still: Tensor, *frames: Tensor) -> tuple[Tensor, Tensor]:
+def _with_own_texture(rows: _Rows, still: Tensor, frames: list[Tensor]) -> list[Tensor]:
     """The frames, some with a texture each: as strong as their true texture or weaker, in patches far stronger.
 
     Scales of 0.5 to 10 pixels. A part of the strength does not depend on the true texture: 0.3 to 5 levels of 255.
@@ -71,7 +70,7 @@ def _with_own_texture(rows: _Rows, still: Tensor, *frames: Tensor) -> tuple[Tens
     seed = int(torch.randint(2**62, (), generator=rows.generator))
     some = own.flatten().nonzero()[:, 0]
     if not len(some):
-        return frames[0], frames[1]
+        return frames
     noise = torch.Generator(rows.device).manual_seed(seed)
     strength = _detail(frames[0][some]) * ratio[some] * (1 + 3 * beyond[some]) + least[some]
     strength = strength.clamp(max=STRONGEST)
@@ -82,7 +81,7 @@ def _with_own_texture(rows: _Rows, still: Tensor, *frames: Tensor) -> tuple[Tens
             for sigma, plain in zip(blur[some].flatten().tolist(), gray[some].flatten().tolist())
         ]
         changed.append(frame.index_copy(0, some, (frame[some] + torch.stack(pictures) * strength).clamp(0, 1)))
-    return changed[0], changed[1]
+    return changed
 
 
 def _detail(frame: Tensor) -> Tensor:

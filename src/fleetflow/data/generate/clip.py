@@ -1,0 +1,73 @@
+"""A scene as a clip: its sheets move on evenly, the camera may shake, and every pair of frames has exact flow."""
+
+import torch
+from torch import Tensor
+
+from fleetflow.data.generate.camera import Camera, film
+from fleetflow.data.generate.draw import Draw, shift, turn
+from fleetflow.data.generate.motion_blur import motion_blurred
+from fleetflow.data.generate.own_texture import faint
+from fleetflow.data.generate.render import render
+from fleetflow.data.generate.scene import Scene
+from fleetflow.data.generate.textures import Textures
+from fleetflow.types import Sample
+
+WORK = 16.0  # sub-frames of whole frames for motion blur
+
+
+def places(scene: Scene, count: int) -> Tensor:
+    """Returns [T, 1, L, 3, 3] sheets -> frame k of a clip of `count` frames of one scene.
+
+    By its motion a sheet moves from one frame to the next; in the middle of the clip it lies where the scene has it.
+    """
+    times = torch.arange(count, dtype=torch.float32) - (count - 1) // 2
+    still = torch.eye(3).expand_as(scene.motion)
+    return torch.stack([torch.lerp(still, scene.motion, float(time)) for time in times])
+
+
+def shaken(where: Tensor, height: int, width: int, pixels: float, generator: torch.Generator) -> Tensor:
+    """Returns the places [T, 1, L, 3, 3] seen by a camera whose view jumps by about so many pixels a frame."""
+    draw = Draw(1, generator)
+    total, steps = torch.eye(3).expand(1, 1, 3, 3), []
+    for place in where:
+        x, y = torch.full((1, 1), width / 2), torch.full((1, 1), height / 2)
+        jump = shift(x + draw.normal(pixels, 1), y + draw.normal(pixels, 1))
+        total = jump @ turn(draw.normal(0.0004 * pixels, 1)) @ shift(-x, -y) @ total
+        steps.append(total @ place)
+    return torch.stack(steps)
+
+
+@torch.no_grad()
+def clip(
+    scene: Scene,
+    where: Tensor,
+    textures: Textures,
+    outlines: Tensor,
+    size: tuple[int, int],
+    camera: Camera,
+    generator: torch.Generator,
+) -> list[Sample]:
+    """Returns the T - 1 pairs of a clip of one scene, with frames in eight bits, flow, validity and occlusion.
+
+    where: [T, 1, L, 3, 3] sheets -> frames. textures, outlines: what `dressed` numbered the scene for.
+    camera: of one camera and T frames.
+    """
+    height, width = size
+    pairs, frames = [], []
+    for now, later in zip(where, where[1:]):
+        back = torch.linalg.inv_ex(now).inverse
+        moved = scene._replace(
+            motion=later @ back,
+            outline=scene.outline @ back,
+            surface=scene.surface @ back,
+            wobble=torch.zeros_like(scene.wobble),
+        )
+        pair = render(moved, textures, outlines, height, width)
+        pairs.append(pair)
+        frames.append(motion_blurred(pair.frame1, pair.front1, moved, textures, outlines, 0, WORK))
+    frames.append(motion_blurred(pair.frame2, pair.front2, moved, textures, outlines, 1, WORK))
+    frames = film(faint(frames, pairs[0].flow, generator), camera, generator)
+    return [
+        Sample(frames[k][0], frames[k + 1][0], pair.flow[0], pair.valid[0], pair.backward[0], pair.occluded[0])
+        for k, pair in enumerate(pairs)
+    ]
