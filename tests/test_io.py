@@ -812,3 +812,44 @@ def test_real_video():
     reader = VideoReader(SHARED / "videos" / "realshort.mp4")
     assert (reader.height, reader.width, reader.frames, reader.fps) == (240, 320, 36, Fraction(45000, 1499))
     assert len(list(reader)) == 36 and not reader.truncated
+
+
+def test_uneven_times_are_kept(tmp_path):
+    pictures, times = film(32, 48, 6), (0, 0.04, 0.08, 2, 2.04, 2.08)
+    with VideoWriter(tmp_path / "a.mp4", 25) as writer:
+        for picture, time in zip(pictures, times):
+            writer.write(picture, time, 0.5)
+    frames = list(VideoReader(tmp_path / "a.mp4"))
+    assert [frame.time for frame in frames] == pytest.approx(times, abs=1e-5)
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4, 5]
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.duration / 1e6 == pytest.approx(2.58, abs=1e-3)
+    refused("follows one at", write_times, tmp_path / "b.mp4", pictures, (0, 1, 0.5))
+
+
+def write_times(path: Path, pictures: list[np.ndarray], times: tuple[float, ...], time_base=Fraction(1, 1000)) -> None:
+    with VideoWriter(path, 25, time_base=time_base) as writer:
+        for picture, time in zip(pictures, times):
+            writer.write(picture, time)
+
+
+def test_joined_parts_keep_their_times(tmp_path):
+    pictures, parts = film(32, 48, 6), (tmp_path / "0.mp4", tmp_path / "1.mp4")
+    write_times(parts[0], pictures[:3], (5, 5.04, 7))
+    write_times(parts[1], pictures[3:], (9, 9.7, 10))
+    join_videos(parts, tmp_path / "joined.mp4")
+    times = [frame.time for frame in VideoReader(tmp_path / "joined.mp4")]
+    assert times == pytest.approx([5, 5.04, 7, 9, 9.7, 10], abs=1e-9)
+
+
+def test_mirrored_video(tmp_path):
+    picture, path = film(32, 48, 1)[0], tmp_path / "a.mp4"
+    write_film(path, [picture] * 3)
+    content = path.read_bytes()
+    place = content.index(b"tkhd") + 44
+    for a, b, c, d in ((-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)):
+        matrix = struct.pack(">6i", a << 16, b << 16, 0, c << 16, d << 16, 0)
+        path.write_bytes(content[:place] + matrix + content[place + 24 :])
+        turned = picture if a else picture.swapaxes(0, 1)
+        expected = turned[:: d or b, :: a or c]
+        assert np.abs(list(VideoReader(path))[0].astype(int) - expected).mean() < 2

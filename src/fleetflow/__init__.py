@@ -19,6 +19,7 @@ _HOME = {
     "Predictor": "inference.predictor",
     "reference": "ops.kernels",
     "read_image": "io.images",
+    "read_video": "io.video",
     "read_flow": "io.flow",
     "write_flow": "io.flow",
     "flow_to_color": "visualise",

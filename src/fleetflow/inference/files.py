@@ -235,11 +235,12 @@ def predict_video(
                 break
             clip, paths = _Clip(predictor, warm_start), [parts / f"{part:05d}_{kind}.mp4" for kind in films]
             with ExitStack() as stack:
-                writers = [stack.enter_context(VideoWriter(path, reader.fps)) for path in paths]
+                clock = {"time_base": reader.time_base}
+                writers = [stack.enter_context(VideoWriter(path, reader.fps, **clock)) for path in paths]
                 for k, (image1, image2) in chain((first,), batch):
                     flow = clip.flow(k, image1, image2, f"frame {k} of {video.name}")
                     for kind, writer in zip(films, writers):
-                        writer.write(_picture(kind, image1, flow, scale))
+                        writer.write(_picture(kind, image1, flow, scale), image1.time, image2.time - image1.time)
                     for kind in others:
                         paths.append(output / FORMATS[kind].format(f"{video.stem}_{k:06d}"))
                         _write(paths[-1], kind, image1, flow, scale)

@@ -5,9 +5,11 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from copy import copy
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, dropwhile
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -15,6 +17,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from fleetflow.io.atomic import check_size, existing, held, reading, reason, temporary_name, write_atomically, writing
+from fleetflow.io.display import displayed
 from fleetflow.io.images import checked_picture
 from fleetflow.types import FleetflowError
 
@@ -23,46 +26,135 @@ from fleetflow.types import FleetflowError
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,gif,apng,asf,ogg,ivf,h264,hevc,mjpeg,m4v,yuv4mpegpipe,mxf"
 
 
-class VideoReader:
-    """Iterates over the pictures uint8 [H, W, 3] RGB of a video, streamed, turned as the video says.
+_CLOCKS_FROM_ZERO = ("mov", "matroska")  # other containers begin anywhere, as a broadcast does
+_INDEXED = ("mov", "matroska", "flv")  # FFmpeg seeks in these to the very key frame asked for
+_WORTH_SEEKING = 16  # frames; fewer are decoded faster than the file is looked through
 
-    fps: Fraction, the mean rate. frames: how many the header announces or implies, or None; an estimate. height and
-    width: pixels, after turning. start: the index of the first picture given; those before it are decoded and dropped.
-    problem: None, or, after the last picture, one line on why the video ended early or what could not be decoded;
-    then `truncated` is True, and all the pictures that could be decoded have been given. Every new iteration begins at
-    `start` again. Raises FleetflowError at opening where the file is missing or has no picture to decode.
+
+class Frame(np.ndarray):
+    """A picture of a video: an ordinary array uint8 [H, W, 3] RGB that knows where it comes from.
+
+    Attributes:
+        time: seconds on the clock of the video (see `VideoReader`); not-a-number if the array is of other origin.
+        index: its place among all the pictures of the video, from 0; -1 if the array is of other origin.
     """
 
-    def __init__(self, path: str | os.PathLike, *, start: int = 0):
+    time: float = math.nan
+    index: int = -1
+
+    def __array_finalize__(self, source: np.ndarray | None) -> None:
+        self.time, self.index = getattr(source, "time", math.nan), getattr(source, "index", -1)
+
+
+def _frame(picture: np.ndarray, time: float, index: int) -> Frame:
+    frame = picture.view(Frame)
+    frame.time, frame.index = time, index
+    return frame
+
+
+def frame_slice(frames: str | None = None, every: int = 1) -> slice:
+    """Returns the slice of a video or folder that the options `--frames` and `--every` mean.
+
+    Args:
+        frames: "A:B", from frame A (0 is the first) up to B, which is left out; either may be missing. None: all.
+        every: 2 takes every second frame of those, and so on.
+
+    Raises:
+        FleetflowError: if the text is no range, the range is empty, or `every` is under 1.
+    """
+    start, colon, stop = (frames or ":").strip().partition(":")
+    if not colon or not (start or "0").isdecimal() or not (stop or "0").isdecimal():
+        raise FleetflowError(f'frames is "{frames}"; expected A:B, such as 100:200, :50 or 100:')
+    first, last = int(start or 0), int(stop) if stop else None
+    if last is not None and last <= first:
+        raise FleetflowError(f'frames is "{frames}", which holds no frame; B must be larger than A')
+    if every < 1:
+        raise FleetflowError(f"every is {every}; expected 1 or more")
+    return slice(first, last, every)
+
+
+class VideoReader:
+    """Iterates over the pictures of a video file, each a `Frame`: uint8 [H, W, 3] RGB with its time.
+
+    Pictures are streamed, so that memory does not grow with the length, and look as in a player: turned or mirrored,
+    HDR mapped to an ordinary screen. Every new iteration begins at `start` again. A `start` far into the video is
+    sought, not decoded up to, where the file tells its frames apart without decoding them.
+
+    Times are those in the file; the clocks of mp4, mov and Matroska begin at 0, those of other containers anywhere,
+    which is taken for 0.
+
+    Attributes:
+        fps: Fraction, the mean rate of the whole video, in pictures per second.
+        time_base: Fraction, seconds; all times are multiples of it, as exactly as a float holds them.
+        frames: how many pictures the header announces or implies, without `start`, `stop` and `every`, or None; an
+            estimate.
+        height: pixels, after turning.
+        width: pixels, after turning.
+        problem: None, or, after the last picture, one line on why the video ended early or what could not be decoded;
+            all the pictures that could be decoded have been given.
+
+    Args:
+        path: a video; `~` is the home folder.
+        start: the index of the first picture to give.
+        stop: the index before which to end; None: at the end of the video.
+        every: 2 gives every second picture, and so on.
+
+    Raises:
+        FleetflowError: if the file is missing or has no picture that can be decoded.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, start: int = 0, stop: int | None = None, every: int = 1):
         if start < 0:
             raise FleetflowError(f"start is {start}; expected the index of a frame, 0 or more")
-        self.path, self.start = existing(path), start
+        if every < 1 or (stop is not None and stop < start):
+            raise FleetflowError(
+                f"stop is {stop}, every {every}; expected stop from start ({start}) on, every 1 or more"
+            )
+        self.path, self.start, self.stop, self.every = existing(path), start, stop, every
         self.problem: str | None = None
         self._container: av.container.InputContainer | None = None
+        self._index: _PacketIndex | None = None
         with reading(self.path, "a video"), self._open() as container:
             stream = self._picture_stream(container)
             self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
+            self.time_base = Fraction(stream.time_base or 1 / self.fps)
             self.frames = stream.frames or max(0, round((container.duration or 0) / av.time_base * self.fps)) or None
+            own_clock = container.format.name.startswith(_CLOCKS_FROM_ZERO)
+            self._origin = 0.0 if own_clock else (container.start_time or 0) / av.time_base
             first = next(self._decode(container), None)
             if first is None:
                 raise FleetflowError(f"{self.path} holds no picture that can be decoded; check that it is complete")
-            self.height, self.width = _upright(first).shape[:2]
+            self.height, self.width = displayed(first).shape[:2]
 
     @property
     def truncated(self) -> bool:
-        """Returns True where the last iteration met a problem."""
+        """True where the last iteration met a problem."""
         return self.problem is not None
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def part(self, start: int, stop: int | None = None, every: int = 1) -> "VideoReader":
+        """Returns a reader of the same file for other pictures, without opening it anew: cheap, for looking here and
+        there. Arguments as of the class."""
+        other = copy(self)
+        other.start, other.stop, other.every, other.problem, other._container = start, stop, every, None, None
+        return other
+
+    def __iter__(self) -> Iterator[Frame]:
         self.problem = None
         with reading(self.path, "a video"), self._open() as container:
-            self._container = container
-            for index, frame in islice(enumerate(self._decode(container)), self.start, None):
-                picture = _upright(frame)
+            self._container, time, step = container, -math.inf, 1 / float(self.fps)
+            for index, frame in self._from_start(container):
+                stamp = frame.pts if frame.pts is not None else frame.dts
+                given = math.nan if stamp is None else float(stamp * frame.time_base) - self._origin
+                time = given if given > time else max(time + step, 0.0)  # no time is given, or one that goes back
+                if self.stop is not None and index >= self.stop:
+                    return
+                if index < self.start or (index - self.start) % self.every:
+                    continue
+                picture = displayed(frame)
                 if picture.shape != (self.height, self.width, 3):
                     self.problem = f"{self.path} changes its size at frame {index}; only the frames before it were read"
                     return
-                yield picture
+                yield _frame(picture, time, index)
 
     def _open(self) -> av.container.InputContainer:
         options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
@@ -76,12 +168,33 @@ class VideoReader:
         check_size(self.path, films[0].height, films[0].width)
         return films[0]
 
-    def _decode(self, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-        """Yields every frame that can be decoded, then says in `problem` what could not."""
+    def _from_start(self, container: av.container.InputContainer) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yields (index, frame): from the first, or from `start` if the file can be sought that exactly."""
+        if self.start < _WORTH_SEEKING:
+            return enumerate(self._decode(container))
+        if self._index is None:
+            with self._open() as other:
+                self._index = _PacketIndex(other, self._picture_stream(other))
+        place = self._index.place(self.start)
+        if place is None:
+            return enumerate(self._decode(container))
+        stream = self._picture_stream(container)
+        container.seek(place.seek, stream=stream)
+        frames = self._decode(container, place.index)
+        first = next(frames, None)
+        if first is None or first.pts is None or first.pts > place.pts:  # not where it should be
+            container.seek(self._index.first, stream=stream)
+            frames, place = self._decode(container), _Place(0, self._index.first, self._index.first)
+            first = next(frames, None)
+        behind = dropwhile(lambda frame: frame.pts < place.pts, chain([first] if first else [], frames))
+        return enumerate(behind, place.index)
+
+    def _decode(self, container: av.container.InputContainer, index: int = 0) -> Iterator[av.VideoFrame]:
+        """Yields every frame that can be decoded, then says in `problem` what could not. index: of the first one."""
         stream = self._picture_stream(container)
         # the decoder's threads stay within a frame: side by side, frames lose the mark of damage now and then
         stream.thread_type = "SLICE"
-        damage, index, frame = None, 0, None
+        damage, frame = None, None
         try:
             for packet in container.demux(stream):
                 if packet.is_corrupt:  # cut by the end of the file; decoding it would lose good frames before it
@@ -112,9 +225,58 @@ class VideoReader:
             self._container.close()
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """Returns uint8 [H, W, 3] RGB, turned by the frame's rotation (degrees to the left, multiples of 90)."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+class _Place(NamedTuple):
+    """How to get to a picture: seek to the time `seek`, decode, drop what is before the time `pts`."""
+
+    index: int  # of the picture at pts
+    pts: int  # in the stream's time base
+    seek: int  # the decoding time of a key frame before it
+
+
+class _PacketIndex:
+    """The times of all packets of a stream, read without decoding them."""
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream):
+        stamps, keys, sound = [], [], container.format.name.startswith(_INDEXED)
+        for packet in container.demux(stream) if sound else ():
+            if packet.size == 0:  # the mark of the end
+                continue
+            if packet.pts is None or packet.dts is None or packet.is_discard or packet.is_corrupt:
+                sound = False  # then packets and pictures are not one to one
+                break
+            stamps.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append((packet.pts, packet.dts))
+        self.times = np.sort(np.array(stamps, np.int64))
+        self.keys = sorted(keys)
+        self.first = min(stamps, default=0)
+        self.sound = sound and len(keys) > 0 and len(set(stamps)) == len(stamps) and keys[0][0] == self.first
+
+    def place(self, index: int) -> _Place | None:
+        """Returns the way to the picture `index`, or to the last if there are fewer; None if that cannot be known."""
+        if not self.sound:
+            return None
+        index = min(index, len(self.times) - 1)
+        pts = int(self.times[index])
+        return _Place(index, pts, next(dts for key, dts in reversed(self.keys) if key <= pts))
+
+
+def read_video(source: str | os.PathLike, *, frames: str | None = None, every: int = 1) -> VideoReader:
+    """Returns an iterator over the pictures of a video, each uint8 [H, W, 3] RGB with its `time` in seconds.
+
+        for picture in fleetflow.read_video("clip.mp4", frames="100:200"):
+            print(picture.shape, picture.time)
+
+    Args:
+        source: a video file.
+        frames: "A:B", from picture A (0 is the first) up to B, which is left out. None: all.
+        every: 2 gives every second picture of those, and so on.
+
+    Raises:
+        FleetflowError: if the source is missing or has no picture that can be decoded, or `frames` is no range.
+    """
+    wanted = frame_slice(frames, every)
+    return VideoReader(source, start=wanted.start, stop=wanted.stop, every=wanted.step)
 
 
 _BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx")  # outermost, of mp4 and mov
@@ -139,49 +301,97 @@ def _declared_length(path: Path) -> int:
 
 
 class VideoWriter:
-    """Writes pictures uint8 [H, W, 3] RGB, all of one size, as H.264 in an .mp4 file at `fps` frames a second.
+    """Writes pictures uint8 [H, W, 3] RGB, all of one size, as H.264 into an .mp4 file.
 
     A context manager: the file takes its name when the block ends without an exception, and is removed otherwise. An
-    odd height or width grows by one pixel, a copy of the last (H.264 halves the colors' resolution). Raises
-    FleetflowError for another suffix, rate, shape or size, for no picture at all, and where the file cannot be written.
+    odd height or width grows by one pixel, a copy of the last (H.264 halves the colors' resolution).
+
+        reader = VideoReader("clip.mkv")
+        with VideoWriter("out.mp4", reader.fps, time_base=reader.time_base) as writer:
+            for frame in reader:
+                writer.write(frame, frame.time)
+
+    Args:
+        path: the file, which ends in .mp4.
+        fps: pictures per second; with times of their own only a hint for players.
+        time_base: seconds that all times are multiples of; None: 1 / fps, or 1/90000 if the first picture has a time.
+
+    Raises:
+        FleetflowError: for another suffix, rate, shape or size, for no picture at all, for times that do not grow, and
+            if the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: Fraction | float):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, fps: Fraction | float, *, time_base: Fraction | None = None):
+        self.path = Path(path).expanduser()
         if self.path.suffix.lower() != ".mp4":
             raise FleetflowError(f"{self.path} has not the suffix .mp4; videos are written as mp4")
         if not (math.isfinite(fps) and fps > 0):
             raise FleetflowError(f"fps is {fps}; expected a rate above 0, in frames a second")
+        if time_base is not None and not 0 < time_base.numerator <= time_base.denominator < 2**31:
+            raise FleetflowError(f"time_base is {time_base}; expected a fraction of a second over 2^31 or less")
         self.fps = max(Fraction(fps).limit_denominator(2**16), Fraction(1, 2**16))
+        self.time_base = time_base
         self._temporary = temporary_name(self.path)
         self._container = self._stream = self._shape = None  # begun by the first picture
         self._held = ExitStack()
+        self._end = 0  # where the last picture ends, in time bases
+        self._last: tuple[int, int] | None = None  # time and duration of the last picture, in time bases
+        self._packets: list[av.Packet] = []  # what is to be written after the duration of the last one is known
 
-    def write(self, image: np.ndarray) -> None:
-        """Returns nothing: appends the picture uint8 [H, W, 3] RGB; the first one sets the size of the video."""
+    def write(self, image: np.ndarray, time: float | None = None, duration: float | None = None) -> None:
+        """Appends a picture; the first one sets the size of the video.
+
+        Args:
+            image: uint8 [H, W, 3] RGB.
+            time: seconds at which it is shown; None: when the last one ends.
+            duration: seconds, used of the last picture only; None: 1 / fps.
+        """
         image = checked_picture(image)
         with writing(self.path):
             if self._shape is None:
-                self._begin(image.shape)
+                self._begin(image.shape, time)
             if image.shape != self._shape:
                 raise FleetflowError(f"a frame is {list(image.shape)} after {list(self._shape)}; expected one size")
             image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-            self._container.mux(self._stream.encode(frame))
+            frame.pts, frame.time_base = self._next_pts(time, duration), self.time_base
+            self._mux(self._stream.encode(frame))
 
-    def _begin(self, shape: tuple[int, ...]) -> None:
+    def _next_pts(self, time: float | None, duration: float | None) -> int:
+        """Returns the time of the next picture in time bases, and keeps where it ends."""
+        pts = self._end if time is None else round(time / self.time_base)
+        if self._last is not None and pts <= self._last[0]:
+            if time is None or pts < self._last[0] - 1:
+                raise FleetflowError(f"a frame at {time} s follows one at {float(self._last[0] * self.time_base)} s")
+            pts = self._last[0] + 1  # two times that the time base cannot tell apart
+        length = max(1, round((1 / self.fps if duration is None else duration) / self.time_base))
+        self._last, self._end = (pts, length), pts + length
+        return pts
+
+    def _begin(self, shape: tuple[int, ...], time: float | None) -> None:
+        self.time_base = self.time_base or (1 / self.fps if time is None else Fraction(1, 90_000))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(held(self._temporary))
-        self._container = av.open(f"file:{self._temporary}", "w", format="mp4")  # "a:b" is no address
+        self._container = _new_mp4(self._temporary, self.time_base)
         # crf 18: hardly a visible loss (FFmpeg's H.264 guide); bf 0: frames in order, so that films can be joined
         options = {"preset": "veryfast", "crf": "18", "bf": "0"}
         stream = self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
         stream.height, stream.width = (size + size % 2 for size in shape[:2])
         stream.pix_fmt, context = "yuv420p", stream.codec_context
+        stream.time_base = context.time_base = self.time_base
         # 1 is BT.709 in FFmpeg's three lists of color properties; range 1 is the limited one of video
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
         self._shape = shape
+
+    def _mux(self, packets: list[av.Packet], *, last: bool = False) -> None:
+        """Writes all packets but the last, whose duration is not known before the end."""
+        self._packets += packets
+        if last and self._packets:
+            self._packets[-1].duration = self._last[1]
+        ready = self._packets if last else self._packets[:-1]
+        self._packets = self._packets[len(ready) :]
+        self._container.mux(ready)
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -193,7 +403,7 @@ class VideoWriter:
             if self._container is not None:
                 with writing(self.path):
                     if kind is None:
-                        self._container.mux(self._stream.encode())
+                        self._mux(self._stream.encode(), last=True)
                     self._container.close()
                     self._held.close()
                     if kind is None:
@@ -204,24 +414,50 @@ class VideoWriter:
                 self._temporary.unlink(missing_ok=True)
 
 
+def _new_mp4(path: Path, time_base: Fraction) -> av.container.OutputContainer:
+    # the time at which a film begins is kept in movie_timescale, which is 1/1000 s unless said; "a:b" is no address
+    return av.open(f"file:{path}", "w", format="mp4", options={"movie_timescale": str(time_base.denominator)})
+
+
 def join_videos(parts: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
     """Writes one mp4 with the pictures of several, one after the other, without decoding them.
 
-    parts: videos of one size and rate, as `VideoWriter` writes them. Raises FleetflowError if one cannot be read.
+    A part that begins at or after the end of the one before it keeps its times; another one follows it at once.
+
+    Args:
+        parts: videos of one size and time base, as `VideoWriter` writes them.
+        path: the file to write.
+
+    Raises:
+        FleetflowError: if a file cannot be read or written.
     """
+    with ExitStack() as stack:
+        sources = []
+        for part in parts:
+            stack.enter_context(reading(Path(part), "a video"))
+            sources.append(stack.enter_context(av.open(f"file:{part}")))
+        write_atomically(path, lambda temporary: _join(temporary, sources))
 
-    def join(temporary: Path) -> None:
-        with av.open(f"file:{temporary}", "w", format="mp4") as joined:
-            stream, start = None, 0
-            for part in parts:
-                with reading(Path(part), "a video"), av.open(f"file:{part}") as container:
-                    source = container.streams.video[0]
-                    stream = stream or joined.add_stream_from_template(source)
-                    for packet in container.demux(source):
-                        if packet.dts is not None:  # the last packet of every file is empty
-                            packet.pts, packet.dts = packet.pts + start, packet.dts + start
-                            packet.stream = stream
-                            joined.mux(packet)
-                    start += source.duration
 
-    write_atomically(path, join)
+def _join(temporary: Path, sources: list[av.container.InputContainer]) -> None:
+    template = sources[0].streams.video[0]
+    with _new_mp4(temporary, template.time_base) as joined:
+        stream = joined.add_stream_from_template(template)
+        stream.time_base = template.time_base
+        for packet in _in_a_row(sources):
+            packet.stream = stream
+            joined.mux(packet)
+
+
+def _in_a_row(sources: list[av.container.InputContainer]) -> Iterator[av.Packet]:
+    """Yields the packets of all videos with times that grow."""
+    end = 0
+    for container in sources:
+        shift = None
+        for packet in container.demux(video=0):
+            if packet.dts is None:  # the last packet of every file is empty
+                continue
+            shift = max(0, end - packet.dts) if shift is None else shift
+            packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+            end = packet.dts + packet.duration
+            yield packet
