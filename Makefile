@@ -6,7 +6,7 @@ TORCH = torch==2.13.0
 # pytest workers; two threads each would fight over two cores
 WORKERS ?= 2
 
-.PHONY: demo test lint format example clean
+.PHONY: demo test test-all docs lint format example clean
 
 # A file that says: installed since the pins or the package's metadata last changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -21,6 +21,14 @@ demo: $(VENV)/installed
 test: $(VENV)/installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
+# Also what takes minutes: whole trainings, every solver of every reference output.
+test-all: $(VENV)/installed lint
+	FLEETFLOW_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# The site, into docs/_build; a link that leads nowhere fails.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
@@ -34,4 +42,4 @@ example: $(VENV)/installed
 	$(BIN)/python benchmarks/render_example.py
 
 clean:
-	rm -rf $(VENV) runs demo dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs demo dist docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,8 @@
 """What several test files need: the reference data beside the repository, and small generated inputs."""
 
+import shutil
 import sys
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,26 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
     coarse = generator.integers(0, 256, (10, 15, 3))
     image = np.kron(coarse, np.ones((4, 4, 1))).astype(np.uint8)
     return np.ascontiguousarray(image[:, 2:58]), np.ascontiguousarray(image[:, :56])
+
+
+def lay_out_example(folder: Path) -> None:
+    """Puts into a folder what README and guides speak of: two frames, a folder of frames, a clip, pairs with truth."""
+    from fleetflow.io.images import read_image, write_image
+    from fleetflow.io.video import VideoWriter
+
+    example = Path(str(resources.files("fleetflow") / "example"))
+    for k in (1, 2):
+        shutil.copy(example / f"frame{k}.png", folder)
+        small = read_image(example / f"frame{k}.png")[:96, :160]
+        for name in (f"frames/{k}.png", f"frames/{k + 2}.png"):
+            write_image(folder / name, small)
+    with VideoWriter(folder / "clip.mp4", 10) as writer:
+        for _ in range(3):
+            writer.write(small)
+    pair = folder / "pairs" / "generated" / "example"
+    pair.mkdir(parents=True)
+    for source, name in (("frame1", "img1"), ("frame2", "img2"), ("flow", "flow")):
+        shutil.copy(example / f"{source}.png", pair / f"{name}.png")
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import lay_out_example
 from results import our_scores
 
 from fleetflow.cli import main as cli
 from fleetflow.io.flow import read_flow
-from fleetflow.io.images import read_image, write_image
-from fleetflow.io.video import VideoWriter
+from fleetflow.io.images import read_image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,14 +28,7 @@ def blocks(kind: str) -> list[str]:
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with the files that the README speaks of."""
-    for k in (1, 2):
-        shutil.copy(EXAMPLE / f"frame{k}.png", tmp_path)
-        small = read_image(EXAMPLE / f"frame{k}.png")[:96, :160]
-        for name in (f"frames/{k}.png", f"frames/{k + 2}.png"):
-            write_image(tmp_path / name, small)
-    with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
-        for _ in range(3):
-            writer.write(small)
+    lay_out_example(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,0 +1,44 @@
+"""The guides are executed, and the site is built without a warning."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import lay_out_example
+
+from fleetflow.cli import main as cli
+
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDES = sorted((DOCS / "guides").glob("*.md"))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with the files that the guides speak of."""
+    lay_out_example(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_guide(guide, place):
+    page, names = guide.read_text(), {"__name__": guide.stem}
+    for block in re.finditer(r"```(python|sh)\n(.*?)```", page, flags=re.S):
+        if block[1] == "python":
+            above = "\n" * page[: block.start(2)].count("\n")  # a traceback names the line of the page
+            exec(compile(above + block[2], str(guide), "exec", dont_inherit=True), names)
+            continue
+        for line in block[2].splitlines():
+            if line.startswith("fleetflow "):
+                assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line
+
+
+def test_the_site(tmp_path):
+    pytest.importorskip("sphinx", reason="needs the docs extra")
+    words = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path)]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert (tmp_path / "index.html").exists()
