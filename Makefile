@@ -6,7 +6,7 @@ TORCH = torch==2.13.0
 # pytest workers; two threads each would fight over two cores
 WORKERS ?= 2
 
-.PHONY: demo test test-all docs lint format example clean
+.PHONY: demo test test-all wheel-test docs lint format example clean
 
 # A file that says: installed since the pins or the package's metadata last changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -24,6 +24,11 @@ test: $(VENV)/installed lint
 # Also what takes minutes: whole trainings, every solver of every reference output.
 test-all: $(VENV)/installed lint
 	FLEETFLOW_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# The wheel alone, without extras, in a new environment and away from the repository: it predicts its example.
+wheel-test: $(VENV)/installed
+	rm -rf dist/wheel && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist/wheel .
+	sh tests/wheel.sh dist/wheel $(TORCH)
 
 # The site, into docs/_build; a link that leads nowhere fails.
 docs: $(VENV)/installed
