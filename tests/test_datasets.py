@@ -472,8 +472,43 @@ def test_index_of_folders_is_kept_and_follows_changes(tmp_path, monkeypatch):
     assert look() == 1001 and listed == ["many"] * 2
     assert look() == 1001 and listed == ["many"] * 3, "changed a moment ago: not trusted yet"
     index = next((Path(os.environ["XDG_CACHE_HOME"]) / "fleetflow" / "listings").iterdir())
-    index.write_text("damaged")
-    assert look() == 1001
+    damaged = (b"damaged", b"\xff", b"[" * 100_000, b'{"many": 5}', b'{"many": [1]}', b'{"many": [0, [1, 2]]}', b"[1]")
+    for content in damaged:
+        index.write_bytes(content)
+        assert look() == 1001, content[:20]
+
+
+@pytest.mark.parametrize("home", ["none", "a file", "missing", "not ours"])
+def test_a_home_that_cannot_be_used_costs_time_only(home, tmp_path, monkeypatch):
+    """The index is optional: without a home, in a home that is no folder, or that nobody may write to."""
+    root = tmp_path / "data"
+    for number in (10, 11):
+        write_image(root / f"training/image_2/000000_{number}.png", np.zeros((4, 4, 3), np.uint8))
+    write_flow(root / "training/flow_occ/000000_10.png", np.zeros((4, 4, 2)))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("fleetflow.data.listing.SMALL", 0)
+    monkeypatch.setattr("fleetflow.data.listing.SETTLED", -1e18)
+    (tmp_path / "file").write_text("")
+    if home == "none":
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # no entry in the list of users
+        with pytest.raises(RuntimeError):
+            Path.home()
+    else:
+        monkeypatch.setenv("HOME", {"a file": str(tmp_path / "file"), "missing": "/proc/no", "not ours": "/proc"}[home])
+    assert len(datasets["kitti2015"](root)) == 1
+
+
+def test_a_cache_folder_that_is_relative_is_not_used(tmp_path, monkeypatch):
+    """So says the XDG base directory specification; the folder would be a new one in each place of work."""
+    prepared("sintel", tmp_path / "sintel")
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("fleetflow.data.listing.SMALL", 0)
+    monkeypatch.setattr("fleetflow.data.listing.SETTLED", -1e18)
+    monkeypatch.chdir(tmp_path)
+    datasets["sintel"](tmp_path / "sintel")
+    assert not (tmp_path / "cache").exists() and list((tmp_path / "home").rglob("*.json"))
 
 
 def test_relative_roots(tmp_path, monkeypatch):

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
+import resource
 import shutil
+import signal
+import struct
 import zipfile
 
 import numpy as np
@@ -13,6 +17,7 @@ from PIL import Image
 from fleetflow.cli.main import main
 from fleetflow.evaluation import submit as job
 from fleetflow.inference.predictor import Predictor
+from fleetflow.io.atomic import lock_folder
 from fleetflow.io.flow import read_flow, write_flow
 from fleetflow.io.images import write_image
 from fleetflow.models import weights
@@ -236,7 +241,7 @@ def test_by_command(roots, capsys):
     assert "dis has no refinement iterations" in capsys.readouterr().err
     (roots / "text.zip").write_text("no zip")
     assert main(["submit", str(roots / "text.zip"), "kitti2012", *words]) == 1
-    assert "is no zip" in capsys.readouterr().err
+    assert "cannot be read as a zip" in capsys.readouterr().err
 
 
 def test_a_file_of_the_user(roots, capsys):
@@ -245,7 +250,7 @@ def test_a_file_of_the_user(roots, capsys):
     code = "import numpy\ndef predict(a, b):\n    return numpy.full((*a.shape[:2], 2), {}.0)\n"
     path.write_text(code.format(1))
     assert main(["submit", str(path), *words]) == 0 and main(["submit", str(path), *words]) == 0
-    note = json.loads((roots / "n" / job.NOTE).read_text())
+    note = json.loads((roots / "n" / job.NOTE).read_text())["request"]
     assert note["model"] == "net" and note["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_text(code.format(2))
     assert main(["submit", str(path), *words]) == 1
@@ -280,7 +285,9 @@ def test_warm_start_goes_on_within_a_scene(roots):
     def found():
         return [read_flow(roots / "s" / name)[0][0, 0, 0] for name in NAMES["sintel"]]
 
-    assert found() == [1, 2, 1, 1, 2, 1] and json.loads((roots / "s" / job.NOTE).read_text())["start"] == "warm"
+    assert (
+        found() == [1, 2, 1, 1, 2, 1] and json.loads((roots / "s" / job.NOTE).read_text())["request"]["start"] == "warm"
+    )
     (roots / "s" / NAMES["sintel"][1]).unlink()
     job.submit(*arguments, warm_start=True)
     assert found() == [1, 2, 1, 1, 2, 1], "an interrupted run continues with the same flows"
@@ -303,3 +310,120 @@ def test_a_run_continues_into_a_folder_called_like_its_model(roots, monkeypatch,
     (roots / "farneback" / "000001_10.png").unlink()
     assert main(["submit", "./farneback", *words[2:]]) == 1
     assert "000001_10.png is missing" in capsys.readouterr().err
+
+
+def in_a_child(work) -> int:
+    """Runs `work` in a forked process; returns its wait status, 0 where it came to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_that_is_killed_at_any_rename_is_finished_by_the_next(when, roots):
+    """The renames are those of the note, of three flows and of the zip; nothing that a killed run leaves stays."""
+    arguments = ("kitti2015", roots / "kitti2015", roots / "k" / "s.zip", LABEL)
+    replace = os.replace
+
+    def killed_at(number: int) -> bool:
+        count = 0
+
+        def killing(*names, **options):
+            nonlocal count
+            count += 1
+            if count == number and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*names, **options)
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def work():
+            os.replace = killing
+            job.submit(predict, *arguments)
+
+        return os.WIFSIGNALED(in_a_child(work))
+
+    for number in range(1, 7):
+        assert killed_at(number) == (number <= 5)
+        assert job.submit(predict, *arguments) == roots / "k" / "s.zip"
+        assert job.problems(roots / "k" / "s.zip", "kitti2015", roots / "kitti2015") == []
+        assert {path.name for path in (roots / "k").rglob("*") if path.is_file()} == {
+            "s.zip", job.NOTE, *(name.removeprefix("flow/") for name in NAMES["kitti2015"])
+        }  # fmt: skip
+        shutil.rmtree(roots / "k")
+
+
+def test_a_damaged_flow_of_an_interrupted_run_is_predicted_again(roots):
+    """A machine that lost its power may leave a file of our name that is empty."""
+    arguments = ("kitti2015", roots / "kitti2015", roots / "s", LABEL)
+    place = job.submit(predict, *arguments)
+    (place / NAMES["kitti2015"][1]).write_bytes(b"")
+    job.submit(predict, *arguments)
+    assert job.problems(place, "kitti2015", roots / "kitti2015") == []
+    (place / job.NOTE).write_text("{")
+    with pytest.raises(FleetflowError, match="note of an earlier run"):
+        job.submit(predict, *arguments)
+
+
+def test_a_zip_that_is_not_ours_stays(roots):
+    (roots / "k.zip").write_text("mine")
+    with pytest.raises(FleetflowError, match="exists and is not of an earlier run"):
+        job.submit(predict, "kitti2015", roots / "kitti2015", roots / "k.zip", LABEL)
+    assert (roots / "k.zip").read_text() == "mine"
+    (roots / "k.zip").unlink()
+    for _ in range(2):
+        job.submit(predict, "kitti2015", roots / "kitti2015", roots / "k.zip", LABEL)
+
+
+def test_two_runs_into_one_folder(roots):
+    with lock_folder(roots / "k", "another run"), pytest.raises(FleetflowError, match='in use by "another run"'):
+        job.submit(predict, "kitti2015", roots / "kitti2015", roots / "k.zip", LABEL)
+    assert not (roots / "k" / job.NOTE).exists()
+
+
+def test_a_full_disk_is_one_line(roots, capfd):
+    """A limit on the size of files stands for it: the note is smaller, a flow of noise is larger."""
+
+    def noise(image1, image2):
+        return np.random.default_rng(0).normal(0, 9, (*image1.shape[:2], 2)).astype(np.float32)
+
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+        try:
+            job.submit(noise, "kitti2015", roots / "kitti2015", roots / "s", LABEL)
+        except FleetflowError as error:
+            os.write(1, f"{error}".encode())
+
+    assert in_a_child(work) == 0
+    said = capfd.readouterr().out
+    assert "flow/000000_10.png cannot be written (" in said and "space left" in said and said.count("\n") == 0, said
+    assert not list((roots / "s").rglob(".part-*"))
+
+
+def test_members_of_a_zip_that_are_larger_than_a_flow(kitti, roots, monkeypatch):
+    """Neither the size in the directory of a zip nor what unpacks from it is more than a flow of the frames can have."""
+    zeros = bytes(50_000_000)
+    with zipfile.ZipFile(roots / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in NAMES["kitti2015"]:
+            archive.writestr(name, zeros if name.endswith("1_10.png") else (kitti / name).read_bytes())
+    taken, real = [], zipfile.ZipExtFile.read
+
+    def read(self, count=-1):
+        content = real(self, count)
+        taken.append(len(content))
+        return content
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    found = job.problems(roots / "bomb.zip", "kitti2015", roots / "kitti2015")
+    assert found == ["flow/000001_10.png has 50 MB; a flow of its frames has 1 MB at most"]
+    content = (roots / "bomb.zip").read_bytes()
+    for claimed in (600, 2**20):
+        (roots / "liar.zip").write_bytes(content.replace(struct.pack("<L", 50_000_000), struct.pack("<L", claimed)))
+        (problem,) = job.problems(roots / "liar.zip", "kitti2015", roots / "kitti2015")
+        assert problem.startswith("flow/000001_10.png cannot be read as a member of a zip (Bad CRC-32")
+    assert max(taken) < 2**21

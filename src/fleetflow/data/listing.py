@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fleetflow.data.dataset import Files, Pair
-from fleetflow.io.atomic import write_atomically
+from fleetflow.io.atomic import remove_leftovers, write_atomically
 from fleetflow.types import FleetflowError
 
 SMALL = 1000  # so many names are listed faster than an index is read
@@ -30,10 +30,7 @@ class Listing:
         if not self.root.is_dir():
             raise FleetflowError(f"{root} is not a folder; give the folder that holds the data set")
         self._index = _index_file(self.root)
-        self._stored: dict[str, list] = {}  # folder -> [time of its last change, names]
-        with suppress(OSError, ValueError):
-            stored = json.loads(self._index.read_text())
-            self._stored = stored if isinstance(stored, dict) else {}
+        self._stored = _stored(self._index)
         self._folders: dict[str, frozenset[str]] = {}
         self._fresh: dict[str, list] = {}
 
@@ -69,7 +66,10 @@ class Listing:
                     continue
                 matches = re.compile(fnmatch.translate(part)).match
                 found = {
-                    f"{folder}/{name}".lstrip("/") for folder in found for name in self.names(folder) if matches(name)
+                    f"{folder}/{name}".lstrip("/")
+                    for folder in found
+                    for name in self.names(folder)
+                    if matches(name) and not name.startswith(".")  # as a shell; what a killed run leaves begins so
                 }
             everything |= {path for path in found if path in self}
         return sorted(everything)
@@ -98,12 +98,32 @@ class Listing:
         return Files(pairs)
 
     def _keep(self) -> None:
-        if sum(len(names) for _, names in self._fresh.values()) >= SMALL:
+        if self._index and sum(len(names) for _, names in self._fresh.values()) >= SMALL:
             index = json.dumps({**self._stored, **self._fresh})
-            with suppress(FleetflowError):  # a home that cannot be written costs time only
+            with suppress(FleetflowError, UnicodeError):  # a home that cannot be written costs time only
+                remove_leftovers(self._index.parent)
                 write_atomically(self._index, lambda temporary: temporary.write_text(index))
 
 
-def _index_file(root: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "fleetflow" / "listings" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:24]}.json"
+def _index_file(root: Path) -> Path | None:
+    """Returns where the index of a data set is kept; None where the user has no home, which costs time only."""
+    try:
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        cache = given if given.is_absolute() else Path.home() / ".cache"  # a relative one is to be ignored (its norm)
+        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
+    except (OSError, RuntimeError):  # a user without an entry in the list of users has no home
+        return None
+    return cache / "fleetflow" / "listings" / f"{name}.json"
+
+
+def _stored(index: Path | None) -> dict[str, list]:
+    """Returns the index, folder -> [time of its last change, names]; empty where there is none or it is damaged."""
+    if index is None:
+        return {}
+    try:
+        stored = json.loads(index.read_text())
+        whole = all(isinstance(changed, int) and all(isinstance(name, str) for name in names)
+                    for changed, names in stored.values())  # fmt: skip
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    return stored if whole else {}

@@ -12,7 +12,6 @@ import json
 import os
 import tempfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Collection
 from itertools import pairwise
@@ -24,13 +23,23 @@ from PIL import Image
 
 from fleetflow.evaluation.warm_start import Warm
 from fleetflow.inference.predictor import Predictor
-from fleetflow.io.atomic import existing, write_atomically
+from fleetflow.io.atomic import (
+    LEFTOVER,
+    LOCK,
+    existing,
+    lock_folder,
+    reading,
+    remove_leftovers,
+    write_atomically,
+)
 from fleetflow.io.flow import read_flow, write_flow
 from fleetflow.io.images import read_image
 from fleetflow.types import FleetflowError, Prediction
 
 NOTE = ".request.json"  # in the folder of the files: what they were predicted with
 PACKED = (".png", ".flo5")  # compressed already
+BYTES_PER_VECTOR = 16  # a vector in double precision
+EXTRA_BYTES = 2**20  # for what a file holds beside its vectors
 REPORTED = 3  # problems named in a message; the others are counted
 
 
@@ -128,27 +137,60 @@ def submit(
     warm = Warm(predict, tasks) if warm_start else None
     start = {"start": "warm"} if warm_start else {}
     request = {"benchmark": benchmark, "root": str(Path(root).resolve()), **start, **label}
-    note = folder / NOTE
-    if note.is_file():
-        _same_request(folder, json.loads(note.read_text()), request)
-    if not note.is_file() and folder.is_dir() and any(folder.iterdir()):
-        raise FleetflowError(f"{folder} is not empty and not of an earlier run; choose another output")
-    write_atomically(note, lambda temporary: temporary.write_text(json.dumps(request) + "\n"))
-    for k, task in enumerate(tasks):
-        place = folder / task.name
-        if not place.is_file():
-            flow = as_array(warm.pair(k)) if warm else predict(read_image(task.frame1), read_image(task.frame2))
-            if not np.isfinite(flow).all():
-                raise FleetflowError(f"the flow of {task.frame1} is not finite everywhere; try --precision fp32")
-            write_flow(place, flow)
-        progress(k + 1, len(tasks))
-    found = problems(folder, benchmark, root)
-    if found:
-        raise FleetflowError(f"{benchmark} would refuse {folder}: {summary(found)}")
-    if output.suffix != ".zip":
-        return folder
-    write_atomically(output, lambda temporary: _zip(temporary, folder, tasks))
+    with lock_folder(folder, f"submit {benchmark}"):
+        _begin(folder, output, request, tasks)
+        files = _Place(folder)
+        for k, task in enumerate(tasks):
+            if not (folder / task.name).is_file() or _flow_problems(files, task):
+                flow = as_array(warm.pair(k)) if warm else _predicted(predict, task)
+                if not np.isfinite(flow).all():
+                    raise FleetflowError(f"the flow of {task.frame1} is not finite everywhere; try --precision fp32")
+                write_flow(folder / task.name, flow)
+            progress(k + 1, len(tasks))
+        found = problems(folder, benchmark, root)
+        if found:
+            raise FleetflowError(f"{benchmark} would refuse {folder}: {summary(found)}")
+        if output.suffix == ".zip":
+            write_atomically(output, lambda temporary: _zip(temporary, folder, tasks))
     return output
+
+
+def _begin(folder: Path, output: Path, request: dict, tasks: list[Task]) -> None:
+    """Cleans up behind a killed run, and writes the note that says what the files in `folder` are made with.
+
+    Raises FleetflowError where the folder or the zip is not of an earlier run of the same request.
+    """
+    for place in sorted({folder, output.parent, *((folder / task.name).parent for task in tasks)}):
+        remove_leftovers(place)
+    note, before = folder / NOTE, None
+    if note.is_file():
+        before = _noted(note)
+        _same_request(folder, before["request"], request)
+    elif any(not _is_ours(path) for path in folder.iterdir()):
+        raise FleetflowError(f"{folder} is not empty and not of an earlier run; choose another output")
+    zips = before["zips"] if before else []
+    if output.suffix == ".zip" and output.name not in zips:
+        if os.path.lexists(output):
+            raise FleetflowError(f"{output} exists and is not of an earlier run; choose another output or delete it")
+        zips = [*zips, output.name]
+    content = json.dumps({"request": request, "zips": zips})
+    write_atomically(note, lambda temporary: temporary.write_text(content + "\n"))
+
+
+def _noted(note: Path) -> dict:
+    """Returns what the note beside the flows of an earlier run says; raises FleetflowError where it is damaged."""
+    with reading(note, "the note of an earlier run"):
+        noted = json.loads(note.read_text())
+        return {"request": dict(noted["request"]), "zips": [str(name) for name in noted["zips"]]}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file in the folder of a submission is no part of it, but of the run: its note, its lock, a leftover."""
+    return path.name in (NOTE, LOCK) or bool(LEFTOVER.fullmatch(path.name))
+
+
+def _predicted(predict: Callable[[np.ndarray, np.ndarray], np.ndarray], task: Task) -> np.ndarray:
+    return predict(read_image(task.frame1), read_image(task.frame2))
 
 
 def _same_request(folder: Path, before: dict, now: dict) -> None:
@@ -219,11 +261,11 @@ def summary(found: list[str]) -> str:
 
 
 def _flow_problems(files: "_Place", task: Task) -> list[str]:
+    size = _size(task.frame1)
     try:
-        flow, valid = files.read(task.name)
+        flow, valid = files.read(task.name, BYTES_PER_VECTOR * size[0] * size[1] + EXTRA_BYTES)
     except FleetflowError as error:
         return [str(error)]
-    size = _size(task.frame1)
     if flow.shape[:2] != size:
         return [f"{task.name} is {flow.shape[0]}x{flow.shape[1]}, its frame {size[0]}x{size[1]}"]
     if not valid.all():
@@ -249,11 +291,8 @@ def _tasks(benchmark: str, root: Path) -> list[Task]:
 
 
 def _size(picture: Path) -> tuple[int, int]:
-    try:
-        with Image.open(picture) as image:  # reads the header only
-            return image.height, image.width
-    except OSError as error:
-        raise FleetflowError(f"{picture} cannot be read as a picture ({error}); get a complete copy") from None
+    with reading(picture, "a picture"), Image.open(picture) as image:  # reads the header only
+        return image.height, image.width
 
 
 class _Place:
@@ -262,31 +301,33 @@ class _Place:
     def __init__(self, place: Path):
         self.place, self.archive, self.repeated = place, None, []
         if place.is_dir():
-            files = [path for path in place.rglob("*") if path.is_file() and path.name != NOTE]
+            files = [path for path in place.rglob("*") if path.is_file() and not _is_ours(path)]
             self.sizes = {path.relative_to(place).as_posix(): path.stat().st_size for path in files}
             return
-        try:
-            self.archive = zipfile.ZipFile(existing(place))
-        except zipfile.BadZipFile:
-            raise FleetflowError(f"{place} is no zip; give a folder or a complete zip") from None
+        with reading(existing(place), "a zip"):
+            self.archive = zipfile.ZipFile(place)
         members = [member for member in self.archive.infolist() if not member.is_dir()]
         self.sizes = {member.filename: member.file_size for member in members}
         counts = Counter(member.filename for member in members)
         self.repeated = [name for name, count in counts.items() if count > 1]
 
-    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns flow and valid of a member, as `io.read_flow` does."""
+    def read(self, name: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns flow and valid of a member, as `io.read_flow` does; raises FleetflowError over `most` bytes."""
         if self.archive is None:
-            return read_flow(self.place / name)
-        descriptor, temporary = tempfile.mkstemp(suffix=Path(name).suffix)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self.archive.read(name))
-            return read_flow(temporary)
-        except (FleetflowError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise FleetflowError(f"{name}: {str(error).replace(temporary, 'it')}") from None
-        finally:
-            os.unlink(temporary)
+            path = self.place / name
+            _check_bytes(name, path.stat().st_size if path.is_file() else 0, most)
+            return read_flow(path)
+        _check_bytes(name, self.sizes[name], most)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / f"it{Path(name).suffix}"
+            with reading(Path(name), "a member of a zip"), self.archive.open(name) as member:
+                content = member.read(most + 1)  # its directory may lie about its size
+            _check_bytes(name, len(content), most)
+            copy.write_bytes(content)
+            try:
+                return read_flow(copy)
+            except FleetflowError as error:
+                raise FleetflowError(f"{name}: {str(error).replace(str(copy), 'it')}") from None
 
     def __enter__(self) -> "_Place":
         return self
@@ -294,6 +335,11 @@ class _Place:
     def __exit__(self, *_) -> None:
         if self.archive is not None:
             self.archive.close()
+
+
+def _check_bytes(name: str, count: int, most: int) -> None:
+    if count > most:
+        raise FleetflowError(f"{name} has {count / 1e6:.0f} MB; a flow of its frames has {most / 1e6:.0f} MB at most")
 
 
 def _zip(path: Path, folder: Path, tasks: list[Task]) -> None:
