@@ -147,7 +147,7 @@ def start_as_matcher(model: FastFlowNet) -> None:
     correlation to the flow has formed by chance. Here the path is laid out: feature filters without a mean response;
     `conv1` passes each correlation channel less the mean of all; `conv2` sums displacements so weighted; pairs of
     channels of opposite sign carry the two sums through the leaky layers to `conv7`. All other channels stay random,
-    and everything is trained. The first plateau, 2,000 steps long, shrinks to 100 (docs/training-log.md).
+    and everything is trained. The first plateau, 2,000 steps long, shrinks to 100 (docs/lab/training-log.md).
     """
     for name, layer in model.named_modules():
         if name.startswith("pconv") and isinstance(layer, nn.Conv2d):

@@ -2,7 +2,7 @@
 
 Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). Its only state is one momentum
 buffer per weight. On generated pairs it reached a given error in about two thirds of the steps of AdamW
-(docs/training-log.md).
+(docs/lab/training-log.md).
 """
 
 import torch

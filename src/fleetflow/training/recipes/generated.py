@@ -36,7 +36,7 @@ def _pyramid(
 ) -> Stage:
     """A stage for LiteFlowNet2: Muon, and a loss on the flows of all its levels.
 
-    It has no norms: at a rate of 0.006 and a decay of 0.01 its layers grow until it diverges (docs/training-log.md).
+    It has no norms: at a rate of 0.006 and a decay of 0.01 its layers grow until it diverges (docs/lab/training-log.md).
     """
     return Stage(
         name,
