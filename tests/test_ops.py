@@ -6,6 +6,7 @@ import torch
 
 from fleetflow.ops import kernels
 from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.dilated_correlation import dilated_correlation
 from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.ops.warp import pixel_grid, warp
 
@@ -128,3 +129,27 @@ def test_published_outputs(shared):
     torch.testing.assert_close(kept, tensor["cddc_out"], rtol=0, atol=1e-6)
     warped = warp(tensor["resample2d_img"], tensor["ffn_warp_flow"])
     torch.testing.assert_close(warped, tensor["ffn_warp_out"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_registered_operators_are_sound(last):
+    """Schema, shapes, strides, gradients and what the compiler makes of them agree with what runs."""
+    a, b, flow = inputs(9, 13, dtype=torch.float32, last=last)
+    library = torch.ops.fleetflow
+    assert dilated_correlation.__name__ == "dilated_correlation", "its import registers it"
+    for operator, arguments in (
+        (library.warp, (a, flow)),
+        (library.local_correlation, (a, b, 2, [0, 5])),
+        (library.local_correlation, (a, b, 1, None)),
+        (library.dilated_correlation, (a, b, 4, 2)),
+    ):
+        torch.library.opcheck(operator.default, arguments)
+
+
+def test_other_devices_run_the_definition():
+    a, b, _ = inputs(6, 7)
+    plain, gradients = kernels.by_definition(local_correlation.__wrapped__, 2)
+    value = plain(a, b, 2, None)
+    weight = torch.randn_like(value)
+    expected = torch.autograd.grad((local_correlation(a, b, 2) * weight).sum(), (a, b))
+    torch.testing.assert_close(gradients(weight, a, b, 2, None), list(expected), rtol=0, atol=1e-12)

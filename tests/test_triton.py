@@ -11,6 +11,7 @@ import torch
 
 from fleetflow.ops import kernels
 from fleetflow.ops import triton as twins
+from fleetflow.ops.all_pairs import all_pairs
 from fleetflow.ops.correlation import local_correlation
 from fleetflow.ops.warp import warp
 
@@ -46,14 +47,14 @@ def test_all_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
 
 
 def test_cuda_tensors_take_the_twin(monkeypatch):
-    find = kernels._on_gpu
+    plain = local_correlation.__wrapped__
     monkeypatch.setattr(twins, "usable", lambda: False)
-    assert find("fleetflow.ops.kernels.warp", "warp") is None
+    assert kernels._twin(plain, "cuda") is None
+    assert kernels._twin(plain, "cpu").__name__ == "fleetflow.ops.kernels.correlation"
     monkeypatch.setattr(twins, "usable", lambda: True)
-    assert find("fleetflow.ops.kernels.absent", "absent") is None
     if find_spec("triton"):
-        assert find("fleetflow.ops.kernels.warp", "warp").__module__ == "fleetflow.ops.triton.warp"
-        assert find("fleetflow.ops.kernels.all_pairs", "all_pairs") is None, "a matrix product has no kernel of ours"
+        assert kernels._twin(plain, "cuda").__name__ == "fleetflow.ops.triton.correlation"
+        assert not hasattr(kernels._twin(all_pairs.__wrapped__, "cuda"), "all_pairs"), "a product has no kernel of ours"
 
 
 def test_triton_is_not_imported_on_the_cpu():

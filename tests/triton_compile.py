@@ -40,8 +40,9 @@ def last(*shape, dtype):
 
 
 features, flow = last(1, 32, 16, 24, dtype=torch.float16), torch.zeros(1, 2, 16, 24).requires_grad_()
-warp.warp(features, flow).sum().backward()
-correlation.local_correlation(features, features, 4, (0, 40, 44, 80)).sum().backward()
+warp.warp_gradients(warp.warp(features, flow), features, flow)
+volume = correlation.local_correlation(features, features, 4, (0, 40, 44, 80))
+correlation.local_correlation_gradients(volume, features, features, 4, (0, 40, 44, 80))
 features = last(1, 32, 16, 24, dtype=torch.float32)
 positions, volume = torch.zeros(1, 2, 16, 24).requires_grad_(), torch.zeros(1, 384, 8, 12).requires_grad_()
 all_pairs._read(volume, positions, 4, 1, False).sum().backward()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fleetflow.ops.kernels import accelerated
+from fleetflow.ops.kernels import switched
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond, correlations are computed when they are looked up
 
@@ -43,13 +43,13 @@ def pooled(features1: Tensor, features2: Tensor, levels: int) -> AllPairs:
     return AllPairs(first / first.shape[1] ** 0.5, tuple(scales), None)
 
 
-@accelerated
+@switched
 def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: int = MEMORY_LIMIT) -> AllPairs:
     """Returns the pyramid of correlations <features1(p), features2(q)> / sqrt(C), averaged over 2x2 q per level.
 
     features1, features2: [N, C, H, W] of one dtype; correlations are float32 or wider.
     memory_limit: bytes that the volumes may take, 4/3 N (H W)^2 numbers; a larger pyramid is not stored, and its
-    lookups compute the few correlations that they read (the definition always stores).
+    lookups compute the few correlations that they read (the reference implementation always stores).
     """
     pyramid = pooled(features1, features2, levels)
     with torch.autocast(features1.device.type, enabled=False):
@@ -60,7 +60,7 @@ def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: i
     return pyramid._replace(volumes=tuple(volumes))
 
 
-@accelerated
+@switched
 def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
     """Returns [N, K, H, W]: for each pixel of frame1 the correlations in a window of frame2, at every level.
 

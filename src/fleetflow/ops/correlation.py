@@ -1,5 +1,7 @@
 """Local correlation: how alike are the features around a pixel in frame1 and in frame2 (FlowNet, arXiv 1504.06852)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +10,7 @@ from fleetflow.ops.kernels import accelerated
 
 
 @accelerated
-def local_correlation(features1: Tensor, features2: Tensor, radius: int, keep: tuple[int, ...] | None = None) -> Tensor:
+def local_correlation(features1: Tensor, features2: Tensor, radius: int, keep: Sequence[int] | None = None) -> Tensor:
     """Returns [N, K, H, W]: the mean over channels of features1(y, x) * features2(y + dy, x + dx).
 
     features1, features2: [N, C, H, W] of one dtype; outside the picture features2 counts as 0.

@@ -38,6 +38,7 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
     grid = torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), dim=-1)
     if width == 1 or height == 1:  # the normalized coordinate has no scale on an axis of one pixel: warp a wider one
         padded = F.pad(features, (0, int(width == 1), 0, int(height == 1)))
-        return warp.__wrapped__(padded, F.pad(flow, (0, int(width == 1), 0, int(height == 1))))[..., :height, :width]
+        flow = F.pad(flow, (0, int(width == 1), 0, int(height == 1)))
+        return warp.__wrapped__(padded, flow)[..., :height, :width]
     sampled = F.grid_sample(features.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     return sampled.to(features.dtype)

@@ -1,17 +1,25 @@
-"""The switch between an operator's definition (plain torch, in `ops`) and its fast version (in this folder).
+"""The switch between an operator's reference implementation (plain torch, in `ops`) and its fast ones.
 
-A definition wears the decorator `accelerated`; the fast version is the function of the same name in the module of
-this folder that is called like the definition's module (`ops/warp.py: warp` -> `ops/kernels/warp.py: warp`). Tensors
-on a CUDA device take the kernel of that name in `ops/triton` instead, where there is one and Triton can be used.
-`with reference():` forces the definitions; the parity tests compare them with the others.
+`@accelerated` registers a function of tensors with torch as `torch.ops.fleetflow.NAME`, with shapes and gradients, so
+that `torch.compile` keeps it as one node. Its versions are functions of the same name: for the CPU in the module of this
+folder that is called like the one of `ops` (`ops/warp.py: warp` -> `ops/kernels/warp.py: warp`), for CUDA in
+`ops/triton`; every other device, and a GPU for which Triton cannot be used, runs the reference implementation.
+`NAME_gradients` beside each version is its gradient.
+
+Whatever is exported or traced (`torch.export`, `torch.onnx.export`, `torch.jit.trace`) sees the reference
+implementation, which consists of operators that every runtime knows. `with reference():` asks for it.
 """
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
+
+import torch
+from torch import Tensor
 
 _reference = ContextVar("fleetflow_reference", default=False)
 
@@ -28,7 +36,7 @@ def _answered_while_compiling(function: Callable) -> Callable:
 
 @contextmanager
 def reference() -> Iterator[None]:
-    """Runs the block with the plain definition of every operator (slow, exact); it nests and is thread-local."""
+    """Runs the block with the reference implementation of every operator (slow, exact); nests, and is thread-local."""
     token = _reference.set(True)
     try:
         yield
@@ -38,35 +46,154 @@ def reference() -> Iterator[None]:
 
 @_answered_while_compiling
 def is_reference() -> bool:
-    """Returns True inside `with reference():`; what `torch.compile` makes keeps the answer it was made with."""
-    return _reference.get()
+    """Returns True inside `with reference():`, and while a model is exported or traced.
+
+    What `torch.compile` makes keeps the answer it was made with.
+    """
+    return _reference.get() or torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
-def accelerated(definition: Callable) -> Callable:
-    """Returns `definition`, replaced by its fast version at every call outside `reference()`."""
-    module, name = definition.__module__.replace(".ops.", ".ops.kernels."), definition.__name__
+def is_captured() -> bool:
+    """Returns True while a model is compiled, exported or traced: then no value of a tensor may be looked at."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def accelerated(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Registers `definition`, a function of tensors and numbers that returns a tensor [N, C, H, W].
+
+    Returns:
+        The function that calls the registered operator, or the definition where `is_reference()`. The result has the
+        dtype that the definition gives it, and is channels-last in memory.
+    """
+    name = definition.__name__
+    tensors = sum(p.annotation is Tensor for p in inspect.signature(definition).parameters.values())  # they come first
+    plain, plain_gradients = by_definition(definition, tensors)
+    schema = torch.library.infer_schema(definition, mutates_args=())
+    operator = _registered(name, schema, plain, definition)
+    backward_schema = "(Tensor gradient, " + schema[1:].replace("-> Tensor", "-> Tensor[]")
+    backward = _registered(f"{name}_gradients", backward_schema, plain_gradients, definition)
+
+    def remember(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.others = inputs[tensors:]
+
+    def gradients(ctx, gradient: Tensor) -> tuple:
+        return *backward(gradient, *ctx.saved_tensors, *ctx.others), *(None for _ in ctx.others)
+
+    qualified = f"fleetflow::{name}"
+    torch.library.register_fake(qualified, lambda *given: _empty(definition(*given)), lib=_library)
+    torch.library.register_fake(
+        f"{qualified}_gradients", lambda _, *given: [_empty(each) for each in given[:tensors]], lib=_library
+    )
+    torch.library.register_autograd(qualified, gradients, setup_context=remember, lib=_library)
+
+    @functools.wraps(definition)
+    def call(*arguments, **keywords):
+        return (definition if is_reference() else operator)(*arguments, **keywords)
+
+    return call
+
+
+def by_definition(definition: Callable[..., Tensor], tensors: int) -> tuple[Callable, Callable]:
+    """Returns what devices without a fast version run: the definition, and its gradients by autograd.
+
+    tensors: how many tensors come first among its arguments.
+    """
+
+    def plain(*arguments) -> Tensor:
+        return definition(*arguments)
+
+    def plain_gradients(gradient: Tensor, *arguments) -> list[Tensor]:
+        inputs = [tensor.detach().requires_grad_() for tensor in arguments[:tensors]]
+        with torch.enable_grad():
+            value = definition(*inputs, *arguments[tensors:])
+        return list(torch.autograd.grad(value, inputs, gradient))
+
+    return plain, plain_gradients
+
+
+# Not `torch.library.custom_op`, whose first call imports the compiler: 2 s.
+_library = torch.library.Library("fleetflow", "FRAGMENT")
+
+
+def _registered(name: str, schema: str, plain: Callable, definition: Callable):
+    """Returns the operator of that name, which runs `plain` or the fast version of a device, channels-last."""
+    _library.define(name + schema)
+    _library.impl(name, _finished(plain), "CompositeExplicitAutograd")
+    for device in ("cpu", "cuda"):
+        _library.impl(name, _finished(_version(definition, device, name, plain)), device.upper())
+    return getattr(torch.ops.fleetflow, name).default
+
+
+def _finished(function: Callable) -> Callable:
+    """The function with its results channels-last, as the shape functions say."""
+
+    def finished(*arguments):
+        result = function(*arguments)
+        return _laid_out(result) if isinstance(result, Tensor) else [_laid_out(part) for part in result]
+
+    return finished
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(value: Tensor) -> Tensor:
+    return torch.empty_like(value, memory_format=torch.channels_last)
+
+
+def _version(definition: Callable, device: str, name: str, plain: Callable) -> Callable:
+    """Returns the fast version of `name` on the device, which is looked for when it is first called."""
+
+    @functools.cache
+    def find() -> Callable:
+        module = _twin(definition, device)
+        return getattr(module, name, plain) if module is not None else plain
+
+    def run(*arguments):
+        if not torch.is_autocast_enabled(device):
+            return find()(*arguments)
+        with torch.autocast(device, enabled=False):  # the dtype of the result must not depend on it
+            return find()(*arguments)
+
+    return run
+
+
+def _twin(definition: Callable, device: str):
+    """Returns the module that holds the fast versions of a definition for a device; None where there is none."""
+    folder = "triton" if device == "cuda" else "kernels"
+    module = definition.__module__.replace(".ops.", f".ops.{folder}.")
+    if find_spec(module) is None:
+        return None
+    if device == "cuda" and not importlib.import_module("fleetflow.ops.triton").usable():
+        return None
+    return importlib.import_module(module)
+
+
+def switched(definition: Callable) -> Callable:
+    """Returns `definition`, replaced by its fast version at every call outside `is_reference()`.
+
+    For functions of a value that no operator of torch can take, a pyramid of correlations that remembers what was read
+    from it. Their versions for CUDA consist of registered operators; `torch.compile` sees those, and on other devices
+    the definition.
+    """
+    name = definition.__name__
     versions: dict[bool, Callable] = {}  # for CUDA tensors (True) and for others, as far as there were any
 
     @_answered_while_compiling
     def find(gpu: bool) -> None:
         if gpu not in versions:
-            versions[gpu] = (gpu and _on_gpu(module, name)) or getattr(importlib.import_module(module), name)
+            twin = getattr(_twin(definition, "cuda"), name, None) if gpu else None
+            versions[gpu] = twin or getattr(_twin(definition, "cpu"), name)
 
     @functools.wraps(definition)
-    def operator(*arguments, **keywords):
-        if is_reference():
-            return definition(*arguments, **keywords)
+    def call(*arguments, **keywords):
         first = arguments[0] if arguments else next(iter(keywords.values()))
         gpu = (first[0] if isinstance(first, tuple) else first).is_cuda
+        if is_reference() or (torch.compiler.is_compiling() and not gpu):
+            return definition(*arguments, **keywords)
         find(gpu)
         return versions[gpu](*arguments, **keywords)
 
-    return operator
-
-
-def _on_gpu(module: str, name: str) -> Callable | None:
-    """The twin in `ops/triton` of function `name` of a module of this folder, if there is one and it can be used."""
-    twin = module.replace(".kernels.", ".triton.")
-    if find_spec(twin) is None or not importlib.import_module("fleetflow.ops.triton").usable():
-        return None
-    return getattr(importlib.import_module(twin), name, None)
+    return call

@@ -1,7 +1,7 @@
 """The operators as Triton kernels, which CUDA tensors take where Triton can be used; same names as in `ops.kernels`.
 
-Each is a custom operator of torch with gradients, opaque to `torch.compile`, and launches kernels only: no value is
-read back and no tensor is sent, so CUDA graphs can record it. Sums are in float32 or wider, places in memory 64 bits
+They are the CUDA side of the registered operators (`ops.kernels`) and launch kernels only: no value is read back and
+no tensor is sent, so CUDA graphs can record them. Sums are in float32 or wider, places in memory 64 bits
 wide. All gradients are the same at every run: they are gathered, or, where that is not possible, added up as whole
 numbers (`fixed_point`), of which the order does not matter.
 """

@@ -16,16 +16,25 @@ from fleetflow.ops.triton.blocks import channel_range, launch, pixels, products,
 P, K, C = 16, 16, 16  # pixels, displacements and channels of a tile
 
 
-def local_correlation(features1: Tensor, features2: Tensor, radius: int, keep: tuple[int, ...] | None = None) -> Tensor:
+def local_correlation(features1: Tensor, features2: Tensor, radius: int, keep: Sequence[int] | None = None) -> Tensor:
     """Returns what `ops.correlation.local_correlation` defines, [N, K, H, W], channels-last in memory."""
     return correlation(features1, features2, radius, 1, keep)
 
 
-@torch.library.custom_op("fleetflow::correlation", mutates_args=())
+def local_correlation_gradients(
+    gradient: Tensor, features1: Tensor, features2: Tensor, radius: int, keep: Sequence[int] | None = None
+) -> list[Tensor]:
+    """Returns the gradients of both features for that of the result, [N, K, H, W]."""
+    return correlation_gradients(gradient, features1, features2, radius, 1, keep)
+
+
 def correlation(first: Tensor, second: Tensor, radius: int, stride: int, keep: Sequence[int] | None) -> Tensor:
+    """Returns the correlation at every `stride`-th displacement, [N, K, H, W], channels-last in memory."""
     count, channels, height, width = first.shape
-    out = _volume(first, second, radius, stride, keep)
-    kept = out.shape[1]
+    kept = (2 * (radius // stride) + 1) ** 2 if keep is None else len(keep)
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    shape = (count, kept, height, width)
+    out = torch.empty(shape, dtype=dtype, device=first.device, memory_format=torch.channels_last)
     if out.numel() == 0:
         return out
     grid = (triton.cdiv(count * height * width, P), triton.cdiv(kept, K))
@@ -40,15 +49,16 @@ def correlation(first: Tensor, second: Tensor, radius: int, stride: int, keep: S
     return out
 
 
-@correlation.register_fake
-def _volume(first: Tensor, second: Tensor, radius: int, stride: int, keep: Sequence[int] | None) -> Tensor:
-    kept = (2 * (radius // stride) + 1) ** 2 if keep is None else len(keep)
-    dtype = torch.promote_types(first.dtype, second.dtype)
-    shape = (first.shape[0], kept, *first.shape[2:])
-    return torch.empty(shape, dtype=dtype, device=first.device, memory_format=torch.channels_last)
+def correlation_gradients(
+    gradient: Tensor, first: Tensor, second: Tensor, radius: int, stride: int, keep: Sequence[int] | None
+) -> list[Tensor]:
+    """Returns the gradients of both features for that of the result, [N, K, H, W]."""
+    return [
+        _gradient(gradient, second, first, radius, stride, keep, False),
+        _gradient(gradient, first, second, radius, stride, keep, True),
+    ]
 
 
-@torch.library.custom_op("fleetflow::correlation_gradient", mutates_args=())
 def _gradient(
     gradient: Tensor, other: Tensor, like: Tensor, radius: int, stride: int, keep: Sequence[int] | None, second: bool
 ) -> Tensor:
@@ -68,29 +78,6 @@ def _gradient(
         *(P, K, size, wide(gradient.dtype)),
     )
     return out
-
-
-@_gradient.register_fake
-def _(gradient, other, like, radius, stride, keep, second):
-    return torch.empty_like(like)
-
-
-def _remember(ctx, inputs, output):
-    first, second, *ctx.how = inputs
-    ctx.save_for_backward(first, second)
-
-
-def _gradients(ctx, gradient: Tensor):
-    first, second = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    return (
-        _gradient(gradient, second, first, *ctx.how, False) if wanted[0] else None,
-        _gradient(gradient, first, second, *ctx.how, True) if wanted[1] else None,
-        *(None, None, None),
-    )
-
-
-correlation.register_autograd(_gradients, setup_context=_remember)
 
 
 @triton.jit

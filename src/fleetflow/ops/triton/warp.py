@@ -16,11 +16,7 @@ P, C = 32, 32  # pixels and channels of a tile
 
 def warp(features: Tensor, flow: Tensor) -> Tensor:
     """Returns what `ops.warp.warp` defines, [N, C, H, W], channels-last in memory."""
-    return _warp(features, flow.to(torch.promote_types(flow.dtype, torch.float32)))
-
-
-@torch.library.custom_op("fleetflow::warp", mutates_args=())
-def _warp(features: Tensor, flow: Tensor) -> Tensor:
+    flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
     count, channels, height, width = features.shape
     out = torch.empty_like(features, memory_format=torch.channels_last)
     if out.numel() == 0:
@@ -36,7 +32,13 @@ def _warp(features: Tensor, flow: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("fleetflow::warp_features_gradient", mutates_args=())
+def warp_gradients(gradient: Tensor, features: Tensor, flow: Tensor) -> list[Tensor]:
+    """Returns the gradients of the features and of the flow for that of the result, [N, C, H, W]."""
+    wider = flow.to(torch.promote_types(flow.dtype, torch.float32))
+    to_flow = _flow_gradient(gradient, features, wider)
+    return [_features_gradient(gradient, features, wider), to_flow.to(flow.dtype)]
+
+
 def _features_gradient(gradient: Tensor, features: Tensor, flow: Tensor) -> Tensor:
     count, channels, height, width = features.shape
     if features.numel() == 0:
@@ -54,7 +56,6 @@ def _features_gradient(gradient: Tensor, features: Tensor, flow: Tensor) -> Tens
     return (sums / scale).to(features.dtype)
 
 
-@torch.library.custom_op("fleetflow::warp_flow_gradient", mutates_args=())
 def _flow_gradient(gradient: Tensor, features: Tensor, flow: Tensor) -> Tensor:
     count, channels, height, width = features.shape
     out = torch.empty_like(flow, memory_format=torch.contiguous_format)
@@ -68,36 +69,6 @@ def _flow_gradient(gradient: Tensor, features: Tensor, flow: Tensor) -> Tensor:
         *(P, tile(channels, C), wide(flow.dtype)),
     )
     return out
-
-
-@_warp.register_fake
-def _(features, flow):
-    return torch.empty_like(features, memory_format=torch.channels_last)
-
-
-@_features_gradient.register_fake
-def _(gradient, features, flow):
-    return torch.empty_like(features, memory_format=torch.channels_last)
-
-
-@_flow_gradient.register_fake
-def _(gradient, features, flow):
-    return torch.empty_like(flow, memory_format=torch.contiguous_format)
-
-
-def _remember(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx, gradient: Tensor):
-    wanted = ctx.needs_input_grad
-    return (
-        _features_gradient(gradient, *ctx.saved_tensors) if wanted[0] else None,
-        _flow_gradient(gradient, *ctx.saved_tensors) if wanted[1] else None,
-    )
-
-
-_warp.register_autograd(_gradients, setup_context=_remember)
 
 
 @triton.jit
