@@ -225,7 +225,12 @@ def compare(module: str, function: str, tensors: tuple[torch.Tensor, ...], call:
     for name in ("definition", "torch", "triton"):
         try:
             folder = {"torch": "kernels", "triton": "triton"}.get(name)
-            operator = getattr(import_module(f"fleetflow.ops.{folder}.{module}"), function) if folder else definition
+            operator = definition
+            if folder:
+                versions = import_module(f"fleetflow.ops.{folder}.{module}")
+                operator = getattr(versions, function)
+                if gradients := getattr(versions, f"{function}_gradients", None):
+                    operator = kernels.differentiable(operator, gradients)
             forward = partial(call, operator)
 
             def both(*tensors, forward=forward):
@@ -277,14 +282,17 @@ def tiles() -> Items:
     first, second = (features.to(memory_format=torch.channels_last) for features in both)
     flow = 4 * torch.randn(1, 2, 112, 256, device=device)
 
+    local = kernels.differentiable(fast_correlation.local_correlation, fast_correlation.local_correlation_gradients)
+    warped = kernels.differentiable(fast_warp.warp, fast_warp.warp_gradients)
+
     def correlate(a, b):
-        return fast_correlation.local_correlation(a, b, 4, KEPT)
+        return local(a, b, 4, KEPT)
 
     for p, k, c in ((16, 16, 16), (8, 16, 32), (16, 16, 32), (16, 8, 32), (32, 8, 16), (32, 16, 16), (4, 64, 32)):
         sizes = {"P": p, "K": k, "C": c}
         yield f"correlation {sizes}", partial(measured, fast_correlation, sizes, correlate, (first, second))
     for p, c in ((32, 32), (16, 32), (64, 32), (128, 8), (32, 16)):
-        yield f"warp P {p}, C {c}", partial(measured, fast_warp, {"P": p, "C": c}, fast_warp.warp, (first, flow))
+        yield f"warp P {p}, C {c}", partial(measured, fast_warp, {"P": p, "C": c}, warped, (first, flow))
 
 
 def profile() -> Items:

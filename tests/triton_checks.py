@@ -9,7 +9,7 @@ import torch
 from fleetflow.ops.all_pairs import all_pairs, lookup
 from fleetflow.ops.correlation import local_correlation
 from fleetflow.ops.dilated_correlation import dilated_correlation
-from fleetflow.ops.kernels import reference
+from fleetflow.ops.kernels import differentiable, reference
 from fleetflow.ops.triton import all_pairs as fast_all_pairs
 from fleetflow.ops.triton import blocks, cells
 from fleetflow.ops.triton import correlation as fast_correlation
@@ -40,23 +40,6 @@ def tensor(*shape, dtype=torch.float32, layout="contiguous", scale=1.0):
     if layout == "gaps":
         values = values.new_zeros(*shape[:2], shape[2] + 3, 2 * shape[3])[:, :, 3:, ::2].copy_(values)
     return values.requires_grad_()
-
-
-def differentiable(forward, gradients):
-    """The kernel as a function with gradients, which a registered operator gives it on a GPU."""
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, first, second, *others):
-            ctx.save_for_backward(first, second)
-            ctx.others = others
-            return forward(first, second, *others)
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return *gradients(gradient, *ctx.saved_tensors, *ctx.others), *(None for _ in ctx.others)
-
-    return Function.apply
 
 
 fast_local = differentiable(fast_correlation.local_correlation, fast_correlation.local_correlation_gradients)

@@ -69,7 +69,7 @@ def accelerated(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
     tensors = sum(p.annotation is Tensor for p in inspect.signature(definition).parameters.values())  # they come first
     plain, plain_gradients = by_definition(definition, tensors)
     schema = torch.library.infer_schema(definition, mutates_args=())
-    operator = _registered(name, schema, plain, definition)
+    registered = _registered(name, schema, plain, definition)
     backward_schema = "(Tensor gradient, " + schema[1:].replace("-> Tensor", "-> Tensor[]")
     backward = _registered(f"{name}_gradients", backward_schema, plain_gradients, definition)
 
@@ -88,10 +88,10 @@ def accelerated(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
     torch.library.register_autograd(qualified, gradients, setup_context=remember, lib=_library)
 
     @functools.wraps(definition)
-    def call(*arguments, **keywords):
-        return (definition if is_reference() else operator)(*arguments, **keywords)
+    def operator(*arguments, **keywords):
+        return (definition if is_reference() else registered)(*arguments, **keywords)
 
-    return call
+    return operator
 
 
 def by_definition(definition: Callable[..., Tensor], tensors: int) -> tuple[Callable, Callable]:
@@ -188,7 +188,7 @@ def switched(definition: Callable) -> Callable:
             versions[gpu] = twin or getattr(_twin(definition, "cpu"), name)
 
     @functools.wraps(definition)
-    def call(*arguments, **keywords):
+    def operator(*arguments, **keywords):
         first = arguments[0] if arguments else next(iter(keywords.values()))
         gpu = (first[0] if isinstance(first, tuple) else first).is_cuda
         if is_reference() or (torch.compiler.is_compiling() and not gpu):
@@ -196,4 +196,21 @@ def switched(definition: Callable) -> Callable:
         find(gpu)
         return versions[gpu](*arguments, **keywords)
 
-    return call
+    return operator
+
+
+def differentiable(forward: Callable[..., Tensor], gradients: Callable[..., list[Tensor]]) -> Callable[..., Tensor]:
+    """Returns one version of an operator of two tensors with its gradients, to be compared with others of it."""
+
+    class Version(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, first: Tensor, second: Tensor, *others):
+            ctx.save_for_backward(first, second)
+            ctx.others = others
+            return forward(first, second, *others)
+
+        @staticmethod
+        def backward(ctx, gradient: Tensor):
+            return *gradients(gradient, *ctx.saved_tensors, *ctx.others), *(None for _ in ctx.others)
+
+    return Version.apply
