@@ -2,7 +2,6 @@
 
 import math
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from copy import copy
@@ -17,6 +16,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from fleetflow.io.atomic import check_size, existing, held, reading, reason, temporary_name, write_atomically, writing
+from fleetflow.io.containers import is_cut
 from fleetflow.io.display import displayed
 from fleetflow.io.images import checked_picture
 from fleetflow.types import FleetflowError
@@ -27,6 +27,8 @@ _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,gif,apng,asf,ogg,ivf,h
 
 
 _CLOCKS_FROM_ZERO = ("mov", "matroska")  # other containers begin anywhere, as a broadcast does
+_ENTROPY_CODED = ("h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mpeg4", "mjpeg", "wmv2", "theora")
+_ZEROS = 16  # bytes at the end of a packet
 _INDEXED = ("mov", "matroska", "flv")  # FFmpeg seeks in these to the very key frame asked for
 _WORTH_SEEKING = 16  # frames; fewer are decoded faster than the file is looked through
 
@@ -124,6 +126,8 @@ class VideoReader:
             first = next(self._decode(container), None)
             if first is None:
                 raise FleetflowError(f"{self.path} holds no picture that can be decoded; check that it is complete")
+            if container.format.name == "avi" and first.pts is not None:  # has decoding times only, which are later
+                self._origin = float(first.pts * first.time_base)
             self.height, self.width = displayed(first).shape[:2]
 
     @property
@@ -200,6 +204,8 @@ class VideoReader:
                 if packet.is_corrupt:  # cut by the end of the file; decoding it would lose good frames before it
                     damage = damage or "a damaged packet"
                     continue
+                if _is_zeroed(packet):
+                    damage = damage or "a packet that was never written"
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:
@@ -212,7 +218,7 @@ class VideoReader:
             damage = damage or reason(error)
         if frame is not None and frame.is_corrupt:
             damage = damage or "a damaged last frame"
-        if self.path.stat().st_size < _declared_length(self.path):
+        if is_cut(self.path):
             damage = damage or "it is shorter than it says"
         if damage is not None:
             self.problem = f"{self.path} is damaged or cut ({damage}); {index} frames could be read, get a full copy"
@@ -225,12 +231,18 @@ class VideoReader:
             self._container.close()
 
 
+def _is_zeroed(packet: av.Packet) -> bool:
+    """Returns True if a packet ends in zeros, which what these codecs write never does: they were not written."""
+    coded = packet.size > 2 * _ZEROS and packet.stream.codec_context.name in _ENTROPY_CODED
+    return coded and not any(memoryview(packet)[-_ZEROS:])
+
+
 class _Place(NamedTuple):
     """How to get to a picture: seek to the time `seek`, decode, drop what is before the time `pts`."""
 
     index: int  # of the picture at pts
     pts: int  # in the stream's time base
-    seek: int  # the decoding time of a key frame before it
+    seek: int  # the time of the last key frame up to there
 
 
 class _PacketIndex:
@@ -241,16 +253,16 @@ class _PacketIndex:
         for packet in container.demux(stream) if sound else ():
             if packet.size == 0:  # the mark of the end
                 continue
-            if packet.pts is None or packet.dts is None or packet.is_discard or packet.is_corrupt:
+            if packet.pts is None or packet.is_discard or packet.is_corrupt:
                 sound = False  # then packets and pictures are not one to one
                 break
             stamps.append(packet.pts)
             if packet.is_keyframe:
-                keys.append((packet.pts, packet.dts))
+                keys.append(packet.pts)
         self.times = np.sort(np.array(stamps, np.int64))
-        self.keys = sorted(keys)
+        self.keys = keys
         self.first = min(stamps, default=0)
-        self.sound = sound and len(keys) > 0 and len(set(stamps)) == len(stamps) and keys[0][0] == self.first
+        self.sound = sound and len(keys) > 0 and len(set(stamps)) == len(stamps) and min(keys) == self.first
 
     def place(self, index: int) -> _Place | None:
         """Returns the way to the picture `index`, or to the last if there are fewer; None if that cannot be known."""
@@ -258,7 +270,7 @@ class _PacketIndex:
             return None
         index = min(index, len(self.times) - 1)
         pts = int(self.times[index])
-        return _Place(index, pts, next(dts for key, dts in reversed(self.keys) if key <= pts))
+        return _Place(index, pts, max(key for key in self.keys if key <= pts))
 
 
 def read_video(source: str | os.PathLike, *, frames: str | None = None, every: int = 1) -> VideoReader:
@@ -277,27 +289,6 @@ def read_video(source: str | os.PathLike, *, frames: str | None = None, every: i
     """
     wanted = frame_slice(frames, every)
     return VideoReader(source, start=wanted.start, stop=wanted.stop, every=wanted.step)
-
-
-_BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx")  # outermost, of mp4 and mov
-
-
-def _declared_length(path: Path) -> int:
-    """Returns how many bytes the container says the file has at least (mp4, mov, Matroska, WebM; others 0)."""
-    with open(path, "rb") as file:
-        head = file.read(1024)
-        if head.startswith(b"\x1aE\xdf\xa3"):  # Matroska: one segment, whose length is in the 7 bytes after its name
-            start = head.find(b"\x18\x53\x80\x67\x01")
-            size = int.from_bytes(head[start + 5 : start + 12], "big")
-            return start + 12 + size if start > 0 and size != 2**56 - 1 else 0  # all bits 1: not known
-        end = 0
-        while True:  # ISO 14496-12: boxes of (size, name); size 1: 64 bits follow the name; size 0: up to the end
-            file.seek(end)
-            size, name, long_size = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-            size = long_size if size == 1 else size
-            if size < 8 or name not in _BOXES:
-                return end
-            end += size
 
 
 class VideoWriter:

@@ -1,0 +1,218 @@
+"""Videos: times, seeking, HDR and 10 bits, cut files of every container; what test_io.py does not hold."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import fleetflow
+from fleetflow.io.video import VideoReader, frame_slice
+from fleetflow.types import FleetflowError
+
+QUIET = {"x265-params": "log-level=0:open-gop=1:keyint=12:min-keyint=12"}
+# name of the file, encoder, pixel format, options of the encoder, options of the container
+KINDS = {
+    "a.mp4": ("libx264", "yuv420p", {}, {"movflags": "+faststart"}),
+    "fragments.mp4": ("libx264", "yuv420p", {}, {"movflags": "frag_keyframe+empty_moov"}),
+    "open_gop.mp4": ("libx265", "yuv420p", QUIET, {"movflags": "+faststart"}),
+    "a.mkv": ("libx264", "yuv420p", {}, {}),
+    "live.mkv": ("libx264", "yuv420p", {}, {"live": "1"}),
+    "a.webm": ("libvpx-vp9", "yuv420p", {}, {}),
+    "a.avi": ("mpeg4", "yuv420p", {}, {}),
+    "a.ts": ("libx264", "yuv420p", {}, {}),
+    "a.mpg": ("mpeg2video", "yuv420p", {}, {}),
+    "a.flv": ("flv", "yuv420p", {}, {}),
+    "a.y4m": ("wrapped_avframe", "yuv420p", {}, {}),
+    "a.gif": ("gif", "rgb8", {}, {}),
+    "a.apng": ("apng", "rgb24", {}, {}),
+    "a.ivf": ("libvpx-vp9", "yuv420p", {}, {}),
+    "a.wmv": ("wmv2", "yuv420p", {}, {}),
+    "a.mxf": ("mpeg2video", "yuv420p", {}, {}),
+    "a.ogg": ("libvpx", "yuv420p", {}, {}),
+    "a.mjpeg": ("mjpeg", "yuvj420p", {}, {}),
+}
+
+
+def write(path: Path, kind: tuple, count: int = 30, times: list[int] | None = None) -> None:
+    """Writes a video with PyAV alone: every third picture is noise, the others plain, with a bar that moves."""
+    codec, pixels, options, container_options = kind
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w", options=container_options) as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixels
+        stream.codec_context.gop_size = 12
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for k in range(count):
+            picture = (
+                random.integers(0, 255, (48, 64, 3), np.uint8) if k % 3 == 0 else np.full((48, 64, 3), k, np.uint8)
+            )
+            picture[:, (k * 3) % 56 :][:, :8] = 255
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = (times[k], Fraction(1, 1000)) if times else (k, Fraction(1, 25))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> dict[str, tuple[Path, list[np.ndarray]]]:
+    """A video of each kind and its pictures."""
+    found, folder = {}, tmp_path_factory.mktemp("videos")
+    for name, kind in KINDS.items():
+        try:
+            write(folder / name, kind)
+        except (av.codec.codec.UnknownCodecError, av.FFmpegError):  # another build of FFmpeg
+            continue
+        reader = VideoReader(folder / name)
+        pictures = list(reader)
+        assert len(pictures) == 30 and reader.problem is None, reader.problem
+        found[name] = folder / name, pictures
+    assert len(found) > len(KINDS) // 2
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("tail", ["cut", "zeros"])
+def test_a_lost_tail_is_a_problem_of_every_video(videos, name, tail, tmp_path):
+    if name not in videos:
+        pytest.skip(f"no encoder for {name}")
+    source, pictures = videos[name]
+    whole, path = source.read_bytes(), tmp_path / name
+    for share in np.random.default_rng(1).uniform(0.3, 0.99, 5):
+        length = int(len(whole) * share)
+        path.write_bytes(whole[:length] + bytes((len(whole) - length) * (tail == "zeros")))
+        try:
+            reader = VideoReader(path)
+            rest = list(reader)
+        except FleetflowError:
+            continue
+        intact = len(rest) == 30 and np.array_equal(rest, pictures)  # only an index or padding was lost
+        assert reader.problem or intact, (length, len(rest))
+
+
+@pytest.mark.parametrize("name", [*KINDS, "uneven.mp4", "uneven.mkv"])
+def test_seeking_gives_the_same_as_decoding_everything(videos, name, tmp_path):
+    if name.startswith("uneven"):
+        path, times = tmp_path / name, np.random.default_rng(0).integers(5, 200, 60).cumsum().tolist()
+        write(path, KINDS["a.mp4"], 60, times)
+        pictures = list(VideoReader(path))
+        assert np.allclose([picture.time for picture in pictures], np.array(times) / 1000, atol=1e-9)
+    elif name in videos:
+        path, pictures = videos[name]
+    else:
+        pytest.skip(f"no encoder for {name}")
+    reader = VideoReader(path)
+    for start, stop, every in ((16, None, 1), (17, 25, 3), (23, None, 2), (24, 25, 1), (29, None, 1), (70, None, 1)):
+        part = reader.part(start, stop, every)
+        found, expected = list(part), pictures[start:stop:every]
+        assert [(f.index, f.time) for f in found] == [(f.index, f.time) for f in expected]
+        assert np.array_equal(found, expected) and part.problem is None
+    if name.endswith((".mp4", ".mkv", ".webm")) and name != "fragments.mp4":
+        assert part._index.sound
+
+
+def test_seeking_does_not_decode_what_lies_before(videos):
+    path = videos["a.mp4"][0]
+    reader = VideoReader(path, start=25)
+    decoded = []
+    decode = reader._decode
+    reader._decode = lambda *arguments: (decoded.append(frame) or frame for frame in decode(*arguments))
+    assert [frame.index for frame in reader] == [25, 26, 27, 28, 29] and len(decoded) <= 13
+
+
+def test_clocks_that_begin_anywhere(videos):
+    for name in ("a.ts", "a.mpg", "a.avi", "a.flv"):
+        if name in videos:
+            assert videos[name][1][0].time == 0 and videos[name][1][1].time == pytest.approx(0.04, abs=1e-3), name
+
+
+def test_read_video(videos):
+    path, pictures = videos["a.mp4"]
+    found = list(fleetflow.read_video(path, frames="3:9", every=2))
+    assert np.array_equal(found, pictures[3:9:2]) and [frame.index for frame in found] == [3, 5, 7]
+    assert type(np.asarray(found[0])) is np.ndarray and np.isnan(np.zeros(3).view(type(found[0])).time)
+
+
+def test_frame_slice():
+    assert frame_slice() == slice(0, None, 1) and frame_slice("3:9", 2) == slice(3, 9, 2)
+    assert frame_slice(":9") == slice(0, 9, 1) and frame_slice("5:") == slice(5, None, 1)
+    for wrong in ("5", "a:b", "9:3", "4:4", "-3:4", "1:2:3"):
+        with pytest.raises(FleetflowError, match="frames is"):
+            frame_slice(wrong)
+    with pytest.raises(FleetflowError, match="every is 0"):
+        frame_slice(None, 0)
+
+
+# ---- colors ----
+
+MATRICES = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593)}  # FFmpeg's number: weights of red and blue
+
+
+def write_color(path: Path, rgb: np.ndarray, matrix: int, color_range: int, pixels: str, **properties: int) -> None:
+    """Writes two plain pictures of one color, rgb in [0, 1], converted by the equations of ITU-R BT.709 and BT.2020."""
+    red, blue = MATRICES[matrix]
+    luma = red * rgb[0] + (1 - red - blue) * rgb[1] + blue * rgb[2]
+    chroma = (rgb[2] - luma) / (2 - 2 * blue), (rgb[0] - luma) / (2 - 2 * red)
+    deep = pixels.endswith("10le")
+    if color_range == 1:
+        values = [219 * luma + 16, *(224 * value + 128 for value in chroma)]
+        values = [value * 4 if deep else value for value in values]
+    else:
+        most = 1023 if deep else 255
+        values = [luma * most, *(value * most + (most + 1) / 2 for value in chroma)]
+    frame = av.VideoFrame(64, 64, pixels)
+    for plane, value in zip(frame.planes, values):
+        dtype = np.uint16 if deep else np.uint8
+        plane.update(np.full(plane.buffer_size // dtype().itemsize, round(value), dtype).tobytes())
+    frame.colorspace, frame.color_range, frame.time_base = matrix, color_range, Fraction(1, 25)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "2"})
+        stream.height = stream.width = 64
+        stream.pix_fmt, context = pixels, stream.codec_context
+        context.colorspace, context.color_range = matrix, color_range
+        for name, value in properties.items():
+            setattr(context, name, value)
+        for frame.pts in range(2):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("color_range", [1, 2])
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le", "yuv444p10le"])
+def test_the_matrix_and_range_that_the_video_names(matrix, color_range, pixels, tmp_path):
+    color = np.array([200, 90, 30])
+    write_color(tmp_path / "a.mp4", color / 255, matrix, color_range, pixels)
+    found = next(iter(VideoReader(tmp_path / "a.mp4")))
+    assert found.dtype == np.uint8 and np.abs(found.astype(int) - color).max() <= (2 if pixels != "yuv420p" else 3)
+
+
+def pq(light: float) -> float:
+    """The value of SMPTE ST 2084 for light in cd/m^2."""
+    power = (light / 10000) ** (2610 / 16384)
+    return ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
+
+
+def test_hdr_is_mapped_to_an_ordinary_screen(tmp_path):
+    properties = {"color_primaries": 9, "color_trc": 16}
+    grays = []
+    for light in (0, 5, 50, 203, 1000, 4000):
+        write_color(tmp_path / "a.mp4", np.full(3, pq(light)), 9, 1, "yuv420p10le", **properties)
+        picture = next(iter(VideoReader(tmp_path / "a.mp4"))).astype(int)
+        assert np.ptp(picture[20, 20]) <= 3  # gray stays gray
+        grays.append(picture[20, 20, 1])
+    assert grays == sorted(grays) and grays[0] <= 1 and 180 < grays[3] < 220 and 250 <= grays[4] <= 255
+    assert grays[2] > 110  # PQ taken for an ordinary curve gives 112 at 50 cd/m^2, but 148 for a white sheet
+    write_color(tmp_path / "a.mp4", np.full(3, 0.75), 9, 1, "yuv420p10le", color_primaries=9, color_trc=18)
+    white = next(iter(VideoReader(tmp_path / "a.mp4")))[20, 20]
+    assert abs(int(white[1]) - grays[3]) <= 6  # ITU-R BT.2408: 75 % of HLG is a white sheet, too
+
+
+def test_pure_red_of_hdr_keeps_its_hue(tmp_path):
+    red = np.array([0.627, 0.0691, 0.0164]) * 150  # the red of BT.709 in BT.2020 (ITU-R BT.2087), 150 cd/m^2
+    values = np.array([pq(light) for light in red])
+    write_color(tmp_path / "a.mp4", values, 9, 1, "yuv444p10le", color_primaries=9, color_trc=16)
+    found = next(iter(VideoReader(tmp_path / "a.mp4")))[20, 20]
+    assert found[0] > 150 and found[1] < 40 and found[2] < 40, found
