@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fleetflow.evaluation.baselines import classical
-from fleetflow.evaluation.speed import has_weights
+from fleetflow.evaluation.calls import has_weights
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models import weights
 from fleetflow.models.catalog import SIZE, multiply_adds

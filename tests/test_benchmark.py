@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fleetflow.cli.main import main
+from fleetflow.evaluation import calls, peak_memory, plots, speed_tables, video_reuse
 from fleetflow.evaluation import speed as job
-from fleetflow.evaluation import video_reuse
+from fleetflow.evaluation.records import append
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import read_image, write_image
 from fleetflow.models import weights
@@ -41,12 +42,25 @@ def test_what_is_printed_and_kept(still, root, tmp_path, capsys, monkeypatch):
     """One row for each network, in a folder that was not there; accuracy of weights and peers, not of chance."""
     monkeypatch.setattr("fleetflow.training.speed.training_speed", lambda *_: 7.25)
     cv2 = pytest.importorskip("cv2")
-    words = ["benchmark", "fastflownet", "lightflow_050", "--size", "64", "64", "--seconds", "0.1", "--threads", "1"]
+    words = [
+        "benchmark",
+        "speed",
+        "fastflownet",
+        "lightflow_050",
+        "--size",
+        "64",
+        "64",
+        "--seconds",
+        "0.1",
+        "--threads",
+        "1",
+    ]
     out = tmp_path / "to" / "come" / "rows.jsonl"
     words += ["--peers", "dis", str(still), "--root", str(root), "--without", "far", "--json", str(out)]
     assert main([*words, "--plot", str(tmp_path / "plots" / "p.png")]) == 0
     shown = capsys.readouterr().out
-    for phrase in ("plain fp32", "x DIS", "x plain", "7.2 samples/s", "still", "times the time of DIS", "2 pairs",
+    for phrase in ("reference fp32", "x DIS", "x reference", "7.2 samples/s", "still", "times that of DIS",
+                   "speed-up over the reference", "2 pairs",
                    "weights are random: no accuracy", "left out: far", "opencv: "):  # fmt: skip
         assert phrase in shown, phrase
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -54,7 +68,7 @@ def test_what_is_printed_and_kept(still, root, tmp_path, capsys, monkeypatch):
     assert all(row["multiply_adds_448x1024"] > 0 and row["machine"]["system"] for row in rows)
     for row in rows:
         ours, plain, dis, peer = row["timings"]
-        assert row["times_dis"] == ours["p50"] / dis["p50"] and row["times_plain"] == ours["p50"] / plain["p50"]
+        assert row["times_dis"] == ours["p50"] / dis["p50"] and row["times_reference"] == ours["p50"] / plain["p50"]
         assert plain["runs"] >= 5 and row["memory"] >= 0 and len(row["sha256"]) == 64
         assert (row["size"], row["batch"], row["iterations"], row["pairs"], row["threads"]) == ([64, 64], 1, None, 2, 1)
         assert row["machine"]["opencv"] == f"{cv2.__version__}, 1 threads"
@@ -89,17 +103,41 @@ def test_what_is_refused_before_anything_is_measured(still, tmp_path, capsys, mo
         (["fastflownet", "--batch", "0"], "--batch is 0"),
         (["fastflownet", "--without", "far"], "give --root DIR"),
         (["fastflownet", "--root", ".", "--json", "x", "--plot", "x"], "two outputs"),
-        (["deq_flow_tiny", "--video", "--iterations", "3"], "--video takes no --iterations"),
-        (["deq_flow_tiny", "--video", "--no-training"], "--video takes no --no-training"),
-        (["deq_flow_tiny", "--clips", "x", "--size", "64", "64"], "--clips takes no --size"),
-        (["deq_flow_tiny", "--video", "--threads", "-1"], "--threads is -1"),
-        (["deq_flow_tiny", "--video", "--device", "hpu"], '"hpu" cannot be used'),
-        (["data", "pairs", "--root", ".", "--device", "cuda"], "benchmark data takes no --device"),
-        (["data", "pairs", "--root", ".", "--peers", "farneback"], "benchmark data takes no --peers"),
+    ):
+        assert main(["benchmark", "speed", *words]) == 1, words
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and error in lines[0], lines
+
+
+def test_what_a_measurement_does_not_take_is_refused(capsys):
+    """Each subcommand has its own options, so that none is given in vain."""
+    for words, error in (
+        (["video", "deq_flow_tiny", "--threads", "-1"], "--threads is -1"),
+        (["video", "deq_flow_tiny", "--device", "hpu"], "hpu"),
+        (["video", "deq_flow_tiny", "--clips", "x", "--size", "64", "64"], "--size is that of generated clips"),
+        (["video", "fastflownet"], "no fixed point"),
+        (["data", "pairs"], "give --root DIR"),
+        (["data", "pears"], 'did you mean "pairs"'),
     ):
         assert main(["benchmark", *words]) == 1, words
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and error in lines[0], lines
+    for words in (
+        ["video", "deq_flow_tiny", "--iterations", "3"], ["video", "deq_flow_tiny", "--no-training"],
+        ["data", "pairs", "--root", ".", "--device", "cuda"], ["data", "pairs", "--root", ".", "--peers", "farneback"],
+        ["speed", "fastflownet", "--clips", "x"], ["deq_flow_tiny"], [],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as caught:
+            main(["benchmark", *words])
+        assert caught.value.code == 2 and capsys.readouterr().err, words
+
+
+def test_an_unsteady_machine_is_said():
+    report = report_of("raft", 100, 2.0)
+    assert report.unsteady() == []
+    quick = report.timings[0]._replace(p95=280.0)
+    (line,) = report._replace(timings=[quick, *report.timings[1:]]).unsteady()
+    assert line.startswith("the 95th percentile of raft, fleetflow is 2.8 times its median")
 
 
 def test_random_weights_are_the_same_on_both_sides():
@@ -111,7 +149,7 @@ def test_a_file_of_ours(tmp_path):
     path = tmp_path / "own.safetensors"
     network = weights.load("lightflow_050", weights=False)
     weights.save(network, path, {"network": "lightflow_050", "license": "none"}, dtype=torch.float32)
-    assert job.has_weights(str(path)) and job.has_weights("fastflownet") and not job.has_weights("raft")
+    assert calls.has_weights(str(path)) and calls.has_weights("fastflownet") and not calls.has_weights("raft")
     report = next(job.benchmark((str(path),), 64, 64, **FAST))
     assert report.weights == str(path) and report.parameters == 653_406
 
@@ -121,18 +159,17 @@ def test_steps_are_taken_and_stated():
     assert (
         report.iterations == 2
         and report.multiply_adds_448x1024 is None
-        and "2 refinement iterations" in job.facts(report)
+        and "2 refinement iterations" in speed_tables.facts(report)
     )
     with pytest.raises(FleetflowError, match="no refinement iterations"):
         next(job.benchmark(("lightflow_050",), 64, 64, iterations=2, **FAST))
 
 
 def test_a_failed_probe_of_memory_is_no_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "_example", lambda example=job._example: example())
-    monkeypatch.setattr(job.sys, "executable", "false")
+    monkeypatch.setattr(peak_memory.sys, "executable", "false")
     report = next(job.benchmark(("lightflow_050",), 64, 64, **FAST))
-    assert report.memory is None and any("could not be measured" in fact for fact in job.facts(report))
-    job.add_row(report._replace(difference=float("nan")), tmp_path / "rows.jsonl")
+    assert report.memory is None and any("could not be measured" in fact for fact in speed_tables.facts(report))
+    append([speed_tables.row(report._replace(difference=float("nan")))], tmp_path / "rows.jsonl")
     row = json.loads((tmp_path / "rows.jsonl").read_text(), parse_constant=pytest.fail)
     assert row["memory"] is None and row["difference"] is None
 
@@ -158,7 +195,7 @@ def test_calls_that_are_timed(monkeypatch):
 def report_of(network: str, milliseconds: float, epe: float | None) -> job.Report:
     timings = [
         job.Timing(f"{network}, fleetflow", milliseconds, milliseconds, 5, epe),
-        job.Timing(f"{network}, plain fp32", 2 * milliseconds, 2 * milliseconds, 5),
+        job.Timing(f"{network}, reference fp32", 2 * milliseconds, 2 * milliseconds, 5),
         job.Timing(job.DIS_NAME, 20.0, 21.0, 5, 4.1),
     ]
     empty = {name: None for name in job.Report._fields}
@@ -178,7 +215,7 @@ def test_the_plot_shows_all_that_has_an_accuracy_under_names_that_can_be_read(tm
         report_of("raft_small:folder/raft-small.pth", 950, 1.95), report_of("/a/raft.safetensors", 940, 2.05),
         report_of("gma", 1500, None),
     ]  # fmt: skip
-    job.pareto(reports, tmp_path / "p.png")
+    plots.pareto(reports, tmp_path / "p.png")
     (axes,) = figures[0].axes
     axes.figure.draw_without_rendering()
     names = [text.get_text() for text in axes.texts]
@@ -189,7 +226,7 @@ def test_the_plot_shows_all_that_has_an_accuracy_under_names_that_can_be_read(tm
     assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
     assert axes.get_ylim()[0] == 0
     with pytest.raises(FleetflowError, match="no accuracy"):
-        job.pareto([reports[-1]._replace(timings=reports[-1].timings[:2])], tmp_path / "q.png")
+        plots.pareto([reports[-1]._replace(timings=reports[-1].timings[:2])], tmp_path / "q.png")
 
 
 def test_benchmark_of_reading(tmp_path, capsys):
@@ -205,13 +242,12 @@ def test_benchmark_of_reading(tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "to" / "rows").read_text().splitlines()]
     assert [row["workers"] for row in rows][:2] == [0, 1] and rows[0]["samples_per_second"] > 0
     assert rows[0]["dataset"] == "pairs" and rows[0]["pairs"] == 1 and rows[0]["machine"]["threads"] == "1"
-    assert main(["benchmark", "data", "pairs"]) == 1 and "--root" in capsys.readouterr().err
 
 
 def test_benchmark_of_video_reuse(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(video_reuse, "MOST", 6)
     monkeypatch.setattr(video_reuse, "PICARD", 5)
-    words = ["benchmark", "deq_flow_tiny_gma", "--video", "--size", "128", "136", "--threads", "1"]
+    words = ["benchmark", "video", "deq_flow_tiny_gma", "--size", "128", "136", "--threads", "1"]
     assert main([*words, "--json", str(tmp_path / "rows")]) == 0
     shown = capsys.readouterr().out
     for part in ("warm / cold", "Anderson, damping 2", "weights are random", "generated 2", "over 6", "system: "):
@@ -220,15 +256,13 @@ def test_benchmark_of_video_reuse(tmp_path, capsys, monkeypatch):
     assert {row["network"] for row in rows} == {"deq_flow_tiny_gma"} and rows[0]["weights"] == "random"
     assert [6.0, "infinite"] in [row["cold"] for row in rows if "cold" in row]
     assert "Broyden" in [row.get("solver") for row in rows] and rows[0]["machine"]["threads"] == "1"
-    assert main(["benchmark", "fastflownet", "--video"]) == 1
-    assert "no fixed point" in capsys.readouterr().err
 
 
 def test_a_batch_is_timed_by_the_pair(monkeypatch):
     """Ours and the plain definition take it at once, so a pair has its share; a peer takes one pair."""
     sizes = []
-    monkeypatch.setattr(job, "_definition", lambda model, frames, iterations: sizes.append(len(frames[0])))
-    monkeypatch.setattr(job, "_memory", lambda network, height, width, batch, *_: float(batch))
+    monkeypatch.setattr(job, "reference_flow", lambda model, frames, iterations: sizes.append(len(frames[0])))
+    monkeypatch.setattr(job, "peak_memory", lambda network, *, batch, **_: float(batch))
 
     def timed(functions, *_):
         for function in functions.values():
@@ -240,13 +274,14 @@ def test_a_batch_is_timed_by_the_pair(monkeypatch):
     report = next(job.benchmark(("lightflow_050",), 64, 64, batch=3, **{**FAST, "peers": ("dis",)}))
     assert sizes == [3] and report.batch == 3 and report.memory == 3
     assert [(timing.p50, timing.p95) for timing in report.timings] == [(4.0, 8.0), (4.0, 8.0), (12.0, 24.0)]
-    assert any("batches of 3" in fact for fact in job.facts(report)) and "memory of a batch: 3 MB" in job.facts(report)
+    assert any("batches of 3" in fact for fact in speed_tables.facts(report))
+    assert "memory of a batch: 3 MB" in speed_tables.facts(report)
 
 
 def test_a_batch_is_predicted_as_its_pairs_are():
     predictor = job.Predictor(weights.load("lightflow_050", weights=False), device="cpu", precision="fp32")
-    images = [job._tiled(image, 64, 64) for image in job._example()]
-    one, three = (job.call(predictor, *images, count, None)() for count in (1, 3))
+    images = [calls.tiled(image, 64, 64) for image in calls.example()]
+    one, three = (calls.call(predictor, *images, count, None)() for count in (1, 3))
     assert three.shape == (3, 2, 64, 64) and np.abs(three[2].permute(1, 2, 0).numpy() - one).max() < 1e-3
 
 
@@ -262,14 +297,26 @@ def test_accuracy_on_another_data_set(tmp_path):
     (tmp_path / "bright.py").write_text(
         "import numpy\ndef predict(a, b):\n    return numpy.full((*a.shape[:2], 2), (float(a[0, 0, 0]), 0))\n"
     )
-    assert main(["benchmark", *words, str(tmp_path / "bright.py"), *place]) == 0
+    assert main(["benchmark", "speed", *words, str(tmp_path / "bright.py"), *place]) == 0
     assert json.loads(out.read_text())["timings"][2]["epe"] == 0, "pictures of the clean pass are as bright as it moves"
 
 
 def test_a_peer_that_fails_on_the_size_is_not_timed(tmp_path, capsys):
     path = tmp_path / "peer.py"
     path.write_text("import numpy\ndef predict(a, b):\n    return numpy.zeros((125, 187, 2))\n")
-    words = ["benchmark", "lightflow_050", "--size", "64", "64", "--seconds", "0.01", "--no-training", "--threads", "1"]
+    words = [
+        "benchmark",
+        "speed",
+        "lightflow_050",
+        "--size",
+        "64",
+        "64",
+        "--seconds",
+        "0.01",
+        "--no-training",
+        "--threads",
+        "1",
+    ]
     assert main([*words, "--peers", str(path)]) == 1
     assert "peer.py returned float64 [125, 187, 2] for pictures of 64x64" in capsys.readouterr().err
 
@@ -278,4 +325,4 @@ def test_clips_of_one_name_are_both_kept(tmp_path):
     for name in ("one/clip", "two/clip"):
         for k in range(3):
             write_image(tmp_path / name / f"{k}.png", np.zeros((8, 8, 3), np.uint8))
-    assert len(job.clips((tmp_path / "one/clip", tmp_path / "two/clip"))) == 2
+    assert len(video_reuse.read_clips((tmp_path / "one/clip", tmp_path / "two/clip"))) == 2

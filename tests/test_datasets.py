@@ -14,7 +14,8 @@ from PIL import Image
 
 from fleetflow.data.dataset import Files, datasets
 from fleetflow.data.listing import Listing
-from fleetflow.data.loader import decoded, loading_speed
+from fleetflow.data.loader import decoded
+from fleetflow.data.speed import loading_speed
 from fleetflow.io.flow import read_flow, write_flow
 from fleetflow.io.images import read_image, read_mask, write_image
 from fleetflow.types import FleetflowError

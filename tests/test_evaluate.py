@@ -14,7 +14,7 @@ import torch
 from fleetflow.cli.main import main
 from fleetflow.data.dataset import Files, Pair, datasets, open_files
 from fleetflow.data.datasets.pairs import pairs
-from fleetflow.evaluation import baselines, protocol, report, tables
+from fleetflow.evaluation import baselines, protocol, records, tables
 from fleetflow.evaluation import evaluate as job
 from fleetflow.evaluation.machine import machine
 from fleetflow.evaluation.metrics import mean_over_sets, pair_errors
@@ -273,9 +273,9 @@ def test_ause_names_the_pairs_that_it_leaves_out(tree, tmp_path):
     row = tables.rows_pooled(result)[-1]
     assert "AUSE, mean over 2 pairs" in row[0] and row[2] == str(2 * valid.sum())
     assert result.unsorted() == ["one/b"] and "left out of AUSE" in tables.left_out(result)[0]
-    report.as_json(result, tmp_path / "t.json")
+    records.as_json(result, tmp_path / "t.json")
     assert json.loads((tmp_path / "t.json").read_text())["ause_left_out"] == ["one/b"]
-    report.as_csv(result, tmp_path / "t.csv")
+    records.as_csv(result, tmp_path / "t.csv")
     assert [bool(line["ause"]) for line in csv.DictReader((tmp_path / "t.csv").open())] == [True, False, True]
 
 
@@ -352,7 +352,7 @@ def test_what_cannot_be_measured_is_named(tree, tmp_path):
     result = job.measure(broken, pairs(root), model="broken", dataset="pairs")
     assert result.skipped == ["one/a"] and len(result.pairs) == 2
     assert result.score()["one"]["epe"] == math.inf and result.pooled()["all"]["not_finite"].value > 0
-    report.as_json(result, tmp_path / "t.json")
+    records.as_json(result, tmp_path / "t.json")
     content = json.loads((tmp_path / "t.json").read_text(), parse_constant=pytest.fail)
     assert content["score"]["one"]["epe"] == "infinite" and content["skipped"] == ["one/a"]
     assert content["pooled"]["all"]["s40+"] == {"value": None, "pixels": 0}

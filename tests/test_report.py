@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 from fleetflow.cli.main import main
 from fleetflow.data.datasets.pairs import pairs
 from fleetflow.evaluation import evaluate as job
-from fleetflow.evaluation.metrics import sparsification
+from fleetflow.evaluation import plots
+from fleetflow.evaluation.metrics import error_histogram, sparsification
 from fleetflow.evaluation.report import PICTURE_WIDTH, embedded, write_report
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
@@ -46,7 +48,8 @@ def test_the_report_needs_nothing_else(files, tmp_path):
     pictures = [base64.b64decode(text) for text in re.findall(r'src="data:image/webp;base64,([^"]+)"', page)]
     assert len(pictures) == 5 * 4, "three worst, and the one that is left as best"
     assert {Image.open(io.BytesIO(data)).size for data in pictures} == {(32, 24)}
-    assert page.count("<svg") == page.count("</svg>") == 2
+    plots = [base64.b64decode(text) for text in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert len(plots) == 2 and all(np.asarray(Image.open(io.BytesIO(data)).convert("L")).std() > 5 for data in plots)
     assert "rgb(49, 54, 149)" in page and "under 0.1875" in page and "48+" in page, "the key of the error map"
     assert page.index("two/&lt;d&gt;&amp;: EPE 3.00 px") < page.index("two/c: EPE 2.00") < page.index("one/a: EPE 0.00")
 
@@ -62,8 +65,9 @@ def test_confidence_and_failures_are_shown(files, tmp_path):
     result = result._replace(pairs=[pair._replace(curves=curves) for pair in result.pairs], skipped=["one/z"])
     write_report(result, broken, files, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "infinite" in page and "one/z" in page and "Sparsification (AUSE" in page and page.count("<svg") == 3
-    assert "nan" not in page.lower().split("</style>")[1].split("base64")[0]
+    assert "infinite" in page and "one/z" in page and "Sparsification (AUSE" in page and page.count('class="plot"') == 3
+    words = re.sub(r'src="[^"]*"', "", page.split("</style>")[1])
+    assert "nan" not in words.lower() and "{" not in words
 
 
 def test_wide_pictures_are_reduced():
@@ -76,3 +80,27 @@ def test_by_command(files, tmp_path, capsys):
     words = ["evaluate", "farneback", "pairs", "--root", str(tmp_path / "data"), "--html", str(tmp_path / "r.html")]
     assert main(words) == 0
     assert "protocol: " in capsys.readouterr().out and (tmp_path / "r.html").stat().st_size > 5000
+
+
+def test_the_curves_are_those_of_the_numbers(monkeypatch):
+    """Mean errors 2 and 0.5 px of two intervals; all errors under 1 px; the oracle below the network's confidence."""
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda axes: drawn.append(axes) or b"")
+    speeds = torch.zeros(2, 10, dtype=torch.float64)
+    speeds[:, 0], speeds[:, 9] = torch.tensor([6.0, 3.0]), torch.tensor([1.0, 2.0])
+    plots.error_by_speed(speeds)
+    plots.distribution(error_histogram(torch.tensor([0.5, 0.5, 0.0, math.inf])))
+    plots.sparsification_curves(sparsification(torch.arange(20.0), torch.arange(20.0)))
+    speed, share, curve = drawn
+    assert speed.lines[0].get_ydata().tolist() == [2, 0.5] and speed.get_yscale() == "log"
+    assert [label.get_text() for label in speed.get_xticklabels()] == ["0-0.5", "160+"]
+    x, y = share.lines[0].get_data()
+    assert y[x < 0.49].tolist() == [25] * (x < 0.49).sum() and y[x > 0.51].tolist() == [75] * (x > 0.51).sum()
+    confident, oracle = (line.get_ydata() for line in curve.lines)
+    assert list(confident) == list(oracle) and confident[0] == 1
+
+
+def test_without_matplotlib_nothing_is_measured(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ["evaluate", "nobody", "pairs", "--root", str(tmp_path / "data"), "--html", str(tmp_path / "r.html")]
+    assert main(words) == 1 and "plots need matplotlib" in capsys.readouterr().err

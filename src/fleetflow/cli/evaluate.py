@@ -40,12 +40,14 @@ def evaluate(
     """
     from fleetflow.cli.outputs import make_room
     from fleetflow.data.dataset import open_files
-    from fleetflow.evaluation import report, tables
+    from fleetflow.evaluation import plots, records, report, tables
     from fleetflow.evaluation.evaluate import measure
     from fleetflow.evaluation.protocol import open_model
     from fleetflow.evaluation.warm_start import Warm
 
     make_room(json, csv, html)
+    if html:
+        plots.require()
     files = open_files(dataset, root, options=options, without=without)
     predict = open_model(model, dataset, iterations=iterations, device=device, precision=precision)
     predict = Warm(predict, files.pairs) if warm_start else predict
@@ -60,9 +62,9 @@ def evaluate(
     for line in tables.left_out(result):
         print(line)
     if json:
-        report.as_json(result, json)
+        records.as_json(result, json)
     if csv:
-        report.as_csv(result, csv)
+        records.as_csv(result, csv)
     if html:
         report.write_report(result, predict, files, html)
         print(html)

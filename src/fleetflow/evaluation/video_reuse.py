@@ -6,16 +6,21 @@ cost of a step: the features are computed once for a pair.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fleetflow.data.dataset import to_frame
 from fleetflow.data.generate import default_textures, dressed
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.worlds import MIXTURE, blank_world, draw_scene, still_world
 from fleetflow.deq import Anderson, Broyden, Picard, Solver, fixed_point, held
+from fleetflow.io.images import list_frames, read_image
+from fleetflow.io.video import VideoReader
 from fleetflow.layers.update import SMALLEST
 from fleetflow.models.deq_flow import DEQFlow, State
 from fleetflow.types import FleetflowError
@@ -24,6 +29,7 @@ Map = Callable[[State], State]
 Clips = Mapping[str, Sequence[Tensor]]  # name -> consecutive frames [3, H, W], RGB in [0, 1], all of one size
 Bounds = tuple[float, float]  # what a number is at least and at most; equal where it is known
 RESIDUALS = (1e-1, 1e-2, 1e-3)
+FRAMES = 6  # of a clip that is read
 MOST = 100  # evaluations; of a search that needs more only that is known
 PICARD = 36  # evaluations, the published number in training
 SOLVERS: dict[str, Solver] = {
@@ -164,6 +170,16 @@ def generated_clips(count: int, frames: int, height: int, width: int, *, seed: i
         for clip, frame in zip(clips.values(), rendered.frame2):
             clip.append(frame)
     return clips
+
+
+def read_clips(paths: tuple[Path, ...]) -> dict[str, list[Tensor]]:
+    """Returns the first frames of videos and of folders of pictures, by name, as `video_reuse` takes them."""
+    found = {}
+    for path in paths:
+        pictures = map(read_image, list_frames(path)) if path.is_dir() else VideoReader(path)
+        name = str(path) if path.name in found else path.name
+        found[name] = [to_frame(picture) for picture in islice(pictures, FRAMES)]
+    return found
 
 
 def _trace(f: Map, start: State, solver: Solver) -> list[float]:
