@@ -1,18 +1,25 @@
 """The command line: what is wrong is one line on standard error, exit code 1, no half-written output."""
 
+import io
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 import torch
+import tyro
 
-from fleetflow.cli.console import gathered
+import fleetflow
 from fleetflow.cli.main import COMMANDS, main
+from fleetflow.cli.options import Format, Positional, Several, flat
 from fleetflow.io.flow import read_flow
 from fleetflow.io.images import write_image
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
+from fleetflow.types import FleetflowError
 
 
 @pytest.fixture
@@ -92,12 +99,6 @@ def test_unknown_option_is_refused(capsys):
     assert "--precision" in capsys.readouterr().err.replace("\n", ""), "it says what was meant"
 
 
-def test_every_command_has_help():
-    for command in COMMANDS:
-        run = subprocess.run([sys.executable, "-m", "fleetflow", command, "--help"], capture_output=True, text=True)
-        assert run.returncode == 0 and "usage: fleetflow" in run.stdout, run.stderr
-
-
 def test_models_and_recipes(capsys):
     assert main(["models"]) == 0
     assert "1,366,114" in capsys.readouterr().out
@@ -117,8 +118,83 @@ def test_convert(tmp_path, capsys):
     assert "safetensors" in capsys.readouterr().err
 
 
-def test_repeated_options_keep_all_their_values():
-    words = "train flownet2 --start a:1 --set batch=4 --start=b:2 --seed 3 --set rate=1 steps=2 -f flo -f color"
-    expected = "train flownet2 --start a:1 b:2 --set batch=4 rate=1 steps=2 --seed 3 --format flo color"
-    assert gathered(words.split()) == expected.split()
-    assert gathered(["predict", "a.png", "-", "--scale", "-3"]) == ["predict", "a.png", "-", "--scale", "-3"]
+def test_repeated_options_keep_all_their_values(monkeypatch):
+    def command(
+        inputs: Positional[tuple[Path, ...]],
+        /,
+        set: Several[str] = (),
+        format: Annotated[Several[Format], tyro.conf.arg(aliases=["-f"])] = (),
+        scale: float = 0,
+    ) -> None:
+        called.append((inputs, flat(set), flat(format), scale))
+
+    monkeypatch.setitem(COMMANDS, "models", command)
+    called = []
+    words = "models a.png - --set a=1 --scale -3 --set=b=2 --set c=3 d=4 -f flo -f color side --format npz"
+    assert main(words.split()) == 0
+    formats = ("flo", "color", "side", "npz")
+    assert called == [((Path("a.png"), Path("-")), ("a=1", "b=2", "c=3", "d=4"), formats, -3)]
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"fleetflow {fleetflow.__version__}\n"
+
+
+def test_debug_shows_the_traceback(files):
+    words = ["predict", str(files / "a.png"), "nowhere.png"]
+    for place in (0, 1, 3):
+        with pytest.raises(FleetflowError, match="nowhere.png"):
+            main([*words[:place], "--debug", *words[place:]])
+
+
+def test_a_bug_of_ours_shows_its_traceback(monkeypatch):
+    def command() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(COMMANDS, "models", command)
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+def run(words, **options):
+    return subprocess.run([sys.executable, "-m", "fleetflow", *words], stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_output_that_nobody_reads_ends_quietly():
+    for words in (["--version"], ["predict", "--help"]):
+        read, write = os.pipe()
+        os.close(read)
+        ended = run(words, stdout=write)
+        os.close(write)
+        assert ended.stderr == "" and ended.returncode == 141, ended.stderr
+    ended = subprocess.run(
+        f"{sys.executable} -m fleetflow --version >&-", shell=True, stderr=subprocess.PIPE, text=True
+    )
+    assert ended.stderr == "" and ended.returncode == 0
+
+
+def test_a_full_disk_behind_the_output_is_one_line():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    with open("/dev/full", "w") as full:
+        ended = run(["--version"], stdout=full)
+    assert ended.returncode == 1 and ended.stderr.startswith("fleetflow: ") and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_terminals_that_cannot_show_everything(encoding, files, monkeypatch):
+    for command in ((), *((name,) for name in COMMANDS)):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--help"])
+        sys.stdout.flush()
+        shown = sys.stdout.buffer.getvalue().decode(encoding)
+        assert ended.value.code == 0 and "usage: fleetflow" in shown and "\\u" not in shown, command
+        assert not command or shown.rstrip().splitlines()[-3] == "examples:"
+    monkeypatch.undo()
+    own = {**os.environ, "PYTHONIOENCODING": encoding}
+    (files / "码").mkdir()
+    pair = [str(files / "a.png"), str(files / "a.png")]
+    ended = run(["predict", *pair, "-o", str(files / "码"), "-f", "flo"], env=own, stdout=subprocess.PIPE)
+    assert ended.returncode == 0 and ended.stderr == "" and "\\u7801" in ended.stdout
+    assert (files / "码" / "a.flo").exists()

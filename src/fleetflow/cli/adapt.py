@@ -45,6 +45,10 @@ def adapt(
         device: auto, cpu, cuda, ...
         precision: of the convolutions in training; all measuring is in fp32.
         threads: 0 takes all.
+
+    Examples:
+        fleetflow adapt clip.mp4 -o adapted.safetensors
+        fleetflow adapt frames --from deq_flow_tiny --steps 500 -o adapted.safetensors
     """
     from fleetflow.training import adapt as job
 

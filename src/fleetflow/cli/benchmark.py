@@ -1,12 +1,9 @@
-"""The command `fleetflow benchmark` with its subcommands: speed, data and video."""
+"""Measure speed on this machine: of networks (speed), of reading a data set (data), of DEQ-Flow on video (video)."""
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
 
 from fleetflow.cli.console import table
-from fleetflow.cli.options import Positional, Precision
+from fleetflow.cli.options import Positional, Precision, Several, flat
 from fleetflow.types import FleetflowError
 
 
@@ -20,12 +17,12 @@ def speed(
     threads: int = 0,
     precision: Precision = "auto",
     seconds: float = 20.0,
-    peers: tuple[str, ...] = ("dis",),
+    peers: Several[str] = (),
     training: bool = True,
     root: Path | None = None,
     dataset: str | None = None,
-    options: tuple[str, ...] = (),
-    without: tuple[str, ...] = (),
+    options: Several[str] = (),
+    without: Several[str] = (),
     json: Path | None = None,
     plot: Path | None = None,
 ) -> None:
@@ -40,7 +37,7 @@ def speed(
         threads: 0 takes all.
         precision: of the convolutions.
         seconds: how long to measure each network.
-        peers: dis, farneback, deepflow, or a Python file with a function predict(image1, image2) -> flow.
+        peers: default dis; dis, farneback, deepflow, or a Python file with a function predict(image1, image2) -> flow.
         training: also measure training steps (on the CPU).
         root: a folder of pairs with truth, to measure the accuracy of networks and peers on.
         dataset: what lies in --root; pairs if not given. Data sets that are generated need no --root.
@@ -48,6 +45,10 @@ def speed(
         without: names of pairs to leave out.
         json: a file to which one line of JSON per network is added, with the machine.
         plot: a picture of accuracy against speed; needs --root or --dataset.
+
+    Examples:
+        fleetflow benchmark speed fastflownet raft_small --size 448 1024
+        fleetflow benchmark speed fastflownet --root data --json speed.jsonl
     """
     from fleetflow.cli.outputs import make_room
     from fleetflow.data.dataset import open_files
@@ -57,6 +58,7 @@ def speed(
     from fleetflow.evaluation.speed import benchmark
     from fleetflow.training.speed import training_speed
 
+    options, without, peers = flat(options), flat(without), flat(peers) if peers else ("dis",)
     accuracy = root is not None or dataset is not None
     if plot and not accuracy:
         raise FleetflowError("--plot shows accuracy against speed; give --root DIR, a folder of pairs with truth")
@@ -90,8 +92,8 @@ def data(
     dataset: Positional[str],
     /,
     root: Path | None = None,
-    options: tuple[str, ...] = (),
-    without: tuple[str, ...] = (),
+    options: Several[str] = (),
+    without: Several[str] = (),
     seconds: float = 20.0,
     threads: int = 0,
     json: Path | None = None,
@@ -106,6 +108,10 @@ def data(
         seconds: how long to measure all together.
         threads: of the process without workers; 0 takes all.
         json: a file to which a line of JSON per number of workers is added, with the machine.
+
+    Examples:
+        fleetflow benchmark data pairs --root data
+        fleetflow benchmark data pairs --root data --seconds 5 --json reading.jsonl
     """
     from fleetflow.cli.outputs import make_room
     from fleetflow.data.dataset import open_files
@@ -114,6 +120,7 @@ def data(
     from fleetflow.evaluation.records import append
     from fleetflow.evaluation.speed import prepare
 
+    options, without = flat(options), flat(without)
     make_room(json)
     prepare(threads)
     files = open_files(dataset, root, options=options, without=without)
@@ -130,7 +137,7 @@ def data(
 def video(
     models: Positional[tuple[str, ...]] = ("deq_flow_tiny",),
     /,
-    clips: tuple[Path, ...] = (),
+    clips: Several[Path] = (),
     size: tuple[int, int] | None = None,
     device: str = "cpu",
     threads: int = 0,
@@ -147,6 +154,10 @@ def video(
         device: cpu, cuda, auto, ...
         threads: 0 takes all.
         json: a file to which a line of JSON per row of the tables is added, with the machine.
+
+    Examples:
+        fleetflow benchmark video
+        fleetflow benchmark video deq_flow_tiny --clips clip.mp4
     """
     from fleetflow.cli.outputs import make_room
     from fleetflow.evaluation import video_reuse as job
@@ -162,7 +173,7 @@ def video(
     prepare(threads, size or (1, 1))
     place = choose_device(device)
     networks = {name: load_any(name).to(place) for name in models}
-    frames = job.read_clips(clips) if clips else job.generated_clips(3, 4, *(size or (128, 160)))
+    frames = job.read_clips(flat(clips)) if clips else job.generated_clips(3, 4, *(size or (128, 160)))
     frames = {clip: [frame.to(place) for frame in found] for clip, found in frames.items()}
     for name, model in networks.items():
         rows = job.video_reuse(model, frames)
@@ -179,13 +190,3 @@ def video(
             append([{**what, **row._asdict()} for row in (*rows, *race)], json)
     print(in_line(machine()))
 
-
-Subcommands = (
-    Annotated[Any, tyro.conf.subcommand("speed", constructor=speed)]
-    | Annotated[Any, tyro.conf.subcommand("data", constructor=data)]
-    | Annotated[Any, tyro.conf.subcommand("video", constructor=video)]
-)
-
-
-def benchmark(what: Annotated[Subcommands, tyro.conf.arg(name="")]) -> None:
-    """Measure speed on this machine: of networks (speed), of reading a data set (data), of DEQ-Flow on video (video)."""

@@ -1,8 +1,6 @@
-"""What the command line shows on the terminal, and how it reads options that are given several times."""
+"""What the command line shows on the terminal: tables and progress."""
 
 import sys
-
-LISTS = ("--start", "--set", "--options", "--without", "--peers", "--clips", "--format")  # options of several values
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -49,28 +47,3 @@ class bar:
 
     def __exit__(self, *_) -> None:
         self.bar.stop()
-
-
-def gathered(arguments: list[str]) -> list[str]:
-    """Returns the arguments with the values of an option that is given several times behind its first mention.
-
-    `--set a=1 --seed 2 --set=b=3` becomes `--set a=1 b=3 --seed 2`, as an option of several values is read.
-    """
-    kept: list[list[str]] = [[]]  # what precedes the first option, then each option with what follows it
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        name = "--format" if name == "-f" else name
-        if name in LISTS:
-            kept.append([name, value] if equals else [name])
-        elif argument.startswith("-") and len(argument) > 1:
-            kept.append([argument])
-        else:
-            kept[-1].append(argument)
-    first: dict[str, list[str]] = {}
-    for group in kept[1:]:
-        if group[0] in LISTS and group[0] in first:
-            first[group[0]] += group[1:]
-            group.clear()
-        elif group[0] in LISTS:
-            first[group[0]] = group
-    return [argument for group in kept for argument in group]

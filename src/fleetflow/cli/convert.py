@@ -23,6 +23,10 @@ def convert(
         output: the file to write.
         license: of the weights, as their author states it.
         precision: of the stored weights.
+
+    Examples:
+        fleetflow convert raft-things.pth raft raft.safetensors --license BSD-3-Clause
+        fleetflow convert fastflownet.pth fastflownet fastflownet.safetensors --precision fp16
     """
     import torch
 

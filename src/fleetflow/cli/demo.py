@@ -8,6 +8,10 @@ def demo(output: Path = Path("demo")) -> None:
 
     Args:
         output: the folder for the picture.
+
+    Examples:
+        fleetflow demo
+        fleetflow demo --output pictures
     """
     import time
     from importlib import resources

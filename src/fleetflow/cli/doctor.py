@@ -22,6 +22,10 @@ def doctor(
         name: such as sintel.
         root: the folder of the data set.
         samples: how many pairs to open, spread over the set.
+
+    Examples:
+        fleetflow doctor dataset sintel Sintel
+        fleetflow doctor dataset pairs data --samples 20
     """
     from fleetflow.data import doctor as job
 

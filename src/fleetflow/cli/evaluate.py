@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fleetflow.cli.console import bar, table
-from fleetflow.cli.options import Positional, Precision
+from fleetflow.cli.options import Positional, Precision, Several, flat
 
 
 def evaluate(
@@ -11,8 +11,8 @@ def evaluate(
     dataset: Positional[str],
     /,
     root: Path | None = None,
-    options: tuple[str, ...] = (),
-    without: tuple[str, ...] = (),
+    options: Several[str] = (),
+    without: Several[str] = (),
     iterations: int | None = None,
     warm_start: bool = False,
     device: str = "auto",
@@ -37,6 +37,10 @@ def evaluate(
         json: a file for all numbers with their protocol.
         csv: a file for a line per pair.
         html: a file for a report with curves and the worst and best pairs; it needs no other file.
+
+    Examples:
+        fleetflow evaluate fastflownet pairs --root data --json scores.json
+        fleetflow evaluate fastflownet sintel --root Sintel --options render=clean split=training --html report.html
     """
     from fleetflow.cli.outputs import make_room
     from fleetflow.data.dataset import open_files
@@ -45,6 +49,7 @@ def evaluate(
     from fleetflow.evaluation.protocol import open_model
     from fleetflow.evaluation.warm_start import Warm
 
+    options, without = flat(options), flat(without)
     make_room(json, csv, html)
     if html:
         plots.require()

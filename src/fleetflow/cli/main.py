@@ -1,16 +1,26 @@
-"""The command line: each command is a typed function, and its signature is its help. torch is imported by the jobs."""
+"""Predict, train, evaluate and compare networks for optical flow.
 
+Run `fleetflow COMMAND --help` for the options of a command and two examples; with `--debug` any command shows the
+traceback of an error.
+"""
+
+# Each command is a typed function, and its signature is its help. torch is imported by the jobs, not here.
+
+import codecs
+import inspect
 import os
+import select
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import tyro
 
+from fleetflow import __version__
+from fleetflow.cli import benchmark
 from fleetflow.cli.adapt import adapt
-from fleetflow.cli.benchmark import benchmark
-from fleetflow.cli.console import gathered
 from fleetflow.cli.convert import convert
 from fleetflow.cli.demo import demo
 from fleetflow.cli.doctor import doctor
@@ -22,13 +32,23 @@ from fleetflow.cli.submit import submit
 from fleetflow.cli.train import train
 from fleetflow.types import FleetflowError
 
-COMMANDS = {
+
+class Group(NamedTuple):
+    """A command with commands of its own, such as `fleetflow benchmark speed`."""
+
+    summary: str
+    commands: dict[str, Callable]
+
+
+COMMANDS: dict[str, Callable | Group] = {
     "predict": predict,
     "train": train,
     "adapt": adapt,
     "evaluate": evaluate,
     "submit": submit,
-    "benchmark": benchmark,
+    "benchmark": Group(
+        benchmark.__doc__, {"speed": benchmark.speed, "data": benchmark.data, "video": benchmark.video}
+    ),
     "demo": demo,
     "models": models,
     "convert": convert,
@@ -67,18 +87,108 @@ def _ending_as_ctrl_c() -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns 0, 1 after one line on what is wrong, or 128 and the number of the signal that ended it."""
+    """Runs one command.
+
+    Args:
+        arguments: the words behind `fleetflow`; None takes those of this process. `--debug` among them shows the
+            traceback of every error.
+
+    Returns:
+        0; 1 after one line on what is wrong; 128 and the number of the signal that ended it.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [word for word in given if word != "--debug"]
+    _prepare_streams()
     try:
         with _ending_as_ctrl_c():
-            given = gathered(sys.argv[1:] if arguments is None else arguments)
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fleetflow", args=given, description=__doc__)
-    except (FleetflowError, OSError) as error:
-        print(f"fleetflow: {error}", file=sys.stderr)
+            _run(given)
+            sys.stdout.flush()
+    except (FleetflowError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # as behind `| head`
+            return 128 + 13  # SIGPIPE, as other programs end
+        if debug:
+            raise
+        _complain(str(error) or "out of memory")
         return 1
     except KeyboardInterrupt as error:
-        print("fleetflow: stopped; run the same command again to continue (train: with --resume)", file=sys.stderr)
+        _complain("stopped; run the same command again to continue (train: with --resume)")
         return 128 + (error.args[0] if isinstance(error, Stopped) else signal.SIGINT)
     return 0
+
+
+def _run(given: list[str]) -> None:
+    """Runs the command that is the first word; prints its examples behind its help."""
+    if given == ["--version"]:
+        print(f"fleetflow {__version__}")
+        return
+    commands, prog, about = COMMANDS, "fleetflow", __doc__
+    while given and isinstance(group := commands.get(given[0]), Group):
+        commands, prog, about = group.commands, f"{prog} {given[0]}", group.summary
+        given = given[1:]
+    try:
+        listed = {name: _listed(command) for name, command in commands.items()}
+        tyro.extras.subcommand_cli_from_dict(listed, prog=prog, args=given, description=about)
+    except SystemExit as end:
+        if end.code in (0, None) and given and given[0] in commands:
+            print("examples:", *(f"  {line}" for line in examples(commands[given[0]])), sep="\n")
+            sys.stdout.flush()
+        raise
+
+
+def _listed(command: Callable | Group) -> Callable:
+    """A command as the parser takes it; of a group only its summary is shown."""
+    if not isinstance(command, Group):
+        return command
+
+    def group() -> None: ...
+
+    group.__doc__ = command.summary
+    return group
+
+
+def examples(command: Callable) -> list[str]:
+    """Returns the lines of the last section of a command's docstring, "Examples:"."""
+    lines = (inspect.getdoc(command) or "").partition("\nExamples:\n")[2].splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _prepare_streams() -> None:
+    """Lets everything be printed: characters that the terminal cannot show, and where there is no terminal at all."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed by who called us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="fleetflow")
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """What is printed for a character that the encoding lacks: the bullet of a list as *, others as \\u7801."""
+    if isinstance(error, UnicodeEncodeError) and error.object[error.start] == "\u2022":
+        return "*", error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("fleetflow", _replaced)
+
+
+def _complain(what: str) -> None:
+    with suppress(OSError):
+        print(f"fleetflow: {what}", file=sys.stderr)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our output is gone, and not that of another pipe; what is left to print then goes nowhere."""
+    output = sys.stdout.fileno()
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(output, 0)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            return False
+    with open(os.devnull, "w") as nowhere:  # or Python would complain at its end
+        os.dup2(nowhere.fileno(), output)
+    return True
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ def models(json: bool = False) -> None:
 
     Args:
         json: as JSON instead of a table.
+
+    Examples:
+        fleetflow models
+        fleetflow models --json
     """
     from fleetflow.models import catalog
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from fleetflow.cli.console import bar
-from fleetflow.cli.options import Format, Positional, Precision
+from fleetflow.cli.options import Format, Positional, Precision, Several, flat
 from fleetflow.types import FleetflowError
 
 
@@ -15,7 +15,7 @@ def predict(
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("flow"),
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "fastflownet",
-    format: Annotated[tuple[Format, ...] | None, tyro.conf.arg(aliases=["-f"])] = None,
+    format: Annotated[Several[Format], tyro.conf.arg(aliases=["-f"])] = (),
     device: str = "auto",
     precision: Precision = "auto",
     iterations: int | None = None,
@@ -37,9 +37,14 @@ def predict(
         warm_start: let each pair of a folder or video start from where the one before it ended (RAFT, GMA, DEQ-Flow).
         scale: pixels of motion shown at full color; chosen from the clip if not given.
         again: compute anew what a former run has finished.
+
+    Examples:
+        fleetflow predict frame1.png frame2.png -o flow.png
+        fleetflow predict clip.mp4 -o out --format color flo
     """
     import warnings
 
+    formats = flat(format) if format else None
     from fleetflow.inference import files as job
     from fleetflow.inference.predictor import Predictor
     from fleetflow.models.weights import load
@@ -55,12 +60,12 @@ def predict(
     predictor = Predictor(load(model), device=device, precision=precision, iterations=iterations)
     problem = None
     if len(inputs) == 2:
-        written = job.predict_pair(predictor, *inputs, output, format, scale=scale)
+        written = job.predict_pair(predictor, *inputs, output, formats, scale=scale)
     else:
         work = job.predict_folder if inputs[0].is_dir() else job.predict_video
         with bar(f"flow of {inputs[0].name}") as progress:
             options = {"scale": scale, "warm_start": warm_start, "again": again}
-            result = work(predictor, inputs[0], output, format, **options, progress=progress)
+            result = work(predictor, inputs[0], output, formats, **options, progress=progress)
         written, problem = result if isinstance(result, tuple) else (result, None)
     for path in written if len(written) <= 4 else (*written[:2], "...", written[-1]):
         print(path)

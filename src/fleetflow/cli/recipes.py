@@ -6,6 +6,10 @@ def recipes() -> None:
 
     A stage: name, steps, batch x size, learning rate and its schedule, optimizer and weight decay, loss, data sets and
     how their pairs are augmented.
+
+    Examples:
+        fleetflow recipes
+        fleetflow recipes | grep synthetic
     """
     from fleetflow.training.recipe import described
     from fleetflow.training.recipes import RECIPES

@@ -35,6 +35,10 @@ def submit(
         warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
         device: auto, cpu, cuda, ...
         precision: of the convolutions.
+
+    Examples:
+        fleetflow submit raft:raft-sintel.pth sintel --root Sintel -o sintel.zip
+        fleetflow submit sintel.zip sintel --root Sintel
     """
     from fleetflow.evaluation import submit as job
     from fleetflow.evaluation.baselines import CLASSICAL

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fleetflow.cli.options import Positional, Precision
+from fleetflow.cli.options import Positional, Precision, Several, flat
 from fleetflow.types import FleetflowError
 
 
@@ -11,9 +11,9 @@ def train(
     /,
     folder: Path | None = None,
     resume: bool = False,
-    start: tuple[str, ...] = (),
+    start: Several[str] = (),
     stage: str | None = None,
-    set: tuple[str, ...] = (),
+    set: Several[str] = (),
     root: Path | None = None,
     data: str | None = None,
     textures: Path | None = None,
@@ -54,18 +54,22 @@ def train(
         compile: use torch.compile, which needs a compiler and minutes before the first step.
         save_memory: compute activations again instead of keeping them.
         checkpoint_every: steps between checkpoints; a killed run loses at most so many.
+
+    Examples:
+        fleetflow train fastflownet_synthetic --folder runs/first --minutes 10
+        fleetflow train fastflownet_synthetic --folder runs/first --resume --steps 2000
     """
     from statistics import fmean, stdev
 
     from fleetflow.training import distributed as processes
     from fleetflow.training import loop as job
 
-    wrong = [text for text in set if "=" not in text]
+    wrong = [text for text in flat(set) if "=" not in text]
     if wrong:
         raise FleetflowError(f'"{wrong[0]}" is not a setting; expected name=value, such as batch=4')
     if repeat < 1:
         raise FleetflowError(f"--repeat is {repeat}; expected a number of runs from 1 on")
-    settings = dict(text.split("=", 1) for text in set)
+    settings = dict(text.split("=", 1) for text in flat(set))
     folder = folder or Path("runs") / recipe
     seeds = [seed] if repeat == 1 else [(seed or 0) + k for k in range(repeat)]
     first, outcomes = None, []
@@ -73,7 +77,7 @@ def train(
         place = folder if repeat == 1 else folder / f"seed-{one}"
         like = first if resume and not (place / "checkpoint.pt").exists() else None  # begins as the first one did
         outcome = job.train(
-            recipe, folder=place, resume=resume and not like, like=like, start=start, stage=stage, settings=settings,
+            recipe, folder=place, resume=resume and not like, like=like, start=flat(start), stage=stage, settings=settings,
             root=root, data=data, textures=textures, minutes=minutes, steps=steps, seed=one, device=device,
             precision=precision, threads=threads, workers=workers, parts=parts, compile=compile,
             save_memory=save_memory, checkpoint_every=checkpoint_every,

@@ -47,6 +47,9 @@ class Graphed:
         self._pool = None
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple:
+        return _again, (self.function, self.keep)  # a copy records graphs of its own
+
     def __call__(self, *arguments):
         if not getattr(self.function, "recordable", True) or not _possible(arguments):
             return self.function(*arguments)
@@ -76,6 +79,10 @@ class Graphed:
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
             warnings.warn(f"this cannot be recorded as a CUDA graph ({reason}); it runs as always", stacklevel=3)
             return "run"
+
+
+def _again(function: Callable, keep: int) -> Graphed:
+    return Graphed(function, keep=keep)
 
 
 def record(function: Callable, arguments: tuple, pool) -> Recording:

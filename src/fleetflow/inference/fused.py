@@ -5,6 +5,8 @@ while a result is still in registers. `F.conv2d` packs at every call and leaves 
 memory; here the weights are packed at the first call. Nothing is compiled. For inference only: no gradients.
 """
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,12 +15,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fleetflow.layers.update import GRU, ConvReLU
 
+_packing = threading.Lock()  # one for all layers: it is held at their first calls only
+
 
 def _packed(weight: Tensor, geometry: tuple, x: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
 
 
-class FusedConvolution(nn.Module):
+class _Packing(nn.Module):
+    """A layer that packs its weights at its first call, as they suit the frames; copies pack their own."""
+
+    packed: object = None
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}
+
+
+class FusedConvolution(_Packing):
     """What `convolution`, followed by `activation`, computes, in `dtype`."""
 
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module | None, dtype: torch.dtype):
@@ -36,17 +49,18 @@ class FusedConvolution(nn.Module):
             self.activation = ("leaky_relu", [activation.negative_slope], "")
         elif activation is not None or isinstance(convolution, ConvReLU):
             self.activation = ("relu", [], "")
-        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, H, W] of any float dtype; the result has the dtype of the layer, and is channels-last."""
         x = x.to(self.weight.dtype, memory_format=torch.channels_last)
         if self.packed is None:
-            self.packed = _packed(self.weight, self.geometry, x)
+            with _packing:
+                if self.packed is None:
+                    self.packed = _packed(self.weight, self.geometry, x)
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, *self.activation)
 
 
-class FusedGRU(nn.Module):
+class FusedGRU(_Packing):
     """What `gru` computes: what its convolutions see of the context is computed once, for all iterations.
 
     Update and reset, which see the same, are one convolution.
@@ -60,7 +74,6 @@ class FusedGRU(nn.Module):
             for gates in ((update, reset), (candidate,)):
                 weight, bias = (torch.cat([getattr(gate, name) for gate in gates]) for name in ("weight", "bias"))
                 self.layers.append((weight.detach().to(dtype), bias.detach().to(dtype), geometry))
-        self.packed: list[Tensor] = []
 
     def prepare(self, context: Tensor) -> list[Tensor]:
         """Returns for each convolution what it adds for the context [N, C, h, w]."""
@@ -68,12 +81,17 @@ class FusedGRU(nn.Module):
         context = context.to(self.layers[0][0].dtype, memory_format=torch.channels_last)
         part = slice(width, width + context.shape[1])
         terms = [F.conv2d(context, weight[:, part], bias, padding=how[0]) for weight, bias, how in self.layers]
-        if not self.packed:
-            for weight, _, geometry in self.layers:
-                rest = torch.cat((weight[:, : part.start], weight[:, part.stop :]), 1)
-                x = context.new_empty(context.shape[0], rest.shape[1], *context.shape[2:])
-                self.packed.append(_packed(rest, geometry, x))
+        if self.packed is None:
+            with _packing:
+                if self.packed is None:
+                    self.packed = [self._pack(weight, geometry, part, context) for weight, _, geometry in self.layers]
         return [term.contiguous(memory_format=torch.channels_last) for term in terms]
+
+    @staticmethod
+    def _pack(weight: Tensor, geometry: tuple, part: slice, context: Tensor) -> Tensor:
+        """What of a weight is multiplied with state and motion, packed."""
+        rest = torch.cat((weight[:, : part.start], weight[:, part.stop :]), 1)
+        return _packed(rest, geometry, context.new_empty(context.shape[0], rest.shape[1], *context.shape[2:]))
 
     def forward(self, hidden: Tensor, terms: list[Tensor], motion: Tensor) -> Tensor:
         """Returns the next state, [N, hidden, h, w], for terms from `prepare`."""

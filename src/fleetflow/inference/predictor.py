@@ -2,68 +2,126 @@
 
 import copy
 import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fleetflow.deq import remove_norm
 from fleetflow.inference.cuda_graphs import Graphed
 from fleetflow.inference.device import Precision, autocast, choose_device, choose_dtype
 from fleetflow.inference.fused import available, fuse
 from fleetflow.inference.memory import keep_freed
-from fleetflow.models.base import FlowModel
+from fleetflow.io.images import read_image
+from fleetflow.models.base import FlowModel, resize
+from fleetflow.models.weights import load
+from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import is_reference
 from fleetflow.types import FleetflowError, Prediction
 
+Picture = np.ndarray | str | os.PathLike  # uint8 [H, W, 3] RGB (gray [H, W] and RGBA work too), or a file
+BATCH_PIXELS = 2**21  # of the frames that are predicted at once in a list of pairs: 4 pairs of 448x1024
+
 
 class Predictor:
-    """A network ready to predict on numpy pictures: device, precision and memory layout chosen once.
+    """A network ready to predict: device, precision and memory layout chosen once.
 
-    iterations: refinement iterations, for networks that refine; None takes the network's own.
-    On the CPU the process keeps up to 1 GiB of freed memory from then on (`fleetflow.inference.memory`).
+        predictor = fleetflow.Predictor("fastflownet")
+        flow = predictor("frame1.png", "frame2.png")            # float32 [H, W, 2] pixels
+        flows = predictor([(image1, image2), (image2, image3)])  # several pairs at once
+
+    It works on a copy: the model it was given stays as it is, and changes of that model do not change it. It can be
+    copied, pickled, and used by several threads at once. On the CPU the process keeps up to 1 GiB of freed memory from
+    then on (`fleetflow.inference.memory`).
     """
 
     def __init__(
-        self, model: FlowModel, *, device: str = "auto", precision: Precision = "auto", iterations: int | None = None
+        self,
+        model: FlowModel | str,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        iterations: int | None = None,
+        size: tuple[int, int] | None = None,
     ):
+        """Makes the network ready.
+
+        Args:
+            model: a network, or what `fleetflow.load` takes, such as "fastflownet".
+            device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
+            precision: of the convolutions; "auto" takes bfloat16 where the device has units for it.
+            iterations: refinement iterations, for networks that refine; None takes the network's own.
+            size: height and width to which frames are resized for the network, and the flow back; None: as they are.
+
+        Raises:
+            FleetflowError: for a device, precision, number of iterations or size that cannot be.
+        """
+        model = load(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model)
         self.iterations = model.iterations_of(iterations)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise FleetflowError(f"size is {size}; expected height and width in pixels")
+        self.size = None if size is None else tuple(size)
+        model = model.eval().requires_grad_(False)
+        self._sha256 = _hash(model)  # before its convolutions are fused, after which it has no state
+        self.model = _ready(model.to(self.device, memory_format=torch.channels_last), self.device, self.dtype)
+        self._run = Graphed(self.model) if self.device.type == "cuda" else self.model
+        self._prepare_process()
+
+    def _prepare_process(self) -> None:
         if self.device.type == "cpu":
             keep_freed()
-        model = model.eval().to(self.device, memory_format=torch.channels_last)
-        self._sha256 = _hash(model)  # before its convolutions are fused, after which it has no state
-        self.model = _ready(model, self.device, self.dtype)
-        self._run = Graphed(self.model) if self.device.type == "cuda" else self.model
 
-    def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        """Returns the flow from image1 to image2, float32 [H, W, 2] pixels.
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._prepare_process()
 
-        image1, image2: uint8 [H, W, 3] RGB (gray [H, W] and RGBA work too) of one size, from 1x1 up.
+    @overload
+    def __call__(self, image1: Picture, image2: Picture) -> np.ndarray: ...
+    @overload
+    def __call__(self, image1: Sequence[tuple[Picture, Picture]]) -> list[np.ndarray]: ...
+
+    def __call__(self, image1, image2=None):
+        """Returns the flow from image1 to image2, or the flows of a list of pairs.
+
+        Args:
+            image1: uint8 [H, W, 3] RGB (gray [H, W] and RGBA work too), from 1x1 up, or the path of a picture; or a
+                list of pairs of such, which may have different sizes.
+            image2: of the size of image1; left out for a list.
+
+        Returns:
+            float32 [H, W, 2] in pixels; for a list of pairs a list of them.
         """
-        return self.predict(image1, image2).flow[0].permute(1, 2, 0).float().cpu().numpy()
+        if image2 is not None:
+            return _array(self.predict(image1, image2).flow)[0]
+        if isinstance(image1, np.ndarray | str | os.PathLike):
+            raise FleetflowError("one picture was given; expected two, or a list of pairs")
+        return [flow for batch in self._batches(image1) for flow in _array(self._predict(*batch).flow)]
 
     def predict(
-        self, image1: np.ndarray, image2: np.ndarray, previous: Prediction | None = None, iterations: int | None = None
+        self, image1: Picture, image2: Picture, previous: Prediction | None = None, iterations: int | None = None
     ) -> Prediction:
         """Returns all the network has to say about the pair, as tensors of a batch of one on the device.
 
-        previous: what it said about the last pair of a video, for networks that can start from there; or, without a
-            memory, what another network said about this pair.
+        Args:
+            image1: as of a call.
+            image2: as of a call.
+            previous: what it said about the last pair of a video, for networks that can start from there; or, without
+                a state, what another network said about this pair.
+            iterations: in place of those the Predictor was made with.
         """
-        frame1, frame2 = self._frame(image1, "image1"), self._frame(image2, "image2")
-        if frame1.shape != frame2.shape:
-            sizes = " and ".join(f"{frame.shape[2]}x{frame.shape[3]}" for frame in (frame1, frame2))
-            raise FleetflowError(f"the images are {sizes}; both must have the same size: crop or resize one")
-        with torch.inference_mode(), autocast(self.device, self.dtype):
-            return self._run(frame1, frame2, previous, self.iterations if iterations is None else iterations)
+        return self._predict(*self._frames(image1, image2), previous, iterations)
 
     def label(self) -> dict[str, str]:
         """Returns what its results depend on, for a note beside them: the network, its weights, device and precision.
 
         The weights are those it had when the Predictor was made.
         """
-        return {
+        label = {
             "network": "+".join(type(part).__name__ for part in getattr(self.model, "members", (self.model,))),
             "sha256": self._sha256,
             "fit": self.model.fit,
@@ -71,15 +129,85 @@ class Predictor:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
         }
+        return label if self.size is None else {**label, "size": "x".join(map(str, self.size))}
 
-    def _frame(self, image: np.ndarray, name: str) -> torch.Tensor:
-        image = np.asarray(image)
+    def _predict(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None = None, iterations: int | None = None
+    ) -> Prediction:
+        """The prediction for frames [N, 3, H, W] in [0, 1] on the device."""
+        iterations = self.iterations if iterations is None else iterations
+        with torch.inference_mode(), autocast(self.device, self.dtype):
+            if self.size is None or self.size == tuple(frame1.shape[2:]):
+                return self._run(frame1, frame2, previous, iterations)
+            whole = tuple(frame1.shape[2:])
+            frame1, frame2 = _resized(frame1, self.size), _resized(frame2, self.size)
+            if previous is not None and previous.state is None:
+                previous = previous._replace(flow=_resized_flow(previous.flow, self.size))
+            found = self._run(frame1, frame2, previous, iterations)
+            return found._replace(
+                flow=_resized_flow(found.flow, whole),
+                **{
+                    name: resize(plane[:, None].float(), whole)[:, 0]
+                    for name in ("residual", "uncertainty", "occlusion")
+                    if (plane := getattr(found, name)) is not None
+                },
+            )
+
+    def _batches(self, pairs: Sequence[tuple[Picture, Picture]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the frames of consecutive pairs of one size, [N, 3, H, W] twice, in their order."""
+        waiting: list[tuple[Tensor, Tensor]] = []
+        for k, pair in enumerate(pairs):
+            if isinstance(pair, str | os.PathLike) or len(pair) != 2:
+                raise FleetflowError(f"entry {k} of the list is no pair; expected two pictures")
+            frames = self._frames(*pair)
+            pixels = frames[0][0, 0].numel()
+            if waiting and (waiting[0][0].shape != frames[0].shape or (len(waiting) + 1) * pixels > BATCH_PIXELS):
+                yield _stacked(waiting)
+                waiting = []
+            waiting.append(frames)
+        if waiting:
+            yield _stacked(waiting)
+
+    def _frames(self, image1: Picture, image2: Picture) -> tuple[Tensor, Tensor]:
+        frame1, frame2 = self._frame(image1, "image1"), self._frame(image2, "image2")
+        if frame1.shape != frame2.shape:
+            sizes = " and ".join(f"{frame.shape[2]}x{frame.shape[3]}" for frame in (frame1, frame2))
+            which = " and ".join(str(image) for image in (image1, image2) if not isinstance(image, np.ndarray))
+            raise FleetflowError(
+                f"{which or 'the images'} are {sizes}; both must have the same size: crop or resize one"
+            )
+        return frame1, frame2
+
+    def _frame(self, image: Picture, name: str) -> Tensor:
+        image = read_image(image) if isinstance(image, str | os.PathLike) else np.asarray(image)
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise FleetflowError(f"{name} is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] RGB")
         if image.ndim == 2 or image.shape[2] == 1:
             image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-        frame = torch.from_numpy(np.ascontiguousarray(image[..., :3])).to(self.device)[None]
+        image = np.require(image[..., :3], requirements=("C", "W"))  # torch warns at what it must not write into
+        frame = torch.from_numpy(image).to(self.device)[None]
         return frame.permute(0, 3, 1, 2).float().div_(255)  # channels-last in memory, as the picture was
+
+
+def _array(flow: Tensor) -> np.ndarray:
+    """The flow [N, 2, H, W] as float32 [N, H, W, 2]."""
+    return flow.permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+def _stacked(frames: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    first, second = zip(*frames)
+    return torch.cat(first), torch.cat(second)
+
+
+def _resized(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """The frame [N, 3, H, W] at another size; made smaller, it is smoothed first."""
+    return nn.functional.interpolate(frame, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _resized_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """The flow [N, 2, H, W] for frames of another size, in their pixels."""
+    factors = constant((size[1] / flow.shape[3], size[0] / flow.shape[2]), flow.float())
+    return resize(flow.float(), size) * factors[:, None, None]
 
 
 def _hash(model: nn.Module) -> str:
@@ -92,12 +220,11 @@ def _hash(model: nn.Module) -> str:
 
 
 def _ready(model: FlowModel, device: torch.device, dtype: torch.dtype) -> FlowModel:
-    """The model, or a copy whose convolutions hold their weights in `dtype` (and on the CPU packed and fused)."""
-    fused = device.type == "cpu" and available() and not is_reference()
-    if not fused and dtype == torch.float32:
+    """The model with weights computed once, in `dtype` where they are convolutions', on the CPU packed and fused."""
+    if is_reference():
         return model
-    model = copy.deepcopy(model)
-    if fused:
+    remove_norm(model)
+    if device.type == "cpu" and available():
         fuse(model, dtype)
     for layer in model.modules():
         if type(layer) in (nn.Conv2d, nn.ConvTranspose2d):
