@@ -189,4 +189,3 @@ def video(
             what = {"network": name, "weights": weights, "device": place.type, "machine": machine()}
             append([{**what, **row._asdict()} for row in (*rows, *race)], json)
     print(in_line(machine()))
-

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import tyro
 
-from fleetflow import __version__
+import fleetflow
 from fleetflow.cli import benchmark
 from fleetflow.cli.adapt import adapt
 from fleetflow.cli.convert import convert
@@ -46,9 +46,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "adapt": adapt,
     "evaluate": evaluate,
     "submit": submit,
-    "benchmark": Group(
-        benchmark.__doc__, {"speed": benchmark.speed, "data": benchmark.data, "video": benchmark.video}
-    ),
+    "benchmark": Group(benchmark.__doc__, {"speed": benchmark.speed, "data": benchmark.data, "video": benchmark.video}),
     "demo": demo,
     "models": models,
     "convert": convert,
@@ -120,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: list[str]) -> None:
     """Runs the command that is the first word; prints its examples behind its help."""
     if given == ["--version"]:
-        print(f"fleetflow {__version__}")
+        print(f"fleetflow {fleetflow.__version__}")
         return
     commands, prog, about = COMMANDS, "fleetflow", __doc__
     while given and isinstance(group := commands.get(given[0]), Group):
