@@ -128,8 +128,9 @@ def _run(given: list[str]) -> None:
         listed = {name: _listed(command) for name, command in commands.items()}
         tyro.extras.subcommand_cli_from_dict(listed, prog=prog, args=given, description=about)
     except SystemExit as end:
-        if end.code in (0, None) and given and given[0] in commands:
-            print("examples:", *(f"  {line}" for line in examples(commands[given[0]])), sep="\n")
+        if end.code in (0, None):
+            asked = commands[given[0]] if given and given[0] in commands else Group("", commands)
+            print("examples:", *(f"  {line}" for line in examples(asked)), sep="\n")
             sys.stdout.flush()
         raise
 
@@ -145,8 +146,10 @@ def _listed(command: Callable | Group) -> Callable:
     return group
 
 
-def examples(command: Callable) -> list[str]:
-    """Returns the lines of the last section of a command's docstring, "Examples:"."""
+def examples(command: Callable | Group) -> list[str]:
+    """Returns the lines of the last section of a command's docstring, "Examples:"; of a group those of two commands."""
+    if isinstance(command, Group):
+        return [examples(each)[0] for each in list(command.commands.values())[:2]]
     lines = (inspect.getdoc(command) or "").partition("\nExamples:\n")[2].splitlines()
     return [line.strip() for line in lines if line.strip()]
 
