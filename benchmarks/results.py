@@ -16,9 +16,6 @@ from fleetflow.types import FleetflowError
 
 Scores = dict[str, dict[str, float]]  # set -> epe (pixels), out3 (%)
 
-BLEND = "fastflownet+deq_flow_tiny"  # of our weights that score best
-BLENDED = Path(__file__).with_name("blend_scores.json")  # and of which weights they are
-
 
 class Published(NamedTuple):
     """A row of the literature, as printed: EPE on Sintel train clean and final, EPE and Fl-all on KITTI 2015 train."""
@@ -169,10 +166,7 @@ so, or submitted.
 
 
 def our_scores() -> dict[str, Scores]:
-    """Returns the scores in the headers of the weights in the package, by network; weights without are left out.
-
-    And that of BLEND.
-    """
+    """Returns the scores in the headers of the weights in the package, by network; weights without are left out."""
     found = {}
     for name in models:
         try:
@@ -181,7 +175,7 @@ def our_scores() -> dict[str, Scores]:
             continue
         if "mean of sets" in scores:
             found[name] = scores
-    return {**found, BLEND: json.loads(BLENDED.read_text())["scores"]}
+    return found
 
 
 def page(ours: dict[str, Scores]) -> str:

@@ -1,23 +1,23 @@
-"""Scores a finished run on the real pairs (in DIR); makes its weights those of the package if they are better.
+"""Makes the weights of a finished run those of the package, if they are better than what is there.
 
-Better: the product of mean EPE and percentage over 3 px is smaller. They are scored in float32 arithmetic, which gives
-the same on any number of threads.
+    python benchmarks/ship.py runs/NAME PHOTOS PAIRS
 
-    python benchmarks/ship.py runs/NAME DIR
-    python benchmarks/ship.py blend DIR
-
-Then, or alone as the second line asks, the blend of our best weights is scored, and the table of the README and
-docs/results.md are written anew.
+PHOTOS is a folder of photographs and cut-outs, for `footage`; PAIRS one of real pairs with truth. Better: on the
+validation part of `footage`, the product of mean EPE and percentage over 3 px is smaller. Nothing is chosen on the
+real pairs, but weights that lose to OpenCV's DIS there or on `footage` are not shipped. Scores are of float32 arithmetic,
+which gives the same on any number of threads; README and docs/results.md are written anew.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import torch
-from results import BLEND, BLENDED, our_scores, page, score_table
+from results import PEERS, SETS, our_scores, page, score_table
 
+from fleetflow.data.dataset import Files
+from fleetflow.data.datasets.footage import footage
 from fleetflow.data.datasets.pairs import pairs
+from fleetflow.evaluation.baselines import DIS, classical
 from fleetflow.evaluation.evaluate import evaluate
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models import weights
@@ -25,41 +25,52 @@ from fleetflow.types import FleetflowError
 
 ROOT = Path(__file__).parents[1]
 UNVERIFIED = "ambush_4_final_0004"  # a pair whose truth is in doubt
+OF_A_CLASS = 12  # pairs of footage: three clips or six
+
+Score = dict[str, float]  # epe (pixels), out3 (%)
 
 
-def main(run: Path, root: Path) -> None:
+def main(run: Path, photographs: Path, real: Path) -> None:
     source = run / "weights.safetensors"
     header = weights.header(source)
+    target = ROOT / "src" / "fleetflow" / "weights" / f"{header['network']}.safetensors"
+    clips, known = footage(photographs, split="validation", limit=OF_A_CLASS), pairs(real, without=(UNVERIFIED,))
+    new = score(predictor(source), clips)["mean of sets"]
+    if target.exists():
+        old = score(predictor(target), clips)["mean of sets"]
+        print(f"footage: {old} -> {new}")
+        if product(new) >= product(old):
+            print(f"kept {target.name}")
+            return
+    scores = score(predictor(source), known)
+    rivals = {
+        "footage": (new, score(classical(DIS), clips)["mean of sets"]),
+        "real pairs": (
+            scores["mean of sets"],
+            dict(zip(("epe", "out3"), PEERS["OpenCV DIS"][SETS.index("mean of sets")])),
+        ),
+    }
+    for place, (own, dis) in rivals.items():
+        print(f"{place}: {own}, DIS {dis}")
+        if product(own) >= product(dis):
+            raise FleetflowError(f"{source} loses to DIS on {place} ({own}, {dis}); nothing ships that does: train on")
     model = weights.load(str(source))  # in float16, as it will be stored
-    scores = score(model, root)
-    print(json.dumps(scores, indent=1))
-    new, target = scores["mean of sets"], ROOT / "src" / "fleetflow" / "weights" / f"{header['network']}.safetensors"
-    try:
-        old = json.loads(weights.header(target)["scores"])["mean of sets"]
-    except (FleetflowError, KeyError):
-        old = {"epe": float("inf"), "out3": float("inf")}
-    if new["epe"] * new["out3"] >= old["epe"] * old["out3"]:
-        print(f"kept {target.name}: {old} is not worse than {new}")
-        return
-    weights.save(model, target, {**header, "scores": scores}, dtype=torch.float16)
-    print(f"{target.name}: {old} -> {new}")
-    blend(root)
-
-
-def blend(root: Path) -> None:
-    """Scores the blend of our best weights, and writes all tables."""
-    model = weights.load(BLEND)
-    digest = Predictor(model, device="cpu", precision="fp32").label()["sha256"]
-    scores = score(model, root)
-    print(json.dumps(scores, indent=1))
-    BLENDED.write_text(json.dumps({"sha256": digest, "scores": scores}, indent=1) + "\n")
+    weights.save(model, target, {**header, "scores": scores, "footage": new}, dtype=torch.float16)
     publish()
 
 
-def score(model: torch.nn.Module, root: Path) -> dict[str, dict[str, float]]:
+def predictor(source: Path) -> Predictor:
+    return Predictor(weights.load(str(source)), device="cpu", precision="fp32")
+
+
+def product(score: Score) -> float:
+    """Returns what weights are compared by."""
+    return score["epe"] * score["out3"]
+
+
+def score(model: object, files: Files) -> dict[str, Score]:
     """Returns the mean EPE and the percentage over 3 px by set."""
-    files = pairs(root, without=(UNVERIFIED,))
-    table = evaluate(Predictor(model, device="cpu", precision="fp32"), files)
+    table = evaluate(model, files)
     return {name: {key: round(row[key], 2) for key in ("epe", "out3")} for name, row in table.items()}
 
 
@@ -74,4 +85,4 @@ def publish() -> None:
 
 
 if __name__ == "__main__":
-    blend(Path(sys.argv[2])) if sys.argv[1] == "blend" else main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:4]))

@@ -98,7 +98,7 @@ def test_the_matching_start_follows_the_correlation(level):
         volume = torch.zeros(1, 87, 16, 16)
         volume[:, KEPT.index((down + 4) * 9 + right + 4)] = 0.2
         with torch.no_grad():
-            found = decoder(volume)[0, :, 8, 8]
+            found = decoder(volume)[0][0, :, 8, 8]
         truth = torch.tensor([float(right), float(down)])
         assert torch.nn.functional.cosine_similarity(found, truth, dim=0) > 0.7, (level, right, down, found)
 

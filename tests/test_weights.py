@@ -206,3 +206,19 @@ def test_shipped_weights_say_what_they_are(path):
     wanted = {"network", "arguments", "recipe", "commit", "samples", "license", "scores"}
     assert wanted <= set(header), wanted - set(header)
     assert header["license"] == "Apache-2.0" and int(header["samples"]) > 0
+
+
+def test_several_networks_in_one_name_are_refused():
+    for name in ("fastflownet+deq_flow_tiny", "fastflownet:a.pth+raft_small"):
+        with pytest.raises(FleetflowError, match="name one") as caught:
+            fleetflow.load(name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FleetflowError, match=r"there is no file runs/a\+b.pth"):
+        fleetflow.load("fastflownet:runs/a+b.pth")
+
+
+def test_a_network_without_weights_of_ours_says_how_to_get_some():
+    with pytest.raises(
+        FleetflowError, match="no weights for lightflow; give a checkpoint as lightflow:PATH, train some"
+    ):
+        fleetflow.load("lightflow")

@@ -28,7 +28,7 @@ def predict(
     Args:
         inputs: two pictures, one folder, or one video.
         output: a folder, or for two pictures also a file such as flow.flo or flow.png.
-        model: a network, NETWORK:CHECKPOINT, or a blend of several: fastflownet+deq_flow_tiny.
+        model: a network or NETWORK:CHECKPOINT.
         format: what to write; "color" and "side" are pictures (of a video: an mp4). Default: flo color, or what the
             suffix of the output says.
         device: auto, cpu, cuda, cuda:1, mps, ...

@@ -16,7 +16,7 @@ from fleetflow.inference.device import autocast
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.images import read_image
 from fleetflow.models.base import FlowModel
-from fleetflow.models.weights import header, load, members, shipped
+from fleetflow.models.weights import header, load, shipped
 from fleetflow.ops.kernels import reference
 from fleetflow.types import FleetflowError
 
@@ -29,16 +29,16 @@ def load_any(network: str) -> FlowModel:
 def has_weights(network: str) -> bool:
     """Returns True for NETWORK:CHECKPOINT, for a file, and for a network whose weights are in the package."""
     try:
-        return all(":" in part or "." in part or bool(shipped(part)) for part in members(network))
+        return ":" in network or "." in network or bool(shipped(network))
     except FleetflowError:
         return False
 
 
 def variant(network: str) -> str:
-    """Returns the name of the network in NETWORK, NETWORK:CHECKPOINT or the path of a file of ours; A+B of a blend."""
+    """Returns the name of the network in NETWORK, NETWORK:CHECKPOINT or the path of a file of ours."""
     if "." in network and ":" not in network:
         return header(network)["network"]
-    return "+".join(part.partition(":")[0] for part in members(network))
+    return network.partition(":")[0]
 
 
 def example() -> list[np.ndarray]:

@@ -21,9 +21,8 @@ POOLED = "over all known pixels of all pairs together (Fl: the official figure o
 
 def fit_for(model: FlowModel, dataset: str) -> FlowModel:
     """Returns the model, which on KITTI pads below only where it pads, as RAFT and its descendants were measured."""
-    for part in model.modules():  # those of a blend
-        if dataset.startswith("kitti") and isinstance(part, FlowModel) and part.fit == "pad":
-            part.fit = "pad_bottom"
+    if dataset.startswith("kitti") and model.fit == "pad":
+        model.fit = "pad_bottom"
     return model
 
 

@@ -21,7 +21,6 @@ from fleetflow.inference.device import Precision
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models.base import FlowModel
 from fleetflow.models.catalog import multiply_adds
-from fleetflow.models.weights import members
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
 
@@ -147,7 +146,7 @@ def benchmark(
     `fleetflow.reference()`, frames as tensors; and the peers, all on uint8 [H, W, 3] RGB and float32 [H, W, 2].
 
     Args:
-        networks: names, NETWORK:CHECKPOINT, files of ours, blends A+B.
+        networks: names, NETWORK:CHECKPOINT, files of ours.
         threads: of torch; 0 leaves it those it has.
         iterations: of refinement; None takes each network's own.
         seconds: how long each network is measured.
@@ -187,7 +186,7 @@ def _measured(
     timings = _timings(network, predictor, exact, peers, conditions)
     epe = _epe(predictor, pairs, iterations) if pairs is not None and known else None
     epes = {timings[0].name: epe, **accuracy}
-    trained = training is not None and predictor.device.type == "cpu" and len(members(network)) == 1
+    trained = training is not None and predictor.device.type == "cpu"
     own = iterations in (None, exact.iterations)
     return Report(
         network=network,

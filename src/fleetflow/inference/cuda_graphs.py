@@ -33,7 +33,6 @@ class Graphed:
     they are in memory (their values may change).
     keep: graphs kept, one for each shape of arguments (the least recently used goes first); they share their memory.
 
-    A function whose attribute `recordable` is False always runs as it is.
 
     The first call with arguments of a shape runs as always, which warms up; the second records a graph. Calls on other
     devices than CUDA, or with gradients, run as always. If the recording fails, a warning says why, and calls with
@@ -51,7 +50,7 @@ class Graphed:
         return _again, (self.function, self.keep)  # a copy records graphs of its own
 
     def __call__(self, *arguments):
-        if not getattr(self.function, "recordable", True) or not _possible(arguments):
+        if not _possible(arguments):
             return self.function(*arguments)
         key = _shape(arguments)
         with self._lock:

@@ -122,7 +122,7 @@ class Predictor:
         The weights are those it had when the Predictor was made.
         """
         label = {
-            "network": "+".join(type(part).__name__ for part in getattr(self.model, "members", (self.model,))),
+            "network": type(self.model).__name__,
             "sha256": self._sha256,
             "fit": self.model.fit,
             "iterations": str(self.iterations),

@@ -23,7 +23,6 @@ class FlowModel(nn.Module, ABC):
         may be told which way: RAFT and its descendants take `model.fit = "pad_bottom"` for KITTI.
     iterations: the published number of refinement iterations, None for a network without refinement.
     translate: published checkpoint -> names of this network, where they differ; "module." is gone before it is called.
-    recordable: False for one whose kernels depend on what the frames show, so that no CUDA graph can hold them.
     grid, paper, license: for the catalog: stride of the flow that the network computes, before it is enlarged; whose
         paper it is, where it appeared; license of the published code and checkpoints.
     """
@@ -32,7 +31,6 @@ class FlowModel(nn.Module, ABC):
     fit: Literal["pad", "pad_bottom", "scale"]
     iterations: int | None = None
     translate: ClassVar[Callable[[dict[str, Tensor]], dict[str, Tensor]] | None] = None
-    recordable: bool = True
     grid: ClassVar[int | None] = None
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""

@@ -46,7 +46,7 @@ def _twice(channels: int = 2) -> nn.ConvTranspose2d:
 
 
 class Decoder(nn.Module):
-    """[N, 87, h, w] correlation, features and flow -> [N, 2, h, w] correction of the flow."""
+    """[N, 87, h, w] correlation, features and flow -> [N, 2, h, w] correction of the flow, [N, 32, h, w] features."""
 
     def __init__(self):
         super().__init__()
@@ -58,11 +58,12 @@ class Decoder(nn.Module):
         self.conv6 = _convolution(64, 32)
         self.conv7 = nn.Conv2d(32, 2, 3, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.conv1(x)
         for convolution in (self.conv2, self.conv3, self.conv4):
             x = F.channel_shuffle(convolution(x), GROUPS)
-        return self.conv7(self.conv6(self.conv5(x)))
+        features = self.conv6(self.conv5(x))
+        return self.conv7(features), features
 
 
 class FastFlowNet(FlowModel):
@@ -116,22 +117,30 @@ class FastFlowNet(FlowModel):
         level5 = F.avg_pool2d(level4, 2)
         return level2, level3, level4, level5, F.avg_pool2d(level5, 2)
 
+    def level(self, level: int, features1: Tensor, features2: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the flow [N, 2, h, w] of a level in units of 20 px, and its decoder's features [N, 32, h, w].
+
+        level: 6 (stride 64) to 2 (stride 4), whose features both frames have. coarser: the flow of the level above,
+        None for level 6.
+        """
+        if coarser is None:
+            flow = features1.new_zeros(features1.shape[0], 2, *features1.shape[2:])
+        else:
+            flow = getattr(self, f"up{level + 1}")(coarser)
+            features2 = warp(features2, flow.float() * (FLOW_SCALE / 2**level))
+        volume = local_correlation(features1, features2, 4, KEPT)
+        features = getattr(self, f"rconv{level}")(features1)
+        seen = torch.cat((volume, features, flow.to(volume.dtype)), 1)
+        correction, hidden = getattr(self, f"decoder{level}")(seen)
+        return correction.float() if coarser is None else correction.float() + flow.float(), hidden
+
     def estimate(
         self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
     ) -> Prediction:
         both = self.pyramid(torch.cat((frame1, frame2)))
         flows = []
         for level in (6, 5, 4, 3, 2):
-            features1, features2 = both[level - 2].chunk(2)
-            if level == 6:
-                flow = features1.new_zeros(features1.shape[0], 2, *features1.shape[2:])
-            else:
-                flow = getattr(self, f"up{level + 1}")(flows[-1])
-                features2 = warp(features2, flow.float() * (FLOW_SCALE / 2**level))
-            volume = local_correlation(features1, features2, 4, KEPT)
-            features = getattr(self, f"rconv{level}")(features1)
-            correction = getattr(self, f"decoder{level}")(torch.cat((volume, features, flow.to(volume.dtype)), 1))
-            flows.append(correction.float() if level == 6 else correction.float() + flow.float())
+            flows.append(self.level(level, *both[level - 2].chunk(2), flows[-1] if flows else None)[0])
         # Two channels are enlarged three times faster as planes than channels-last.
         full = resize((flows[-1] * FLOW_SCALE).contiguous(), tuple(frame1.shape[2:]))
         if not self.training:

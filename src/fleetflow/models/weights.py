@@ -6,7 +6,6 @@ from, their license and their scores.
 
 import json
 import pickle
-import re
 from importlib import resources
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from fleetflow.io.atomic import write_atomically
 from fleetflow.models.base import FlowModel
-from fleetflow.models.blend import Blend
 from fleetflow.models.caffe import read_caffemodel
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
@@ -31,13 +29,13 @@ def load(name: str | Path, *, weights: bool = True) -> FlowModel:
 
     name: "fastflownet" takes our own weights from the package; "fastflownet:PATH" reads a checkpoint (.safetensors,
     .caffemodel, or whatever torch.save wrote); a bare path to one of our .safetensors files works too: its header
-    names the network. "fastflownet+raft_small:PATH" is a `Blend` of two or more of the first two kinds.
+    names the network.
     weights: False returns the network with fresh random weights.
     Raises FleetflowError for an unknown name, a missing or damaged file, and a checkpoint that does not fit.
     """
     name = str(name)
-    if len(parts := members(name)) > 1:
-        return Blend([load(part, weights=weights) for part in parts]).eval()
+    if "+" in name and all(part.partition(":")[0] in models for part in name.split("+")):
+        raise FleetflowError(f"{name} names several networks; blends are gone (docs/weights.md): name one")
     variant, _, path = name.partition(":")
     if name.endswith(SUFFIXES) and (not path or Path(name).is_file()):
         path = name
@@ -55,18 +53,13 @@ def load(name: str | Path, *, weights: bool = True) -> FlowModel:
     return model.eval()
 
 
-def members(name: str) -> list[str]:
-    """Returns the names of the networks that are blended where `name` is called, or just the name."""
-    parts = re.split(rf"\+(?=(?:{'|'.join(models)})(?:[:+]|$))", name)  # a path may have a plus, too
-    return parts if parts[0].partition(":")[0] in models else [name]
-
-
 def shipped(variant: str) -> Path:
     """Returns the path of the package's own weights for a network; raises FleetflowError where there are none."""
     path = Path(str(resources.files("fleetflow") / "weights" / f"{variant}.safetensors"))
     if not path.is_file():
         raise FleetflowError(
-            f"the package has no weights for {variant}; give a checkpoint as {variant}:PATH, or weights=False in Python"
+            f"the package has no weights for {variant}; give a checkpoint as {variant}:PATH, train some (`fleetflow recipes`), "
+            "or take random ones (weights=False in Python)"
         )
     return path
 

@@ -243,8 +243,6 @@ class _Student:
 
     def __init__(self, name: str, output: Path, about: dict[str, object], learning_rate: float, where: torch.device):
         self.output, self.where = output, where
-        if len(weights.members(name)) > 1:
-            raise FleetflowError(f"{name} is a blend; adapt its networks one by one")
         # Always in evaluation mode, so that normalization keeps its statistics.
         self.model = weights.load(name).to(where, memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))

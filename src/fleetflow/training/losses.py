@@ -48,7 +48,7 @@ def multi_scale(
     prediction: Prediction,
     sample: Sample,
     *,
-    weights: tuple[float, ...] = (0.25, 0.25, 0.25, 0.5),
+    weights: tuple[float, ...] | float = (0.25, 0.25, 0.25, 0.5),
     power: float = 0.75,
     epsilon: float = 0.01,
     max_flow: float = MAX_FLOW,
@@ -56,10 +56,13 @@ def multi_scale(
     """Returns the mean of (EPE + epsilon)^power, EPE in pixels of the full resolution: final flow plus coarser ones.
 
     The final flow has weight 1 and is compared at full resolution; `weights` belong to `prediction.intermediate_flows`, coarsest
-    first, without the last step (which the final flow is an enlargement of). The robust power is that of PWC-Net's
+    first, without the last step (which the final flow is an enlargement of). A number w counts each flow w
+    times as much as the one after it. The robust power is that of PWC-Net's
     fine-tuning loss (arXiv 1709.02371, eq. 2) with a milder exponent, as published for mixtures of data sets.
     Pixels that move by max_flow or more have no weight.
     """
+    if isinstance(weights, float):
+        weights = tuple(weights**k for k in range(len(prediction.intermediate_flows) - 1, 0, -1))
     if len(prediction.intermediate_flows) != len(weights) + 1:
         raise FleetflowError(
             f"{len(prediction.intermediate_flows)} steps for {len(weights)} weights; expected one step more than weights "

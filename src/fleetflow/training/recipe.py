@@ -54,7 +54,7 @@ class Stage:
     iterations: refinement steps in training, for networks that refine; None takes the network's own.
     network: of this stage, where it differs from the recipe's.
     build: makes the network, where training needs arguments of it.
-    opening: a network with weights of ours, whose flow every other pair begins with, as the networks of a blend do.
+    opening: a network with weights of ours, whose flow every other pair begins with.
     begin: what is done to fresh weights, where nothing comes before.
     grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to like.
     tunes: the stage needs trained weights to start from.

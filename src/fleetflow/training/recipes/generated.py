@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fleetflow.data.generate import worlds
-from fleetflow.models import deq_flow, lightflow, liteflownet2
+from fleetflow.models import deq_flow, fastflownet_refine, lightflow, liteflownet2
 from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import start_as_matcher
 from fleetflow.training import losses, schedules
@@ -130,6 +130,23 @@ GENERATED: dict[str, Recipe] = {
             ),
         ),
         "ours: large frames and motions, after fastflownet_synthetic (--start fastflownet)",
+    ),
+    "fastflownet_refine_synthetic": Recipe(
+        "fastflownet_refine",
+        (
+            Stage(
+                "generated",
+                (Batches(40_000, 6, 256, 320), Batches(10_000, 4, 384, 512)),
+                learning_rate=0.003,
+                schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.4),
+                loss=partial(losses.multi_scale, weights=0.8, power=1.0),  # four levels, then the iterations
+                weight_decay=0.01,
+                clip=100.0,
+                iterations=4,
+                grow=fastflownet_refine.grow,
+            ),
+        ),
+        "ours: some days of one CPU core, from trained weights of FastFlowNet (--start fastflownet)",
     ),
     "lightflow_synthetic": Recipe(
         "lightflow",

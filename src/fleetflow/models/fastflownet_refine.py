@@ -1,0 +1,187 @@
+"""FastFlowNet with refinement: the network for those who can wait half a second. Ours.
+
+FastFlowNet (arXiv 2103.04524) goes from coarse to fine once; what its coarse levels miss or smear, its fine levels cannot
+bring back, as they look four pixels far. Here its flow at stride 8 is the start of a few iterations of RAFT's kind
+(arXiv 2003.12039): correlations of all pixels, read around the flow so far, and a recurrent unit that corrects it.
+FastFlowNet's finest level (stride 4) goes on from there, and the result is enlarged by learned convex combinations. A
+regressed start instead of zero is what SEA-RAFT (arXiv 2405.14793) and NeuFlow (arXiv 2403.10425) do to need few iterations.
+
+The correlated features and the context come from FastFlowNet's own pyramid, so both frames are encoded once. Fresh
+weights change nothing: with trained ones of FastFlowNet (`grow`), the network begins as FastFlowNet.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fleetflow.layers.residual_encoder import ResidualBlock
+from fleetflow.layers.update import GRU, LEVELS, ConvReLU, FlowHead, MotionEncoder
+from fleetflow.layers.upsample import convex_upsample
+from fleetflow.layers.warm_start import starting_flow
+from fleetflow.models.base import FlowModel
+from fleetflow.models.fastflownet import FLOW_SCALE, FastFlowNet
+from fleetflow.ops.all_pairs import MEMORY_LIMIT, AllPairs, all_pairs, lookup
+from fleetflow.ops.warp import pixel_grid
+from fleetflow.registry import models
+from fleetflow.types import FleetflowError, Prediction
+
+RADIUS = 3  # of the lookup, as in RAFT-small
+HIDDEN, CONTEXT, FEATURES, MOTION = 96, 64, 96, 80  # channels; about those of RAFT-small
+GRID = 8  # stride of the refinement
+FINE = 4  # stride of FastFlowNet's finest level, and the factor by which its flow is enlarged
+
+
+class State(NamedTuple):
+    """What an iteration changes."""
+
+    hidden: Tensor  # [N, HIDDEN, h, w]
+    flow: Tensor  # [N, 2, h, w] float32, pixels of the grid of stride 8
+
+
+class Features(NamedTuple):
+    """What is computed once for a pair."""
+
+    pyramid: AllPairs  # correlations of all pixels at stride 8
+    context: Tensor  # what `GRU.prepare` makes of the context
+    level2: tuple[Tensor, Tensor]  # FastFlowNet's features of both frames at stride 4
+
+
+class Head(nn.Module):
+    """FastFlowNet's levels 2 and 3, [N, 32, 2h, 2w] and [N, 64, h, w], -> [N, outputs, h, w]."""
+
+    def __init__(self, outputs: int):
+        super().__init__()
+        self.reduce = ConvReLU(32, 32, 3, stride=2, padding=1)
+        self.block1 = ResidualBlock(96, 96, "none", 1)
+        self.block2 = ResidualBlock(96, 96, "none", 1)
+        self.project = nn.Conv2d(96, outputs, 1)
+
+    def forward(self, level2: Tensor, level3: Tensor) -> Tensor:
+        both = torch.cat((self.reduce(level2), level3), 1)
+        return self.project(self.block2(self.block1(both)))
+
+
+class UpdateBlock(nn.Module):
+    """Hidden state, prepared context, correlation, flow -> next hidden state, change of the flow (at first 0)."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = MotionEncoder(LEVELS * (2 * RADIUS + 1) ** 2, (96, 64), (64, 32), MOTION)
+        self.gru = GRU(HIDDEN, CONTEXT + MOTION, {"": (3, 3)})
+        self.flow_head = FlowHead(HIDDEN, 128)
+        nn.init.zeros_(self.flow_head.conv2.weight)
+        nn.init.zeros_(self.flow_head.conv2.bias)
+
+    def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.gru(hidden, context, self.encoder(correlation, flow))
+        return hidden, self.flow_head(hidden)
+
+
+class Enlarge(nn.Sequential):
+    """[N, 64, h, w] -> weights [N, 144, h, w] for `convex_upsample`, at first those of a bilinear enlargement."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 9 * FINE**2, 1))
+        nn.init.zeros_(self[2].weight)
+        self[2].bias.data = bilinear_weights(FINE).clamp(min=0.01).log().flatten()
+
+
+def bilinear_weights(factor: int) -> Tensor:
+    """Returns [9, factor, factor]: how much each neighbor (row by row) counts for each fine pixel of a cell."""
+    at = (torch.arange(factor) + 0.5) / factor - 0.5  # where the fine pixels are, in cells, from the cell's middle
+    side = (1 - (at - torch.tensor([[-1.0], [0.0], [1.0]])).abs()).clamp(min=0)  # [3, factor]
+    return (side[:, None, :, None] * side[None, :, None, :]).flatten(0, 1)
+
+
+class FastFlowNetRefine(FlowModel):
+    """iterations: of the refinement. memory_limit: bytes that the correlations may take (see `all_pairs`)."""
+
+    stride = 64
+    fit = "scale"
+    grid = 4
+    paper = "ours, 2026; parts of FastFlowNet (arXiv 2103.04524) and RAFT"
+    license = "Apache-2.0"
+
+    def __init__(self, *, iterations: int = 4, memory_limit: int = MEMORY_LIMIT):
+        super().__init__()
+        self.iterations = iterations
+        self.memory_limit = memory_limit
+        self.fastflownet = FastFlowNet()
+        self.fnet = Head(FEATURES)
+        self.cnet = Head(HIDDEN + CONTEXT)
+        self.update_block = UpdateBlock()
+        self.enlarge = Enlarge()
+
+    def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fastflownet.prepare(frame1, frame2)
+
+    def encode(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None = None
+    ) -> tuple[Features, State, tuple[Tensor, ...]]:
+        """Returns the features of a prepared pair, the state that the iterations start from, and coarser flows.
+
+        The start is the flow of FastFlowNet's level 3, or what `previous` says; the coarser flows are those of
+        FastFlowNet's levels 6 to 3 in units of 20 px, none where they are not needed.
+        """
+        level2, level3, *coarse = self.fastflownet.pyramid(torch.cat((frame1, frame2)))
+        features1, features2 = self.fnet(level2, level3).chunk(2)
+        first2, second2 = level2.chunk(2)
+        hidden, context = self.cnet(first2, level3.chunk(2)[0]).split((HIDDEN, CONTEXT), 1)
+        features = Features(
+            all_pairs(features1, features2, LEVELS, self.memory_limit),
+            self.update_block.gru.prepare(context.relu()),
+            (first2, second2),
+        )
+        if previous is not None and not self.training:
+            return features, State(hidden.tanh(), starting_flow(previous, features1)), ()
+        flows = []
+        for level, both in zip((6, 5, 4, 3), (*coarse[::-1], level3)):
+            flows.append(self.fastflownet.level(level, *both.chunk(2), flows[-1] if flows else None)[0])
+        return features, State(hidden.tanh(), flows[-1] * (FLOW_SCALE / GRID)), tuple(flows)
+
+    def step(self, features: Features, state: State) -> State:
+        """Returns the state after one more iteration; as in RAFT, no gradient flows through the flow before it."""
+        hidden, flow = state.hidden, state.flow.detach()
+        correlation = lookup(features.pyramid, pixel_grid(*flow.shape[-2:], flow) + flow, RADIUS)
+        moved = flow.to(hidden.dtype, memory_format=torch.channels_last)  # like the features it is put beside
+        hidden, change = self.update_block(hidden, features.context, correlation.to(hidden.dtype), moved)
+        return State(hidden, flow + change.to(flow.dtype))
+
+    def decode(self, features: Features, state: State) -> tuple[Tensor, Tensor]:
+        """Returns the flow [N, 2, H, W] in pixels, and the flow of stride 4 that it is enlarged from, in its pixels."""
+        first, second = features.level2
+        flow, hidden = self.fastflownet.level(2, first, second, state.flow * (GRID / FLOW_SCALE))
+        flow = flow * (FLOW_SCALE / FINE)
+        weights = self.enlarge(torch.cat((hidden, first), 1))
+        return convex_upsample(flow, weights, FINE, border="replicate"), flow
+
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """Returns the prediction; its state is the flow on the grid of stride 8, with which a following pair may begin.
+
+        Intermediate flows in training: FastFlowNet's levels 6 to 3, one for each iteration (stride 8), the last of
+        stride 4.
+        """
+        features, state, coarse = self.encode(frame1, frame2, previous)
+        flows = [flow * (FLOW_SCALE / 2**level) for level, flow in zip((6, 5, 4, 3), coarse)]
+        for _ in range(iterations):
+            state = self.step(features, state)
+            flows.append(state.flow)
+        full, fine = self.decode(features, state)
+        return Prediction(full, (*flows, fine) if self.training else (), state.flow.detach())
+
+
+def grow(model: FastFlowNetRefine, *given: FlowModel) -> None:
+    """Gives the network the weights of a trained FastFlowNet; raises FleetflowError for any other network."""
+    if len(given) != 1 or not isinstance(given[0], FastFlowNet):
+        kinds = " and ".join(type(network).__name__ for network in given)
+        raise FleetflowError(f"fastflownet_refine starts from FastFlowNet, not from {kinds}; give --start fastflownet")
+    model.fastflownet.load_state_dict(given[0].state_dict())
+
+
+@models.register
+def fastflownet_refine(*, iterations: int = 4, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
+    """FastFlowNet, refined by four iterations of RAFT's kind (ours, 3,021,986 parameters)."""
+    return FastFlowNetRefine(iterations=iterations, memory_limit=memory_limit)

@@ -1,0 +1,83 @@
+"""FastFlowNet with refinement: how it begins, what an iteration may change, and what it can start from."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fleetflow
+from fleetflow.data.generate import generate
+from fleetflow.data.generate.worlds import shapes_world
+from fleetflow.layers.upsample import convex_upsample
+from fleetflow.models.fastflownet_refine import FastFlowNetRefine, bilinear_weights, grow
+from fleetflow.types import FleetflowError, Prediction
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return generate(2, 128, 192, seed=4, mixture={shapes_world: 1.0})
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """The network as its training begins."""
+    torch.manual_seed(0)
+    model = FastFlowNetRefine().eval()
+    grow(model, fleetflow.load("fastflownet"))
+    return model
+
+
+def test_it_begins_as_fastflownet(pair, fresh):
+    with torch.no_grad():
+        found = fresh(pair.frame1, pair.frame2).flow
+        without = fleetflow.load("fastflownet")(pair.frame1, pair.frame2).flow
+    errors = [(flow - pair.flow).norm(dim=1)[pair.valid].mean() for flow in (found, without)]
+    assert errors[0] < 1.01 * errors[1], errors
+    assert (found - without).norm(dim=1).mean() < 0.1
+
+
+def test_fresh_weights_enlarge_bilinearly():
+    flow = torch.randn(1, 2, 5, 7)
+    weights = bilinear_weights(4)
+    assert weights.shape == (9, 4, 4) and torch.allclose(weights.sum(0), torch.ones(4, 4))
+    logits = weights.clamp(min=1e-9).log().flatten()[None, :, None, None].expand(-1, -1, 5, 7)
+    found = convex_upsample(flow, logits, 4, border="replicate")
+    expected = 4 * F.interpolate(flow, scale_factor=4, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_an_iteration_moves_the_flow_once_its_last_layer_is_not_zero(pair, fresh):
+    with torch.no_grad():
+        frames = fresh.prepare(pair.frame1, pair.frame2)
+        features, state, coarse = fresh.encode(*frames)
+        assert [flow.shape[-1] for flow in coarse] == [3, 6, 12, 24] and state.flow.shape == (2, 2, 16, 24)
+        assert torch.equal(fresh.step(features, state).flow, state.flow)
+        head = fresh.update_block.flow_head.conv2
+        head.bias[0] = 1.0
+        moved = fresh.step(features, fresh.step(features, state))
+        head.bias[0] = 0.0
+    torch.testing.assert_close(moved.flow[:, 0], state.flow[:, 0] + 2)
+    torch.testing.assert_close(moved.flow[:, 1], state.flow[:, 1])
+
+
+def test_it_starts_from_a_given_flow_or_its_own_last_one(pair, fresh):
+    with torch.no_grad():
+        given = fresh(pair.frame1, pair.frame2, Prediction(pair.flow))
+        first = fresh(pair.frame1, pair.frame2)
+        following = fresh(pair.frame1, pair.frame2, first)
+    assert given.state.shape == (2, 2, 16, 24)
+    torch.testing.assert_close(given.state, F.interpolate(pair.flow, size=(16, 24), mode="area") / 8)
+    assert following.flow.isfinite().all() and not torch.equal(following.flow, first.flow)
+    with pytest.raises(FleetflowError, match="expected \\[2, 2, 16, 24\\]"):
+        fresh(pair.frame1, pair.frame2, Prediction(pair.flow, state=torch.zeros(2, 2, 4, 4)))
+
+
+def test_training_judges_every_level_and_iteration(pair, fresh):
+    prediction = fresh.train()(pair.frame1, pair.frame2, iterations=3)
+    fresh.eval()
+    sides = [flow.shape[-1] for flow in prediction.intermediate_flows]
+    assert sides == [3, 6, 12, 24, 24, 24, 24, 48]
+
+
+def test_it_grows_from_fastflownet_alone(fresh):
+    with pytest.raises(FleetflowError, match="not from LightFlow"):
+        grow(fresh, fleetflow.load("lightflow", weights=False))
