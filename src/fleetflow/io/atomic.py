@@ -18,14 +18,13 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from fleetflow.io.formats import not_this
 from fleetflow.types import FleetflowError
-
-PIXEL_LIMIT = 2**28  # pixels in one picture or flow field; a flow field of this size takes 2 GiB
-DEFLATE_LIMIT = 1032  # DEFLATE packs at most 1032 bytes into one (zlib.net/zlib_tech.html)
 
 
 def existing(path: str | os.PathLike) -> Path:
-    path = Path(path)
+    """Returns the path of a file that is there, with `~` as the home folder; raises FleetflowError for others."""
+    path = Path(path).expanduser()
     if not os.path.isfile(path):
         raise FleetflowError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file")
     return path
@@ -33,13 +32,19 @@ def existing(path: str | os.PathLike) -> Path:
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turns what a library raises at a damaged or foreign file into one line about `path`."""
+    """Turns what a library raises at a damaged or foreign file into one line about `path`.
+
+    Args:
+        path: the file that is read in the block.
+        kind: what it is read as, such as "a picture"; if it is something else that is known, the line says so.
+    """
     try:
         yield
     except FleetflowError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, RuntimeError, ...
-        raise FleetflowError(f"{path} cannot be read as {kind} ({reason(error)}); get a complete copy") from error
+        why = not_this(path, kind) or f"({reason(error)}); get a complete copy"
+        raise FleetflowError(f"{path} cannot be read as {kind}{':' * (why[0] != '(')} {why}") from error
 
 
 @contextmanager
@@ -53,14 +58,6 @@ def writing(path: Path) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-
-
-def check_size(path: Path, height: int, width: int, needed: int = 0, present: int = 0) -> None:
-    """Raises FleetflowError unless height x width pixels are allowed and `present` bytes can hold the `needed` ones."""
-    if height < 1 or width < 1 or height * width > PIXEL_LIMIT:
-        raise FleetflowError(f"{path} claims {height}x{width} pixels; expected at least 1x1 and at most 2^28 pixels")
-    if needed > present:
-        raise FleetflowError(f"{path} claims {height}x{width} pixels but is too short for them; get a complete copy")
 
 
 def temporary_name(path: Path) -> Path:

@@ -13,8 +13,9 @@ from typing import BinaryIO, NamedTuple
 import av
 import numpy as np
 
-from fleetflow.io.atomic import DEFLATE_LIMIT, check_size, existing, reading, write_atomically
-from fleetflow.io.images import _FLO_LIMIT, _FLO_TAG, _FLO_UNKNOWN, _decode
+from fleetflow.io.atomic import existing, reading, write_atomically
+from fleetflow.io.images import read_deep_image
+from fleetflow.io.limits import DEFLATE, check_size
 from fleetflow.types import FleetflowError
 
 
@@ -49,7 +50,7 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | No
     1/128 at most) and clips to [-512, 511.984375], as KITTI's own development kit does; and in .flo a value over 1e9 is
     unknown by definition. Raises FleetflowError for another shape or suffix, or where the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     flow_format = _flow_format(path)
     with np.errstate(over="ignore"):
         flow = np.array(flow, np.float32, order="C")
@@ -69,6 +70,10 @@ def _flow_format(path: Path) -> FlowFormat:
     if suffix not in FORMATS:
         raise FleetflowError(f'{path} has the suffix "{suffix}"; known flow formats: {", ".join(FORMATS)}')
     return FORMATS[suffix]
+
+
+# Middlebury .flo: "PIEH" as a float, width, height, rows of (u, v); the numbers are those of its flowIO.h.
+_FLO_TAG, _FLO_UNKNOWN, _FLO_LIMIT = 202021.25, 1e10, 1e9
 
 
 def _read_flo(path: Path) -> np.ndarray:
@@ -119,11 +124,10 @@ def _write_pfm(path: Path, flow: np.ndarray) -> None:
 # KITTI .png: 16 bits RGB; u and v are (value - 2^15) / 64, the third channel is valid (readme of the development kit).
 def _read_kitti(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
-        signature, width, height, depth, color = struct.unpack(">16sIIBB", file.read(26))
+        signature, depth, color = struct.unpack(">16s8xBB", file.read(26))
     if signature != b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" or (depth, color) != (16, 2):
         raise FleetflowError(f"{path} is not a PNG file of 16-bit RGB; expected KITTI's flow, not a color picture")
-    check_size(path, height, width, height * width * 6, path.stat().st_size * DEFLATE_LIMIT)
-    stored = _decode(path.read_bytes(), "png")
+    stored = read_deep_image(path)
     return np.where(stored[..., 2:3] > 0, (stored[..., :2].astype(np.float32) - 2**15) / 64, np.nan)
 
 
@@ -139,15 +143,21 @@ def _write_kitti(path: Path, flow: np.ndarray) -> None:
     path.write_bytes(b"".join(bytes(packet) for packet in packets))
 
 
-def _read_npy_array(path: Path, file: BinaryIO, present: int, channels: tuple[int, ...]) -> np.ndarray:
-    """Returns the array [H, W, *channels] of numbers in a .npy stream of `present` bytes; never objects."""
+def _read_npy_array(
+    path: Path, file: BinaryIO, length: int, channels: tuple[int, ...], present: int, packing: int = 1
+) -> np.ndarray:
+    """Returns the array [H, W, *channels] of numbers in a .npy stream; never objects.
+
+    length: bytes of the stream, as somebody says; present, packing: as of `check_size`.
+    """
     if np.lib.format.read_magic(file) != (1, 0):  # later versions hold only structures and headers over 64 KiB
         raise FleetflowError(f"{path} is not a plain .npy file; write it with numpy.save")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if len(shape) < 2 or shape[2:] != channels or dtype.kind not in "biuf":
         raise FleetflowError(f"{path} holds {dtype} {list(shape)}; expected flow float [H, W, 2], valid bool [H, W]")
     needed = math.prod(shape) * dtype.itemsize
-    check_size(path, *shape[:2], needed, present - file.tell())
+    check_size(path, *shape[:2], needed + file.tell(), length)
+    check_size(path, *shape[:2], needed + file.tell(), present, packing)
     data = file.read(needed)
     if file.read(1):  # at the end of a .npz member this also checks its checksum
         raise FleetflowError(f"{path} goes on after its array {list(shape)}; check the file")
@@ -156,7 +166,8 @@ def _read_npy_array(path: Path, file: BinaryIO, present: int, channels: tuple[in
 
 def _read_npy(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
-        return _read_npy_array(path, file, path.stat().st_size, (2,))
+        length = path.stat().st_size
+        return _read_npy_array(path, file, length, (2,), length)
 
 
 def _read_npz(path: Path) -> np.ndarray:
@@ -177,9 +188,10 @@ def _read_npz_member(path: Path, archive: zipfile.ZipFile, name: str, channels: 
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise FleetflowError(f"{path} is packed in a way numpy does not write; write it with numpy.savez_compressed")
     # the lengths in the directory of the archive may lie as well as the header of the array: trust neither too far
-    present = min(member.file_size, min(member.compress_size, path.stat().st_size) * DEFLATE_LIMIT)
+    present = min(member.compress_size, path.stat().st_size)
+    packing = DEFLATE if member.compress_type == zipfile.ZIP_DEFLATED else 1
     with archive.open(member) as file:
-        return _read_npy_array(path, file, present, channels)
+        return _read_npy_array(path, file, member.file_size, channels, present, packing)
 
 
 def _write_npz(path: Path, flow: np.ndarray) -> None:
@@ -207,9 +219,9 @@ def _read_flo5(path: Path) -> np.ndarray:
             raise FleetflowError(f'{path} holds no plain data set "flow" of floats [H, W, 2], as Spring does')
         # HDF5 unpacks whole chunks, and chunks never written take no space: both must fit what is in the file
         values = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
-        packing = DEFLATE_LIMIT if dataset.id.get_create_plist().get_nfilters() else 1
-        present = min(dataset.id.get_storage_size(), path.stat().st_size) * packing
-        check_size(path, *dataset.shape[:2], values * dataset.dtype.itemsize, present)
+        packing = DEFLATE if dataset.id.get_create_plist().get_nfilters() else 1
+        present = min(dataset.id.get_storage_size(), path.stat().st_size)
+        check_size(path, *dataset.shape[:2], values * dataset.dtype.itemsize, present, packing)
         return dataset[()]
 
 

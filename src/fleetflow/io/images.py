@@ -2,54 +2,141 @@
 
 import os
 import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from fleetflow.io.atomic import check_size, existing, reading, write_atomically
+from fleetflow.io.atomic import existing, reading, write_atomically
+from fleetflow.io.limits import UNBOUNDED, check_size
+from fleetflow.io.png import SIGNATURE, sound_png
 from fleetflow.types import FleetflowError
 
-PILLOW_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "GIF", "WEBP", "TIFF", "TGA")  # none of them runs a program, as EPS does
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".tga")
+# None of them runs a program, as EPS does. The last two may be missing from a build of Pillow.
+PILLOW_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "GIF", "WEBP", "TIFF", "TGA", "JPEG2000", "AVIF")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".tga"),
+    *(".jp2", ".avif"),
+)
+# Bytes of RGB that one byte of a file stands for at most: codes of 1 bit for a block in JPEG, of 12 bits for 4095 pixels
+# in GIF, runs of 128 (TGA) and 255 pixels (BMP), single bits in PPM. A plain picture in the others is as good as empty.
+_PACKING = {"JPEG": 2048, "GIF": 8190, "PPM": 24, "BMP": 384, "TGA": 192}
+FILE_LIMIT = 2**31  # bytes
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Returns the picture uint8 [H, W, 3] RGB in [0, 255], turned as its EXIF orientation says.
+    """Reads a picture, turned as its EXIF orientation says; other metadata is ignored, even if broken.
 
-    Reads PNG, JPEG, WebP, BMP, TIFF, PNM, TGA and GIF: gray (repeated three times), palette, alpha (dropped), 16 bits
-    (divided by 257 and rounded), floating-point TIFF in [0, 1]. Of an animation the first picture. Raises
-    FleetflowError where the file is missing, damaged, no picture, over Pillow's limit of pixels (about 2^27), or out
-    of range.
+    Reads PNG, JPEG, WebP, BMP, TIFF, PNM, TGA, GIF, JPEG 2000 and AVIF: gray (repeated three times), palette, alpha
+    (dropped), 16 bits (divided by 257 and rounded), floating-point TIFF in [0, 1]. Of an animation the first picture.
+
+    Args:
+        path: the file; `~` is the home folder.
+
+    Returns:
+        uint8 [H, W, 3] RGB in [0, 255].
+
+    Raises:
+        FleetflowError: the file is missing, damaged, no picture, over Pillow's limit of pixels (about 2^27), claims a
+            size that it cannot hold, or its values are out of range.
     """
     path = existing(path)
-    with reading(path, "a picture"):
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
-            check_size(path, image.height, image.width)
-            return np.array(_upright_rgb(path, image))
+    with _opened(path, "a picture") as (image, data):
+        codec = _deep_codec(image, data.getbuffer())
+        if codec is not None:
+            picture = Image.fromarray(_to_8_bits(path, _decode(data.getvalue(), codec)))
+        elif image.mode.startswith(("I", "F")):
+            picture = Image.fromarray(_to_8_bits(path, np.asarray(image)))
+        else:
+            picture = image.convert("RGB")
+        picture.info.clear()  # metadata may be broken
+        if codec is not None or image.format != "TIFF":  # which Pillow turns by itself
+            picture.getexif()[_ORIENTATION] = _orientation(path)
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
-def _upright_rgb(path: Path, image: Image.Image) -> Image.Image:
-    """Returns the picture in Pillow's mode RGB, with its EXIF orientation undone."""
-    codec = _deep_codec(path, image)
-    if codec is not None:
-        deep = Image.fromarray(_to_8_bits(path, _decode(path.read_bytes(), codec)))
-        deep.getexif()[0x0112] = image.getexif().get(0x0112, 1)  # the tag "Orientation"
-        image = deep
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_8_bits(path, np.asarray(image)))
-    return image.convert("RGB")
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[tuple[Image.Image, BytesIO]]:
+    """Opens a picture whose size has been checked, and the bytes it is read from; errors become one line.
+
+    A file that ends early, or whose checksums are wrong, raises here or when the pixels are loaded.
+    """
+    with reading(path, kind):
+        with open(path, "rb") as file:
+            is_png = file.read(8) == SIGNATURE
+        if path.stat().st_size > FILE_LIMIT:
+            raise FleetflowError(f"{path} is longer than any picture is; expected at most 2 GiB")
+        data = BytesIO(sound_png(path) if is_png else path.read_bytes())
+        with Image.open(data, formats=PILLOW_FORMATS) as image:
+            present, packing = (data.getbuffer().nbytes, 24) if is_png else (path.stat().st_size, _packing(image))
+            check_size(path, image.height, image.width, image.height * image.width * 3, present, packing)
+            _check_end(image.format, data.getbuffer())
+            yield image, data
 
 
-def _deep_codec(path: Path, image: Image.Image) -> str | None:
+def _packing(image: Image.Image) -> int:
+    plain = image.format == "TIFF" and image.tag_v2.get(259, 1) == 1  # the tag "Compression"
+    return 24 if plain else _PACKING.get(image.format, UNBOUNDED)
+
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of JPEG: what is no data, no restart, and no padding
+
+
+def _check_end(name: str, data: memoryview) -> None:
+    """Raises ValueError if a picture ends early and its decoder would fill in the rest."""
+    if name == "JPEG" and not _jpeg_ends(data):
+        raise ValueError("the file ends early")
+    if name == "WEBP" and not _webp_ends(data):
+        raise ValueError("the file ends early")
+
+
+def _jpeg_ends(data: memoryview) -> bool:
+    """Returns True if a JPEG file holds the mark of its end (FF D9) behind the first pixels."""
+    place = 2
+    while True:
+        found = _MARKER.search(data, place)
+        if found is None:
+            return False
+        kind, place = data[found.start() + 1], found.end()
+        if kind == 0xD9:
+            return True
+        if kind not in (0x01, 0xD8):  # the others are followed by their length
+            if place + 2 > len(data):
+                return False
+            place += struct.unpack(">H", data[place : place + 2])[0]
+
+
+def _webp_ends(data: memoryview) -> bool:
+    """Returns True if a WebP file holds all its chunks, and those with pixels do not end in zeros, as none does."""
+    place = 12
+    while place + 8 <= len(data):
+        name, length = struct.unpack("<4sI", data[place : place + 8])
+        place += 8 + length
+        if name in (b"VP8 ", b"VP8L", b"ANMF") and length > 64 and not any(data[place - 16 : place]):
+            return False
+        place += length % 2
+    return place <= len(data) + 1
+
+
+def _orientation(path: Path) -> int:
+    """Returns the EXIF orientation of a picture, 1 to 8; 1 if there is none or the metadata is broken."""
+    with suppress(Exception), Image.open(path, formats=PILLOW_FORMATS) as image:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
+def _deep_codec(image: Image.Image, data: memoryview) -> str | None:
     """Returns FFmpeg's codec for a 16-bit color picture, of which Pillow would silently keep 8 bits, or None."""
     if image.format == "TIFF" and image.tag_v2.get(258, ())[1:2] == (16,):  # the tag "BitsPerSample"
         return "tiff"
     if image.format == "PNG" and not image.mode.startswith("I"):
-        with open(path, "rb") as file:
-            return "png" if file.read(25)[24] == 16 else None  # the bit depth
+        return "png" if data[24] == 16 else None  # the bit depth
     return None
 
 
@@ -78,12 +165,9 @@ def _to_8_bits(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
     """Returns bool [H, W], True where the picture is not black. Raises FleetflowError as `read_image` does."""
-    path = existing(path)
-    with reading(path, "a mask"):
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
-            check_size(path, image.height, image.width)
-            gray = image.mode in ("1", "L") or image.mode.startswith("I")
-            pixels = np.asarray(image if gray else image.convert("RGB"))
+    with _opened(existing(path), "a mask") as (image, _):
+        gray = image.mode in ("1", "L") or image.mode.startswith("I")
+        pixels = np.asarray(image if gray else image.convert("RGB"))
     return pixels > 0 if gray else pixels.any(-1)
 
 
@@ -91,9 +175,7 @@ def read_deep_image(path: str | os.PathLike) -> np.ndarray:
     """Returns uint16 [H, W, C] of a PNG file of 16 bits a channel, every bit kept; raises FleetflowError for others."""
     path = existing(path)
     with reading(path, "a PNG file of 16 bits a channel"):
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
-            check_size(path, image.height, image.width)
-        return _decode(path.read_bytes(), "png")
+        return _decode(sound_png(path), "png")
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -101,7 +183,7 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
     Raises FleetflowError for another shape, dtype or suffix, or where the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise FleetflowError(f"{path} has no suffix of a picture; known: {', '.join(IMAGE_SUFFIXES)}")
     picture = Image.fromarray(checked_picture(image))
@@ -120,7 +202,7 @@ def list_frames(folder: str | os.PathLike) -> list[Path]:
 
     Raises FleetflowError where the folder is missing or holds no picture.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FleetflowError(f"{folder} is not a folder; give the name of a folder of pictures")
     with reading(folder, "a folder"):
@@ -134,7 +216,3 @@ def list_frames(folder: str | os.PathLike) -> list[Path]:
 def _natural(path: Path) -> tuple:
     pieces = re.split(r"([0-9]+)", path.name.lower())
     return [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)], path.name
-
-
-# Middlebury .flo: "PIEH" as a float, width, height, rows of (u, v); the numbers are those of its flowIO.h.
-_FLO_TAG, _FLO_UNKNOWN, _FLO_LIMIT = 202021.25, 1e10, 1e9

@@ -15,10 +15,12 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
-from fleetflow.io.atomic import check_size, existing, held, reading, reason, temporary_name, write_atomically, writing
+from fleetflow.io.atomic import existing, held, reading, reason, temporary_name, write_atomically, writing
 from fleetflow.io.containers import is_cut
 from fleetflow.io.display import displayed
+from fleetflow.io.formats import recognized
 from fleetflow.io.images import checked_picture
+from fleetflow.io.limits import UNBOUNDED, check_size
 from fleetflow.types import FleetflowError
 
 # FFmpeg's names of the containers we open. Left out on purpose: play lists, which open other files or addresses,
@@ -116,7 +118,15 @@ class VideoReader:
         self.problem: str | None = None
         self._container: av.container.InputContainer | None = None
         self._index: _PacketIndex | None = None
-        with reading(self.path, "a video"), self._open() as container:
+        with reading(self.path, "a video"):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Reads what the header says, and the first picture."""
+        found = recognized(self.path)
+        if found is not None and found.in_boxes:
+            raise ValueError(found.name)
+        with self._open() as container:
             stream = self._picture_stream(container)
             self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
             self.time_base = Fraction(stream.time_base or 1 / self.fps)
@@ -169,7 +179,8 @@ class VideoReader:
         films = [s for s in container.streams.video if s.codec_context and not s.disposition & Disposition.attached_pic]
         if not films:
             raise FleetflowError(f"{self.path} has no video stream; give a video or a folder of pictures")
-        check_size(self.path, films[0].height, films[0].width)
+        height, width = films[0].height, films[0].width
+        check_size(self.path, height, width, height * width * 3, self.path.stat().st_size, UNBOUNDED)
         return films[0]
 
     def _from_start(self, container: av.container.InputContainer) -> Iterator[tuple[int, av.VideoFrame]]:
