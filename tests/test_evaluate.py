@@ -455,3 +455,21 @@ def test_dis_on_real_pairs(shared):
         expected = recorded[f"{pair.group}/{pair.name}"]
         assert numbers["epe"] == pytest.approx(expected["epe"], rel=0.03), pair.name
         assert numbers["out3"] == pytest.approx(expected["out3_pct"], abs=0.4), pair.name
+
+
+@pytest.mark.parametrize(
+    "signature, got",
+    [("a, b, name", True), ("a, b, c", True), ("a, b, *, name", True), ("a, b, name=None", True), ("a, b, c=7", False),
+     ("a, b, *rest", False)],
+)  # fmt: skip
+def test_methods_of_the_user_may_ask_for_the_name_of_the_pair(signature, got, tree, tmp_path):
+    """By a parameter `name`, or by a third one that must be given; a third with a default is something else."""
+    path, said = tmp_path / "net.py", tmp_path / "names"
+    third = signature.rpartition(", ")[2].split("=")[0].lstrip("*")
+    path.write_text(
+        f"import numpy\ndef predict({signature}):\n    open({str(said)!r}, 'a').write(f'{{{third}}}\\n')\n"
+        "    return numpy.ones((*a.shape[:2], 2))\n"
+    )
+    job.evaluate(baselines.method(str(path)), pairs(tree[0]))
+    names = said.read_text().split()
+    assert names == (["trial", "one/a", "one/b", "two/c"] if got else ["7" if "7" in signature else "()"] * 4)

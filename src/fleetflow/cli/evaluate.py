@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fleetflow.cli.console import bar, table
 from fleetflow.cli.options import Positional, Precision, Several, flat
+from fleetflow.types import FleetflowError
 
 
 def evaluate(
@@ -24,8 +25,9 @@ def evaluate(
     """Measure a network on a data set, per image and pooled: by set, speed, occlusion, distance to boundaries, ...
 
     Args:
-        model: a network, NETWORK:CHECKPOINT, dis, farneback or deepflow (OpenCV), or a Python file with a function
-            predict(image1, image2) -> flow.
+        model: a network, NETWORK:CHECKPOINT, dis, farneback or deepflow (OpenCV); a Python file with a function
+            predict(image1, image2) -> flow, or predict(image1, image2, name); or a folder of saved flow files
+            (./NAME where it is called like a network).
         dataset: such as pairs; footage is generated and needs no folder.
         root: the folder of the data set; for footage one of photographs, if any.
         options: name=value of the data set, such as render=clean split=val.
@@ -45,16 +47,28 @@ def evaluate(
     from fleetflow.cli.outputs import make_room
     from fleetflow.data.dataset import open_files
     from fleetflow.evaluation import plots, records, report, tables
+    from fleetflow.evaluation.baselines import CLASSICAL
     from fleetflow.evaluation.evaluate import measure
     from fleetflow.evaluation.protocol import open_model
+    from fleetflow.evaluation.saved_flows import saved_flows
     from fleetflow.evaluation.warm_start import Warm
+    from fleetflow.registry import models as networks
 
     options, without = flat(options), flat(without)
     make_room(json, csv, html)
     if html:
         plots.require()
     files = open_files(dataset, root, options=options, without=without)
-    predict = open_model(model, dataset, iterations=iterations, device=device, precision=precision)
+    saved = None
+    if model not in (*CLASSICAL, *networks) and Path(model).is_dir():
+        if iterations is not None or warm_start or device != "auto" or precision != "auto":
+            raise FleetflowError(
+                f"{model} holds saved flows, for which nothing is computed; leave the options of networks out"
+            )
+        saved = saved_flows(Path(model), files)
+        files = saved.files
+        print("\n".join(saved.summary()))
+    predict = saved or open_model(model, dataset, iterations=iterations, device=device, precision=precision)
     predict = Warm(predict, files.pairs) if warm_start else predict
     with bar(f"{model} on {dataset}") as progress:
         what = {"model": model, "dataset": " ".join((dataset, *options))}

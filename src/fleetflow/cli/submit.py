@@ -26,8 +26,9 @@ def submit(
     An interrupted run continues by the same command. Nothing is uploaded.
 
     Args:
-        model: a network, NETWORK:CHECKPOINT, dis, ..., a Python file with a function predict(image1, image2) -> flow;
-            or a folder or .zip of finished files, which is only checked (./NAME where it is called like a network).
+        model: a network, NETWORK:CHECKPOINT, dis, ..., a Python file with a function predict(image1, image2) -> flow
+            or predict(image1, image2, name); or a folder or .zip of finished files, which is only checked (./NAME where
+            it is called like a network).
         benchmark: whose test frames and whose layout.
         root: the folder of the data set.
         output: the .zip to write; the files stay in the folder of the same name. Without .zip: that folder only.

@@ -1,6 +1,7 @@
 """What is no network of ours: OpenCV's classical methods, and the function of a Python file of the user."""
 
 import hashlib
+import inspect
 import runpy
 import sys
 from collections.abc import Callable
@@ -26,15 +27,15 @@ class Method(NamedTuple):
     """What is no network of ours; called with two images, uint8 [H, W, 3] RGB, it returns the flow [H, W, 2] pixels."""
 
     name: str
-    predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    predict: Callable[[np.ndarray, np.ndarray, str], np.ndarray]  # the two images, and what the pair is called
     file: Path | None = None  # of the user, whose function it is
 
-    def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        """Returns the flow, float32; raises FleetflowError where the method fails, or returns anything else."""
+    def __call__(self, image1: np.ndarray, image2: np.ndarray, name: str = "pair") -> np.ndarray:
+        """Returns the flow, float32; name: of the pair; raises FleetflowError where the method fails, or returns anything else."""
         height, width = image1.shape[:2]
         who, size = f"predict of {self.file}" if self.file else self.name, f"{height}x{width}"
         try:
-            flow = np.asarray(self.predict(image1, image2))
+            flow = np.asarray(self.predict(image1, image2, name))
         except Exception as error:  # whatever the code of others raises
             raise FleetflowError(f"{who} failed on two pictures of {size} ({_words(error)}); fix it") from None
         if flow.shape != (height, width, 2) or not np.issubdtype(flow.dtype, np.floating):
@@ -62,6 +63,9 @@ def method(name: str) -> Method | None:
 def adapter(path: Path) -> Method:
     """Returns the function predict(image1, image2) of a Python file, which is run, after one call to try it.
 
+    If it has a parameter `name`, or a third that must be given, it gets the name of the pair: GROUP/NAME in a data set,
+    the name of the file without suffix in a submission, "trial" when it is tried.
+
     While the file is run and tried, what lies beside it can be imported.
     Raises FleetflowError where there is no such function, or the trial fails.
     """
@@ -70,18 +74,34 @@ def adapter(path: Path) -> Method:
     images = np.random.default_rng(0).integers(0, 256, (2, *TRIAL, 3), dtype=np.uint8)
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        found = Method(path.stem, runpy.run_path(str(path)).get("predict"), path)
-        if callable(found.predict):
-            found(*images)
+        function = runpy.run_path(str(path)).get("predict")
+        found = Method(path.stem, _with_name(function) if callable(function) else None, path)
+        if found.predict:
+            found(*images, "trial")
     except FleetflowError:
         raise
     except Exception as error:  # whatever the code of the user raises
         raise FleetflowError(f"{path} cannot be run ({_words(error)}); fix it") from None
     finally:
         sys.path.remove(str(path.resolve().parent))
-    if not callable(found.predict):
+    if not found.predict:
         raise FleetflowError(f"{path} has no function predict(image1, image2); add one that returns the flow")
     return found
+
+
+def _with_name(function: Callable) -> Callable[[np.ndarray, np.ndarray, str], np.ndarray]:
+    """The function of the user as one of two images and a name, which it gets if its signature asks for it."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # what is written in C may have no signature
+        parameters = {}
+    must = [part for part in parameters.values() if part.default is part.empty and part.kind in
+            (part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD)]  # fmt: skip
+    if len(must) == 3:
+        return function
+    if "name" in parameters and parameters["name"].kind != inspect.Parameter.POSITIONAL_ONLY:
+        return lambda image1, image2, name: function(image1, image2, name=name)
+    return lambda image1, image2, name: function(image1, image2)
 
 
 def classical(name: str) -> Method:
@@ -105,7 +125,7 @@ def classical(name: str) -> Method:
         DEEPFLOW: lambda: cv2.optflow.createOptFlow_DeepFlow().calc,
     }[name]()
 
-    def predict(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+    def predict(image1: np.ndarray, image2: np.ndarray, name: str) -> np.ndarray:
         gray = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image1, image2)]
         return compute(*gray, None)
 

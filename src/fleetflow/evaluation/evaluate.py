@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fleetflow.data.dataset import Files, to_images
+from fleetflow.evaluation.baselines import Method
 from fleetflow.evaluation.machine import machine
 from fleetflow.evaluation.metrics import (
     SPARSE_STEPS,
@@ -26,6 +27,7 @@ from fleetflow.evaluation.metrics import (
     still_histogram,
 )
 from fleetflow.evaluation.protocol import protocol
+from fleetflow.evaluation.saved_flows import SavedFlows
 from fleetflow.evaluation.warm_start import Warm
 from fleetflow.inference.predictor import Predictor
 from fleetflow.types import FleetflowError, Sample
@@ -118,8 +120,10 @@ def measure(
 ) -> Evaluation:
     """Returns all errors of a model on a data set; memory does not grow with the size of the frames.
 
-    predict: a `Predictor`, one that is `Warm`, or a function of two uint8 [H, W, 3] RGB images that returns the flow,
-        float32 [H, W, 2]. model, dataset: what to call them. iterations: of refinement; None takes those of the predictor.
+    predict: a `Predictor`, one that is `Warm`, `SavedFlows` of these files, or a function of two uint8 [H, W, 3] RGB
+        images that returns the flow, float32 [H, W, 2].
+    model, dataset: what to call them.
+    iterations: of refinement; None takes those of the predictor.
     Raises FleetflowError where no pair has a known pixel.
     """
     results, skipped, last = [], [], None
@@ -174,18 +178,30 @@ def estimate(predict, files: Files, k: int, iterations: int | None = None) -> Es
             sizes = f"{list(mask.shape)} for frames {list(sample.valid.shape)}"
             raise FleetflowError(f'the mask "{name}" of {files.pairs[k].name} is {sizes}; both must have the same size')
     sample, foreground = sample._replace(occluded=masks.get("occluded", sample.occluded)), masks.get("foreground")
-    images = to_images(sample)
     if isinstance(predict, Predictor | Warm):
-        prediction = (
-            predict.pair(k, iterations)
-            if isinstance(predict, Warm)
-            else predict.predict(*images, iterations=iterations)
-        )
-        sure = prediction.residual if prediction.uncertainty is None else prediction.uncertainty
+        if isinstance(predict, Warm):
+            found = predict.pair(k, iterations)
+        else:
+            found = predict.predict(*to_images(sample), iterations=iterations)
+        sure = found.residual if found.uncertainty is None else found.uncertainty
         return Estimate(
-            sample, prediction.flow[0].float().cpu(), None if sure is None else sure[0].float().cpu(), foreground
+            sample, found.flow[0].float().cpu(), None if sure is None else sure[0].float().cpu(), foreground
         )
     if iterations is not None:
         raise FleetflowError("this method has no refinement iterations; leave --iterations out")
-    flow = torch.from_numpy(np.ascontiguousarray(predict(*images), np.float32)).permute(2, 0, 1)
-    return Estimate(sample, flow, None, foreground)
+    flow = _other_flow(predict, files, k, sample)
+    return Estimate(sample, torch.from_numpy(np.ascontiguousarray(flow, np.float32)).permute(2, 0, 1), None, foreground)
+
+
+def _other_flow(predict, files: Files, k: int, sample: Sample) -> np.ndarray:
+    """The flow [H, W, 2] of pair k, of what is no network of ours: saved flows, a method, or any function."""
+    pair = files.pairs[k]
+    if isinstance(predict, Method):
+        return predict(*to_images(sample), f"{pair.group}/{pair.name}")
+    if not isinstance(predict, SavedFlows):
+        return predict(*to_images(sample))
+    flow, (height, width) = predict(k), sample.valid.shape
+    if flow.shape[:2] != (height, width):
+        size = f"{flow.shape[0]}x{flow.shape[1]}, the frames of {pair.group}/{pair.name} {height}x{width}"
+        raise FleetflowError(f"{predict.flows[k]} is {size}; save each flow at the size of its frames")
+    return flow

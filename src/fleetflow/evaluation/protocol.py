@@ -4,6 +4,7 @@ import torch
 
 from fleetflow.data.dataset import Files
 from fleetflow.evaluation.baselines import Method, method
+from fleetflow.evaluation.saved_flows import SavedFlows
 from fleetflow.evaluation.warm_start import Warm
 from fleetflow.inference.device import Precision
 from fleetflow.inference.predictor import Predictor
@@ -81,7 +82,7 @@ def protocol(predict, files: Files, iterations: int | None = None) -> dict[str, 
         whole["start"] = f"warm: where the pair before it in its scene ended ({count})"
         predict = predict.predictor
     if not isinstance(predict, Predictor):
-        return {**whole, "method": predict.name if isinstance(predict, Method) else "a function"}
+        return {**whole, "method": predict.name if isinstance(predict, Method | SavedFlows) else "a function"}
     own = predict.iterations
     return {
         **whole,

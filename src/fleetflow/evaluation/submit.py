@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from fleetflow.evaluation.baselines import Method
 from fleetflow.evaluation.warm_start import Warm
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.atomic import (
@@ -190,7 +191,8 @@ def _is_ours(path: Path) -> bool:
 
 
 def _predicted(predict: Callable[[np.ndarray, np.ndarray], np.ndarray], task: Task) -> np.ndarray:
-    return predict(read_image(task.frame1), read_image(task.frame2))
+    images = read_image(task.frame1), read_image(task.frame2)
+    return predict(*images, task.name.rpartition(".")[0]) if isinstance(predict, Method) else predict(*images)
 
 
 def _same_request(folder: Path, before: dict, now: dict) -> None:

@@ -1,6 +1,7 @@
 """Device and precision of a prediction."""
 
-from contextlib import nullcontext
+import importlib
+from contextlib import nullcontext, suppress
 from typing import Literal
 
 import torch
@@ -8,21 +9,45 @@ import torch
 from fleetflow.types import FleetflowError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PLUGINS = {"npu": "torch_npu", "hpu": "habana_frameworks.torch.core"}  # kind of device -> what brings it to torch
+NEEDS = {
+    "cuda": "an NVIDIA or AMD GPU, its driver, and a torch built for it",
+    "hpu": "an Intel Gaudi and the package habana_frameworks",
+    "mps": "a Mac with Apple silicon",
+    "npu": "an Ascend NPU and the package torch_npu",
+    "xpu": "an Intel GPU, its driver, and a torch built for it",
+}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Returns the device called `name`; "auto" takes a GPU where there is one. Raises FleetflowError."""
+    """Returns the device called `name`, one of any kind that torch has here; "auto" takes an accelerator if there is one.
+
+    Raises:
+        FleetflowError: torch cannot use the device; the message says what is missing.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    kind = name.partition(":")[0]
+    if kind in PLUGINS:  # most announce themselves to torch; older ones must be imported
+        with suppress(ImportError):
+            importlib.import_module(PLUGINS[kind])
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has tensors, but no values
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:100]
+        reason = f"it needs {NEEDS[kind]}" if kind in NEEDS and not _has(kind) else reason
         raise FleetflowError(f'device "{name}" cannot be used ({reason}); use "auto" or "cpu"') from None
     return device
+
+
+def _has(kind: str) -> bool:
+    """Whether torch has devices of this kind here, so that it is something else that is wrong."""
+    module = getattr(torch, kind, None)
+    try:
+        return module is not None and bool(module.is_available())
+    except (AttributeError, RuntimeError, AssertionError):
+        return False
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -38,6 +63,8 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision not in known:
         raise FleetflowError(f'precision is "{precision}"; expected auto, fp32, bf16 or fp16')
+    if precision != "fp32" and not torch.amp.is_autocast_available(device.type):
+        raise FleetflowError(f"torch computes in float32 alone on {device.type}; use --precision auto or fp32")
     if precision == "fp16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         raise FleetflowError("this processor has no float16 convolutions; use --precision auto, bf16 or fp32")
     return known[precision]
