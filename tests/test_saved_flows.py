@@ -158,10 +158,10 @@ def test_what_submit_and_predict_write_can_be_judged(data, tmp_path, monkeypatch
     for name in ("a", "b"):
         frames = [str(data / "one" / name / f"img{k}.png") for k in (1, 2)]
         assert (
-            main(["predict", *frames, "-o", f"out/{name}", "-f", "flo", "--precision", "fp32", "-m", "lightflow"]) == 0
+            main(["predict", *frames, "-o", f"out/{name}", "-f", "flo", "--precision", "fp32", "-m", "fastflownet"]) == 0
         )
     scores = []
-    for model in (["out"], ["lightflow", "--precision", "fp32"]):
+    for model in (["out"], ["fastflownet", "--precision", "fp32"]):
         assert main(["evaluate", model[0], "pairs", "--root", str(data), *model[1:], "--json", "t.json"]) == 0
         scores.append(json.loads((tmp_path / "t.json").read_text())["score"])
     assert scores[0]["one"] == pytest.approx(scores[1]["one"], abs=1e-4)

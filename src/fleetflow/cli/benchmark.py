@@ -33,7 +33,7 @@ def speed(
         size: height and width of the frames.
         batch: pairs predicted at once; times are of one pair, the peers take single ones.
         iterations: refinement iterations of the networks; their own if not given.
-        device: cpu, cuda, auto, ...
+        device: cpu, cuda, auto, mps, xpu, npu, hpu, ... as torch has them here.
         threads: 0 takes all.
         precision: of the convolutions.
         seconds: how long to measure each network.
@@ -151,7 +151,7 @@ def video(
         models: networks of the DEQ-Flow family, or NETWORK:CHECKPOINT.
         clips: videos or folders of frames; generated clips if not given.
         size: height and width of the generated clips; 128 160 if not given.
-        device: cpu, cuda, auto, ...
+        device: cpu, cuda, auto, mps, xpu, npu, hpu, ... as torch has them here.
         threads: 0 takes all.
         json: a file to which a line of JSON per row of the tables is added, with the machine.
 

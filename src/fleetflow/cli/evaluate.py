@@ -34,7 +34,7 @@ def evaluate(
         without: names of pairs to leave out.
         iterations: refinement iterations of the network; if not given those its authors took on the data set, else its own.
         warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
-        device: auto, cpu, cuda, ...
+        device: auto, cpu, cuda, cuda:1, mps, xpu, npu, hpu, ... as torch has them here.
         precision: of the convolutions.
         json: a file for all numbers with their protocol.
         csv: a file for a line per pair.

@@ -34,7 +34,7 @@ def submit(
         output: the .zip to write; the files stay in the folder of the same name. Without .zip: that folder only.
         iterations: refinement iterations of the network; if not given those its authors took for the server, else its own.
         warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
-        device: auto, cpu, cuda, ...
+        device: auto, cpu, cuda, cuda:1, mps, xpu, npu, hpu, ... as torch has them here.
         precision: of the convolutions.
 
     Examples:
