@@ -13,6 +13,7 @@ from fleetflow.data.generate.flat import shapes_over
 from fleetflow.data.generate.scene import PLAIN, Scene
 from fleetflow.data.generate.textures import SIDE
 
+FASTEST = 160.0  # pixels that a large foreground moves at most
 GROUND, WALL, SKY = 0, 1, 2  # kinds of plain surfaces, as `textures.plain_surfaces` has them in turn
 
 
@@ -114,7 +115,7 @@ def pan_world(draw: Draw, height: int, width: int) -> Scene:
 def front_world(draw: Draw, height: int, width: int) -> Scene:
     """A large, fast, blurred foreground of up to five joined parts before a slow and often plain background.
 
-    Its body covers some 30 to 80 % of the picture and moves by a tenth to a third of its size; limbs turn about joints.
+    Its body covers some 30 to 80 % of the picture and moves by an eighth to half of its size; limbs turn about joints.
     """
     extent, limbs = math.sqrt(height * width), SHEETS - 4
     scene = _behind(draw, shapes_over(draw, height, width, 0.3), plain=0.35, smooth=0.25)
@@ -127,7 +128,8 @@ def front_world(draw: Draw, height: int, width: int) -> Scene:
     size, aspect = draw.uniform(0.4, 0.85, 1) * extent, draw.normal(0.25, 1).exp()
     lean = draw.uniform(0, 6.283, 1)
     outline[:, 3:4] = torch.linalg.inv(shift(x, y) @ turn(lean, size * aspect, size / aspect))
-    distance, direction = draw.log_uniform(0.1, 0.35, 1) * extent, draw.uniform(0, 6.283, 1)
+    distance = (draw.log_uniform(0.12, 0.5, 1) * extent).clamp(max=FASTEST)
+    direction = draw.uniform(0, 6.283, 1)
     twist = turn(draw.normal(math.radians(5), 1), *(draw.normal(0.05, 1).exp(),) * 2)
     body = shift(x + distance * direction.cos(), y + 0.6 * distance * direction.sin()) @ twist @ shift(-x, -y)
 
