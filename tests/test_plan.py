@@ -12,8 +12,9 @@ from fleetflow.data.generate import worlds
 from fleetflow.models.deq_flow import ANDERSON, deq_flow_b
 from fleetflow.training import losses, schedules
 from fleetflow.training.optimizers import adam, adamw
-from fleetflow.training.recipe import Batches, Source, Stage, described
+from fleetflow.training.recipe import Batches, Source, Stage
 from fleetflow.training.recipes import RECIPES, recipe
+from fleetflow.training.recipes.describe import described
 
 STAGES = {f"{name}/{stage.name}": stage for name, plan in RECIPES.items() for stage in plan.stages}
 
@@ -50,10 +51,12 @@ CHANGES = {
     "iterations": 7,
     "network": "raft",
     "build": partial(deq_flow_b, equilibrium=ANDERSON),
-    "opening": "fastflownet",
-    "begin": partial(print, "weights"),
+    "initial_flow": "fastflownet",
+    "init": partial(print, "weights"),
     "grow": print,
-    "tunes": True,
+    "needs_weights": True,
+    "generated_every": 4,
+    "keep_best": True,
 }
 
 

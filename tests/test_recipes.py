@@ -101,9 +101,9 @@ def test_each_set_is_scaled_as_raft_scales_it(name):
 
 
 def test_fine_tuning_needs_weights():
-    tuned = {key.split("/")[0] for key, (_, stage) in STAGES.items() if stage.tunes}
+    tuned = {key.split("/")[0] for key, (_, stage) in STAGES.items() if stage.needs_weights}
     expected = {name for name in RECIPES if name.endswith(("_sintel", "_kitti", "_mixed"))}
-    assert tuned >= expected and not any(stage.tunes for stage in recipe("raft").stages)
+    assert tuned >= expected and not any(stage.needs_weights for stage in recipe("raft").stages)
 
 
 def test_sparse_truth_is_never_interpolated():

@@ -29,10 +29,12 @@ from fleetflow.training import logging as runlog
 from fleetflow.training import loop as job
 from fleetflow.training import losses, recipes
 from fleetflow.training import optimizers as optimize
+from fleetflow.training.distributed import Team
 from fleetflow.training.optimizers import adamw
 from fleetflow.training.recipe import Batches, Recipe, Source, changed
 from fleetflow.training.recipes.flownet_family import FINAL
 from fleetflow.training.schedules import warm_flat_cool
+from fleetflow.training.step import Training
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 GENERATED = recipes.RECIPES["fastflownet_synthetic"].stages[0]
@@ -46,8 +48,8 @@ TINY = plan_of(Batches(4, 2, 64, 64), Batches(4, 2, 64, 128))
 TWO = Recipe(
     "fastflownet",
     tuple(
-        dataclasses.replace(GENERATED, name=name, batches=(Batches(3, 2, 64, 64),), begin=begin)
-        for name, begin in (("one", GENERATED.begin), ("two", None))
+        dataclasses.replace(GENERATED, name=name, batches=(Batches(3, 2, 64, 64),), init=init)
+        for name, init in (("one", GENERATED.init), ("two", None))
     ),
     "a test",
 )
@@ -120,7 +122,9 @@ def run(begun, tmp_path) -> Path:
     return Path(shutil.copytree(begun / "run", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("again", [{}, {"settings": {"batch": "4"}, "seed": 3, "parts": 1, "precision": "fp32"}])
+@pytest.mark.parametrize(
+    "again", [{}, {"settings": {"batch": "4"}, "seed": 3, "gradient_accumulation": 1, "precision": "fp32"}]
+)
 def test_resuming_takes_what_is_not_given_from_the_run(tiny, run, begun, again):
     job.train("tiny", folder=run, resume=True, steps=3, workers=0, report=quiet, **again)
     job.train("tiny", folder=run, resume=True, steps=4, workers=0, report=quiet, textures=begun / "photos")
@@ -136,7 +140,7 @@ OTHER = [
     ("learning_rate as in the recipe, not 1", {"settings": {"learning_rate": "1"}}),
     ("seed 3, not 0", {"seed": 0}),
     ("precision fp32, not bf16", {"precision": "bf16"}),
-    ("parts 1, not 2", {"parts": 2}),
+    ("gradient_accumulation 1, not 2", {"gradient_accumulation": 2}),
     ("stage none, not generated", {"stage": "generated"}),
     ("root none", {"root": "other"}),
     ("start none", {"start": ("fastflownet",)}),
@@ -170,14 +174,14 @@ def test_photographs_that_moved_are_named_anew(tiny, tmp_path):
     with pytest.raises(FleetflowError, match="old holds no pictures"):
         job.train("tiny", resume=True, steps=2, **options)
     job.train("tiny", textures=tmp_path / "new", resume=True, steps=2, **options)
-    assert torch.load(tmp_path / "run" / "checkpoint.pt")["textures"] == str(tmp_path / "new")
+    assert torch.load(tmp_path / "run" / "checkpoint.pt")["run"]["textures"] == str(tmp_path / "new")
 
 
 def test_a_checkpoint_of_an_earlier_version_takes_the_arguments(tiny, run, begun):
     path = run / "checkpoint.pt"
     state = torch.load(path)
-    for key in ("stage", "settings", "start", "root", "textures", "precision", "recent", "start_samples"):
-        del state[key]
+    for key in ("stage", "settings", "start", "root", "textures", "precision", "start_samples"):
+        del state["run"][key]
     torch.save(state, path)
     options = {"textures": begun / "photos", "settings": {"batch": "4"}, "precision": "fp32"}
     job.train("tiny", folder=run, resume=True, steps=4, workers=0, report=quiet, **options)
@@ -185,7 +189,7 @@ def test_a_checkpoint_of_an_earlier_version_takes_the_arguments(tiny, run, begun
 
 
 def test_a_network_that_does_not_fit_the_checkpoint_is_one_line(tiny, run, monkeypatch):
-    other = dataclasses.replace(TINY.stages[0], network="lightflow", begin=None)
+    other = dataclasses.replace(TINY.stages[0], network="lightflow", init=None)
     monkeypatch.setitem(recipes.RECIPES, "tiny", dataclasses.replace(TINY, stages=(other,)))
     with pytest.raises(FleetflowError, match="is not of stage generated") as caught:
         job.train("tiny", folder=run, resume=True, workers=0, report=quiet)
@@ -218,7 +222,8 @@ def test_a_finished_run_still_says_its_error(tiny, run):
 
 
 NUMBERS = [
-    {"steps": 0}, {"steps": -3}, {"parts": 0}, {"parts": -1}, {"checkpoint_every": 0}, {"threads": -1},
+    {"steps": 0}, {"steps": -3},
+    {"gradient_accumulation": 0}, {"gradient_accumulation": -1}, {"checkpoint_every": 0}, {"threads": -1},
     {"workers": -1}, {"minutes": -1.0}, {"minutes": float("nan")}, {"seed": -1}, {"seed": 2**64},
 ]  # fmt: skip
 
@@ -318,7 +323,8 @@ def test_repeated_runs_resume_and_begin_alike(tiny, tmp_path, capsys):
     assert main([*words, "--repeat", "2", "--resume"]) == 0
     assert "over 2 runs" in capsys.readouterr().out
     states = [torch.load(tmp_path / f"seed-{k}" / "checkpoint.pt") for k in (0, 1)]
-    assert [state["seed"] for state in states] == [0, 1] and states[0]["textures"] == states[1]["textures"] == photos
+    assert [state["run"]["seed"] for state in states] == [0, 1]
+    assert states[0]["run"]["textures"] == states[1]["run"]["textures"] == photos
 
 
 def test_starting_from_weights(tiny, tmp_path):
@@ -393,9 +399,9 @@ def test_every_other_pair_begins_with_the_flow_of_another_network(monkeypatch, t
         return model
 
     stage = dataclasses.replace(
-        GENERATED, batches=(Batches(2, 3, 64, 128),), loss=losses.sequence, begin=None, iterations=2, build=watched
+        GENERATED, batches=(Batches(2, 3, 64, 128),), loss=losses.sequence, init=None, iterations=2, build=watched
     )
-    plan = Recipe("raft_small", (dataclasses.replace(stage, opening="fastflownet"),), "a test")
+    plan = Recipe("raft_small", (dataclasses.replace(stage, initial_flow="fastflownet"),), "a test")
     monkeypatch.setitem(recipes.RECIPES, "follows", plan)
     job.train("follows", folder=tmp_path, workers=0, precision="fp32", report=quiet)
     network = weights.load("fastflownet")
@@ -404,7 +410,7 @@ def test_every_other_pair_begins_with_the_flow_of_another_network(monkeypatch, t
             flow = network(frame1, frame2).flow
         expected = flow * torch.tensor(begins)[:, None, None, None]
         torch.testing.assert_close(previous.flow, expected, rtol=1e-3, atol=1e-3)
-        assert previous.memory is None and flow.abs().mean() > 0.1
+        assert previous.state is None and flow.abs().mean() > 0.1
 
 
 def test_a_loss_that_is_no_number_is_skipped_then_ends_the_run(tiny, tmp_path, monkeypatch):
@@ -434,7 +440,7 @@ def test_what_diverges_leaves_its_last_good_weights(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setitem(recipes.RECIPES, "tiny", plan_of(Batches(8, 2, 64, 64), loss=broken))
     with pytest.raises(FleetflowError, match="begin another --folder with --start NETWORK:.*lower learning rate"):
-        job.train("tiny", folder=tmp_path, workers=0, report=quiet, checkpoint_every=1, parts=2)
+        job.train("tiny", folder=tmp_path, workers=0, report=quiet, checkpoint_every=1, gradient_accumulation=2)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
     assert torch.load(tmp_path / "bad_batch-0.pt", weights_only=True)["step"] == 4
     assert losses_of(tmp_path)[2:] == [None, None]  # JSON knows no NaN
@@ -453,13 +459,13 @@ def test_saving_memory_leaves_out_what_cannot_be_computed_again():
     for name, wrapped in (("deq_flow_tiny_synthetic", {"fnet", "mask"}), ("lightflow", None)):
         plan = recipes.RECIPES[name]
         stage = plan.stages[0]
-        model = job._fresh(stage, plan, 0, earlier=None, start=(), resumed=False)
-        options = (stage, model, torch.device("cpu"), torch.float32, 1, False, True)
+        model = job.initial_model(stage, plan, 0, earlier=None, start=(), resumed=False)
+        options = (stage, model, Team(0, 1, torch.device("cpu")), torch.float32)
         if wrapped is None:
             with pytest.raises(FleetflowError, match="without --save-memory"):
-                job._begin(*options)
+                Training(*options, save_memory=True)
             continue
-        trained, *_ = job._begin(*options)
+        trained = Training(*options, save_memory=True).called
         assert {name for name, child in model.named_children() if "Wrapper" in type(child).__name__} == wrapped
         sample = Sample(*generate(1, 96, 128, seed=1)[:4])
         stage.loss(trained(sample.frame1, sample.frame2), sample).backward()
@@ -537,7 +543,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_train as t\n"
         "from fleetflow.training import recipes, loop as train; recipes.RECIPES['tiny'] = t.TINY\n"
         "train.train('tiny', folder=Path(sys.argv[1]), steps=int(sys.argv[3]), workers=0, threads=1,\n"
-        "            resume=len(sys.argv) > 4, parts=None if len(sys.argv) > 4 else 2, precision='fp32')\n"
+        "            resume=len(sys.argv) > 4, gradient_accumulation=None if len(sys.argv) > 4 else 2, precision='fp32')\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)

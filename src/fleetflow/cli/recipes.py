@@ -11,8 +11,8 @@ def recipes() -> None:
         fleetflow recipes
         fleetflow recipes | grep synthetic
     """
-    from fleetflow.training.recipe import described
     from fleetflow.training.recipes import RECIPES
+    from fleetflow.training.recipes.describe import described
 
     for name, plan in RECIPES.items():
         print(f"{name}: {plan.network}; {plan.source}")

@@ -25,7 +25,7 @@ def train(
     precision: Precision = "auto",
     threads: int = 0,
     workers: int | None = None,
-    parts: int | None = None,
+    gradient_accumulation: int | None = None,
     compile: bool = False,
     save_memory: bool = False,
     checkpoint_every: int = 250,
@@ -50,7 +50,7 @@ def train(
         precision: of the convolutions.
         threads: of the training process; 0 takes all.
         workers: processes that make or read pairs; default: 1, and for data sets as many as cores, up to 8.
-        parts: parts of a batch, over which gradients are accumulated; default: one for each process.
+        gradient_accumulation: parts of a batch over which gradients are accumulated; default: one for each process.
         compile: use torch.compile, which needs a compiler and minutes before the first step.
         save_memory: compute activations again instead of keeping them.
         checkpoint_every: steps between checkpoints; a killed run loses at most so many.
@@ -79,8 +79,9 @@ def train(
         outcome = job.train(
             recipe, folder=place, resume=resume and not like, like=like, start=flat(start), stage=stage, settings=settings,
             root=root, data=data, textures=textures, minutes=minutes, steps=steps, seed=one, device=device,
-            precision=precision, threads=threads, workers=workers, parts=parts, compile=compile,
-            save_memory=save_memory, checkpoint_every=checkpoint_every,
+            precision=precision, threads=threads, workers=workers,
+            gradient_accumulation=gradient_accumulation, compile=compile, save_memory=save_memory,
+            checkpoint_every=checkpoint_every,
         )  # fmt: skip
         print(f"step {outcome.step} of {outcome.steps}, EPE of the last steps {outcome.epe:.2f} px")
         print(outcome.weights)

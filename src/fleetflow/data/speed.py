@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from fleetflow.data.dataset import Files
-from fleetflow.data.loader import AHEAD, decoded
+from fleetflow.data.loader import decoded
+from fleetflow.data.workers import AHEAD
 
 
 class ReadingSpeed(NamedTuple):

@@ -1,34 +1,38 @@
 """The batches of a training stage. What is in batch number k follows from (seed, k) alone, so a run resumes exactly.
 
-A batch is made in `parts`, each by one worker: parts are what gradients are accumulated over and what processes share.
-So four parts give the same losses on one process, on two and on four.
+A batch is made in parts, as many as `gradient_accumulation` says, each by one worker: gradients are accumulated over
+them, and processes share them. So four parts give the same losses on one process, on two and on four.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fleetflow.data.augment.geometry import crop
 from fleetflow.data.dataset import Files, datasets, open_files
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.textures import Textures
-from fleetflow.models.base import FlowModel
+from fleetflow.data.workers import Ahead
 from fleetflow.training.recipe import Recipe, Source, Stage
-from fleetflow.types import FleetflowError, Prediction, Sample
+from fleetflow.types import FleetflowError, Sample
 
 
 class Feed(Dataset):
     """Item (step, part) is that part of that batch, as a tuple of the first four fields of `Sample`."""
 
-    def __init__(self, stage: Stage, seed: int, parts: int, textures: Textures | None, root: Path | None):
+    def __init__(
+        self, stage: Stage, seed: int, gradient_accumulation: int, textures: Textures | None, root: Path | None
+    ):
         for size in stage.batches:
-            if size.batch % parts:
-                raise FleetflowError(f"batches of {size.batch} do not divide into {parts} parts; change one of them")
-        self.stage, self.seed, self.parts, self.textures = stage, seed, parts, textures
+            if size.batch % gradient_accumulation:
+                raise FleetflowError(
+                    f"batches of {size.batch} do not divide into {gradient_accumulation} parts; change batch, or "
+                    "--gradient-accumulation"
+                )
+        self.stage, self.seed, self.parts, self.textures = stage, seed, gradient_accumulation, textures
         self.sources = open_sources(stage.sources, root)
         self.index = [
             (number, k)
@@ -41,11 +45,11 @@ class Feed(Dataset):
         step, part = key
         size = self.stage.at(step)
         count = size.batch // self.parts
-        if not self.sources:
+        every = self.stage.generated_every
+        if not self.sources or (every and step % every == every - 1):
             place = step * self.parts + part
             how = {"seed": self.seed, "index": place, "textures": self.textures, "mixture": self.stage.mixture}
-            made = generate(count, size.height, size.width, **how)
-            return tuple(made[:4])
+            return tuple(generate(count, size.height, size.width, **how)[:4])
         first = self.stage.samples(step) + part * count
         rows = [self._sample(place, (size.height, size.width)) for place in range(first, first + count)]
         return tuple(torch.cat(tensors) for tensors in zip(*rows))
@@ -103,27 +107,9 @@ def on_data(plan: Recipe, data: str) -> Recipe:
     return replace(plan, stages=tuple(stages))
 
 
-def batches(
-    feed: Feed, first: int, last: int, own: range, *, workers: int = 0
-) -> Iterator[tuple[int, int, tuple[torch.Tensor, ...]]]:
-    """Yields (step, part, tensors) for the steps from `first` to before `last`, of each the parts in `own`."""
-    keys = [(step, part) for step in range(first, last) for part in own]
-    queue = {"num_workers": workers, "prefetch_factor": 4} if workers else {}
-    try:
-        for key, tensors in zip(keys, DataLoader(feed, batch_size=None, sampler=keys, **queue)):
-            yield *key, tensors
-    except FleetflowError as error:  # torch puts the traceback of a worker before its one line
-        raise FleetflowError(str(error).strip().splitlines()[-1].rpartition("FleetflowError: ")[2]) from None
-
-
-@torch.no_grad()
-def opened(network: FlowModel | None, sample: Sample, step: int) -> Prediction | None:
-    """Returns the flow of the network for every other pair, by turns, and none for those between (`Stage.opening`)."""
-    if network is None:
-        return None
-    flow = network(sample.frame1, sample.frame2).flow
-    flow[step % 2 :: 2] = 0
-    return Prediction(flow)
+def batches(feed: Feed, first: int, last: int, own: range, *, workers: int = 0) -> Ahead:
+    """Returns an iterator over the steps from `first` to before `last`: of each, the parts in `own`."""
+    return Ahead(feed, [(step, part) for step in range(first, last) for part in own], workers=workers)
 
 
 @lru_cache(maxsize=2)

@@ -13,8 +13,10 @@ from statistics import fmean
 import numpy as np
 from torch import Tensor
 
-from fleetflow.io.atomic import write_atomically
+from fleetflow.io.atomic import write_atomically, writing
+from fleetflow.training.checkpoint import Run
 from fleetflow.training.recipe import Recipe, Stage
+from fleetflow.training.step import StepResult
 from fleetflow.types import Sample
 from fleetflow.visualise import error_map, flow_to_color, robust_scale, side_by_side
 
@@ -24,28 +26,32 @@ class Log:
 
     def __init__(self, folder: Path, first: int, last: int, report):
         """Steps from `first` on are to be written, to before `last`; later lines of an interrupted run are dropped."""
-        path = folder / "log.jsonl"
+        self.path = folder / "log.jsonl"
         kept = []
-        if first and path.exists():
-            kept = [line for line in path.read_text(errors="replace").splitlines() if _step(line) < first]
-        write_atomically(path, lambda part: part.write_text("".join(line + "\n" for line in kept)))
-        self.file = path.open("a", buffering=1)
+        if first and self.path.exists():
+            kept = [line for line in self.path.read_text(errors="replace").splitlines() if _step(line) < first]
+        write_atomically(self.path, lambda part: part.write_text("".join(line + "\n" for line in kept)))
+        self.file = self.path.open("a", buffering=1)
         self.first, self.last, self.report = first, last, report
         self.rows: list[dict[str, float]] = []
         self.samples, self.shown = 0, time.monotonic()
         self.began = self.shown
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder), purge_step=first)
-        except ImportError:
-            self.board = None
+        self.board = _board(folder, first)
+        if self.board is None:
             report('pictures and curves need TensorBoard: pip install "fleetflow[train]"; log.jsonl has the numbers')
 
-    def step(self, step: int, samples: int, numbers: dict[str, float], *, learned: bool, skipped: int) -> None:
-        """Writes the numbers of a step; those of one that was not learned from have no part in the means."""
-        self._write({"step": step, **_plain({key: round(value, 5) for key, value in numbers.items()})})
-        if learned:
+    def step(self, step: int, samples: int, result: StepResult, skipped: int) -> None:
+        """Writes the numbers of a step; those of one that was not learned from have no part in the means.
+
+        Args:
+            step: of the run, from 0.
+            samples: pairs in the batch.
+            result: of the step.
+            skipped: steps of the run that were not learned from.
+        """
+        numbers = {key: getattr(result, key) for key in ("loss", "epe", "grad_norm", "learning_rate")}
+        self._write({"step": step, **_plain({key: float(f"{value:.6g}") for key, value in numbers.items()})})
+        if result.learned:
             self.rows.append(numbers)
         self.samples += samples
         now = time.monotonic()
@@ -53,9 +59,8 @@ class Log:
             return
         finite = {key: [row[key] for row in self.rows if math.isfinite(row[key])] for key in numbers}
         mean = {key: fmean(values or [math.nan]) for key, values in finite.items()}
-        if self.board:
-            for key, value in mean.items():
-                self.board.add_scalar(f"train/{key}", value, step)
+        for key, value in mean.items():
+            self._plot(f"train/{key}", value, step)
         left = (now - self.began) / (step + 1 - self.first) * (self.last - step - 1)
         self.report(
             f"step {step + 1}/{self.last}  loss {mean['loss']:.3f}  EPE {mean['epe']:.2f} px  "
@@ -67,13 +72,17 @@ class Log:
     def validation(self, step: int, score: dict[str, float]) -> None:
         """Writes the errors of a validation, which follow the line of their step."""
         self._write({"step": step, "validation": _plain(score)})
-        if self.board:
-            for key, value in score.items():
-                self.board.add_scalar(f"validation/{key}", value, step)
+        for key, value in score.items():
+            self._plot(f"validation/{key}", value, step)
         self.report(f"step {step + 1}  validation EPE {score['epe']:.3f} px, over 3 px {score['out3']:.2f} %")
 
     def _write(self, row: dict[str, object]) -> None:
-        self.file.write(json.dumps(row, allow_nan=False) + "\n")
+        with writing(self.path):
+            self.file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def _plot(self, name: str, value: float, step: int) -> None:
+        if self.board:
+            self.board.add_scalar(name, value, step)
 
     def picture(self, step: int, sample: Sample, flow: Tensor) -> None:
         """Shows the first pair of a batch: frame1, true flow, predicted flow [N, 2, H, W], error."""
@@ -92,31 +101,43 @@ class Log:
         self.board.add_image("train/pair", picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        self.file.close()
+        """Closes the files."""
+        with writing(self.path):
+            self.file.close()
         if self.board:
             self.board.close()
 
 
-def header(run: dict, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, object]:
-    """Returns what shipped weights say of themselves, after `step` steps of the run, `own` of them in this stage."""
+def _board(folder: Path, first: int):
+    """What writes TensorBoard events, or None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    with writing(folder):
+        return SummaryWriter(str(folder), purge_step=first)
+
+
+def header(run: Run, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, object]:
+    """Returns what weights say of themselves, after `step` steps of the run, `own` of them in this stage."""
     before = plan.stages[: plan.stages.index(stage)]
     seen = sum(other.samples(other.steps) for other in before) + stage.samples(own)
     about = {
         "network": stage.network or plan.network,
         "arguments": {},
-        "recipe": run["recipe"],
+        "recipe": run.recipe,
         "stage": stage.name,
         "step": step,
-        "samples": seen + run["start_samples"],
+        "samples": seen + (run.start_samples or 0),
         "commit": _commit(),
     }
-    if run["start"]:
-        about["start"] = ", ".join(one.partition(":")[0] for one in run["start"])
+    if run.start:
+        about["start"] = ", ".join(one.partition(":")[0] for one in run.start)
     if stage.sources:
-        data = run["data"] or ", ".join(source.folder for source in stage.sources)
+        data = run.data or ", ".join(source.folder for source in stage.sources)
         return {**about, "data": data, "license": "that of the data"}
-    about["textures"] = "photographs" if run["textures"] else "procedural"
-    others = [license for license in run["start_licenses"] if license != "Apache-2.0"]
+    about["textures"] = "photographs" if run.textures else "procedural"
+    others = [license for license in run.start_licenses or () if license != "Apache-2.0"]
     return {**about, "license": f"that of the start: {', '.join(others)}" if others else "Apache-2.0"}
 
 

@@ -1,4 +1,4 @@
-"""Train: one loop you can read. A run is a folder with checkpoints, a log of every step and the finished weights.
+"""Train: a run goes through the stages of a recipe. A run is a folder with checkpoints, a log of every step and weights.
 
 On several GPUs or machines the same loop runs in every process, started by torchrun:
 
@@ -9,47 +9,42 @@ import copy
 import math
 import os
 import time
-from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-    apply_activation_checkpointing,
-    checkpoint_wrapper,
-)
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.parametrize import is_parametrized
 
 from fleetflow.data.dataset import Files
 from fleetflow.data.generate import default_textures
 from fleetflow.data.generate.photographs import photographs
+from fleetflow.data.workers import Ahead
 from fleetflow.evaluation.evaluate import evaluate
-from fleetflow.evaluation.metrics import end_point_error
 from fleetflow.evaluation.protocol import fit_for
-from fleetflow.inference.device import Precision, autocast, choose_dtype
+from fleetflow.inference.device import Precision, choose_dtype
 from fleetflow.inference.memory import keep_freed
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.atomic import reason, write_atomically
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
-from fleetflow.registry import models, unknown
-from fleetflow.training import distributed as processes
-from fleetflow.training.dataloader import Feed, batches, dataset_of, on_data, open_sources, opened
+from fleetflow.registry import models
+from fleetflow.training import checkpoint as disk
+from fleetflow.training import distributed
+from fleetflow.training.checkpoint import Best, Checkpoint, Run
+from fleetflow.training.dataloader import Feed, batches, dataset_of, open_sources
+from fleetflow.training.distributed import Signals, Team
 from fleetflow.training.logging import Log, header
-from fleetflow.training.recipe import Recipe, Source, Stage, changed
+from fleetflow.training.recipe import Recipe, Source, Stage
 from fleetflow.training.recipes import recipe
+from fleetflow.training.step import BAD_STEPS, History, StepResult, Training, train_step
 from fleetflow.types import FleetflowError, Sample
 
-BAD_STEPS = 20  # so many steps with a loss that is no number or explodes end the run
-EXPLODED = 50.0  # a loss so many times the median of the last 200 is not learned from
 PICTURE_EVERY = 1_000
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-CHECKPOINT = ("recipe", "seed", "parts", "step", "bad", "model", "average", "scaler", "optimizers")  # always in one
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,22 @@ class Outcome:
     epe: float
     weights: Path
     checkpoint: Path
+    best: Best | None = None  # where the recipe keeps the best weights
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out. Nothing here changes a number that it reaches."""
+
+    folder: Path
+    report: object
+    resume: bool
+    minutes: float | None
+    steps: int | None
+    workers: int | None
+    compile: bool
+    save_memory: bool
+    checkpoint_every: int
 
 
 def train(
@@ -82,215 +93,75 @@ def train(
     precision: Precision = "auto",
     threads: int = 0,
     workers: int | None = None,
-    parts: int | None = None,
+    gradient_accumulation: int | None = None,
     compile: bool = False,
     save_memory: bool = False,
     checkpoint_every: int = 250,
     report=print,
 ) -> Outcome:
-    """Trains a recipe and returns what it reached; the weights lie in FOLDER/weights.safetensors.
+    """Trains a recipe; the weights lie in FOLDER/weights.safetensors.
 
-    name: a recipe, such as "fastflownet_synthetic". stage: only this stage of it.
-    folder: where the run lives; default runs/NAME. A run that is there is only continued, with `resume`.
-    resume: continue exactly where the last checkpoint left off. What decides the numbers (stage, settings, start, root,
-        data, textures, precision, seed, parts) need not be given again, and may not differ but for `settings["steps"]`.
-    like: the checkpoint of another run, from which a new one takes the same things, but not the seed.
-    start: a network or NETWORK:CHECKPOINT, as `fleetflow.load` takes it, whose weights the run starts from; several
-        for a network that is put together of others (FlowNet2).
-    settings: values that replace those of the recipe, such as {"batch": "4"} (`plan.changed`).
-    root: the folder that holds the data sets. textures: a folder of photographs for generated pairs.
-    data: a data set instead of those of the recipe, in the folder `root` (`feed.on_data`).
-    minutes, steps: stop after so long, or at that step; the run can be resumed. seed: of weights and data (0).
-    threads: threads of the training process (0: as many as torch takes). workers: processes that make or read pairs;
-        None takes one, and for data sets as many as there are cores for each process, up to 8.
-    parts: parts of a batch, over which gradients are accumulated; a multiple of the number of processes (default).
-    compile: use torch.compile. save_memory: compute the activations of blocks again instead of keeping them; not those
-        of blocks with training batch statistics or normalized weights.
-    checkpoint_every: steps between checkpoints; a killed run loses at most so many.
+    SIGINT, SIGTERM and SIGHUP end a run after the step in progress, with a checkpoint.
+
+    Args:
+        name: a recipe, such as "fastflownet_synthetic".
+        folder: where the run lives; default runs/NAME. A run that is there is only continued, with `resume`.
+        resume: continue exactly where the last checkpoint left off. What decides the numbers (stage, settings, start,
+            root, data, textures, precision, seed, gradient_accumulation) need not be given again, and may not differ
+            but for `settings["steps"]`.
+        like: the checkpoint of another run, from which a new one takes the same things, but not the seed.
+        start: networks or NETWORK:CHECKPOINT, as `fleetflow.load` takes them, whose weights the run starts from;
+            several for a network that is put together of others (FlowNet2).
+        stage: train only this stage of the recipe.
+        settings: values that replace those of the recipe, such as {"batch": "4"} (`recipe.changed`).
+        root: the folder that holds the data sets.
+        data: a data set instead of those of the recipe, in the folder `root` (`dataloader.on_data`).
+        textures: a folder of photographs for generated pairs.
+        minutes: stop after so long; the run can be resumed.
+        steps: stop at this step; the run can be resumed.
+        seed: of weights and data; None takes 0.
+        device: "auto", "cpu", "cuda", ...
+        precision: of the convolutions.
+        threads: of the training process; 0 takes as many as torch does.
+        workers: processes that make or read pairs; None takes one, and for data sets as many as there are cores for
+            each process, up to 8.
+        gradient_accumulation: parts of a batch over which gradients are accumulated; a multiple of the number of
+            processes, which is the default.
+        compile: use torch.compile.
+        save_memory: compute the activations of blocks again instead of keeping them; not those of blocks with training
+            batch statistics or normalized weights.
+        checkpoint_every: steps between checkpoints; a killed run loses at most so many.
+        report: is given each line on how the run goes.
+
+    Returns:
+        What the run reached.
+
+    Raises:
+        FleetflowError: something is missing, differs from the run that is resumed, or cannot be written; or the
+            training diverges.
     """
     expect(
         ("minutes", minutes, 0), ("steps", steps, 1), ("seed", seed, 0), ("threads", threads, 0),
-        ("workers", workers, 0), ("parts", parts, 1), ("checkpoint-every", checkpoint_every, 1),
+        ("workers", workers, 0), ("gradient-accumulation", gradient_accumulation, 1),
+        ("checkpoint-every", checkpoint_every, 1),
     )  # fmt: skip
-    asked = {
-        "recipe": name,
-        "stage": stage,
-        "settings": settings or {},
-        "start": list(start),
-        "root": str(Path(root).resolve()) if root else None,
-        "data": data,
-        "textures": str(Path(textures).resolve()) if textures else None,
-        "precision": None if precision == "auto" else precision,
-        "seed": seed,
-        "parts": parts,
-    }
     recipe(name)  # an unknown name is said before all else
-    folder = Path(folder or Path("runs") / name)
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
-        raise FleetflowError(f"{folder} holds a run already; add --resume to continue it, or choose another --folder")
-    if resume and not checkpoint.exists():
-        raise FleetflowError(f"{checkpoint} is not there; nothing to resume")
-    rank, world, where = processes.join(device)
-    state = _load(checkpoint) if resume else {}
-    known = {key: value for key, value in _load(like).items() if key != "seed"} if like else state
-    run = _continued(known, asked, folder)
-    plan = _plan(run)
-    if state and state["step"] > plan.steps:
-        raise FleetflowError(f"the run in {folder} is at step {state['step']} of {plan.steps}; give --set steps=MORE")
-    dtype = choose_dtype(run["precision"] or "auto", where)
-    run["precision"] = PRECISIONS[dtype]
-    run["seed"] = seed = run["seed"] or 0
-    run["parts"] = parts = run["parts"] or world
-    said = [_said(one) for one in run["start"]]  # kept in the checkpoint: a resumed run needs its start no more
-    seen = [one.get("samples", "") for one in said]
-    run["start_samples"] = state.get("start_samples", sum(int(count) for count in seen if count.isdecimal()))
-    run["start_licenses"] = state.get("start_licenses", sorted({one.get("license", "unknown") for one in said}))
-    root, textures = (Path(run[key]) if run[key] else None for key in ("root", "textures"))
-    if parts % world:
-        hint = f"resume with as many as divide {parts}" if state else f"give --parts {world} or a multiple"
-        raise FleetflowError(f"{parts} parts do not divide among {world} processes; {hint}")
+    places = [str(Path(place).resolve()) if place else None for place in (root, textures)]
+    asked = Run(
+        name, stage, settings or {}, tuple(start), places[0], data, places[1],
+        None if precision == "auto" else precision, seed, gradient_accumulation,
+    )  # fmt: skip
+    options = Options(
+        Path(folder or Path("runs") / name), report, resume, minutes, steps, workers, compile, save_memory,
+        checkpoint_every,
+    )  # fmt: skip
+    _expect_folder(options)
+    team = distributed.join(device)
     if threads:
         torch.set_num_threads(threads)
-    total, begin = min(plan.steps, steps or plan.steps), 0
-    for part in plan.stages:  # data that a later stage lacks is said now
-        if begin < total and begin + part.steps > state.get("step", 0):
-            open_sources(part.sources, root)
-            _judges(part, root)
-        begin += part.steps
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FleetflowError(f"{folder} cannot be a folder ({reason(error)}); choose another --folder") from None
-    surfaces = photographs(textures) if textures else default_textures()
-    if where.type == "cpu":
-        keep_freed()
-    else:  # a GPU makes the pairs itself, faster than processes could send them
-        surfaces = surfaces.to(where)
-
-    log, at = None, state.get("step", 0)
-    began = time.monotonic()
-    done, bad, spell, blank, recent, model, stop = 0, 0, 0, 0, deque(state.get("recent", ()), maxlen=200), None, False
-    for number, part in enumerate(plan.stages):
-        given = run["start"] if number == 0 and (part.grow or not state) else ()
-        model = _fresh(part, plan, seed, earlier=model, start=given, resumed=bool(state)).to(where)
-        if state and state["step"] > done + part.steps:  # finished in a former session
-            done += part.steps
-            continue
-        if state and weights.differences(model, state["model"]):
-            raise FleetflowError(f"{checkpoint} is not of stage {part.name}; give the --stage and --set of its run")
-        if state and state["step"] == done + part.steps:  # the next stage begins from what this one left
-            model.load_state_dict(_averaged(state["average"]))
-            done, bad, state = done + part.steps, state["bad"], {}
-            continue
-        trained, average, updates, scaler = _begin(part, model, where, dtype, world, compile, save_memory)
-        rates = [[group["lr"] for group in update.param_groups] for update in updates]
-        first = 0
-        if state:
-            model.load_state_dict(state["model"])
-            average.load_state_dict(state["average"])
-            scaler.load_state_dict(state["scaler"])
-            for update, saved in zip(updates, state["optimizers"], strict=True):
-                update.load_state_dict(saved)
-            torch.set_rng_state(state.get("random", torch.get_rng_state()))
-            first, bad, state = state["step"] - done, state["bad"], {}
-
-        if rank == 0 and not log:
-            log = Log(folder, at, total, report)
-        last = min(part.steps, total - done)
-        feed = Feed(part, 1_009 * seed + number, parts, surfaces, root)
-        judges = _judges(part, root)
-        own = range(rank, parts, world)
-        few = min(8, (os.cpu_count() or 1) // world) if feed.sources else 1
-        here = (few if workers is None else workers) if feed.sources or where.type == "cpu" else 0
-        stream = batches(feed, first, last, own, workers=here)
-        opening = weights.load(part.opening).to(where) if part.opening else None
-        step = first - 1
-        for step in range(first, last):
-            factor = part.schedule(step, part.steps)
-            for update, bases in zip(updates, rates, strict=True):
-                for group, base in zip(update.param_groups, bases, strict=True):
-                    group["lr"] = base * factor
-            numbers, tried = torch.zeros(3, device=where), []  # loss, sum of errors, parts that have known pixels
-            for k in range(len(own)):
-                _, _, tensors = next(stream)
-                sample = Sample(*(tensor.to(where, non_blocking=True) for tensor in tensors))
-                trained.require_backward_grad_sync = k + 1 == len(own)  # processes meet at the last part
-                with autocast(where, dtype):
-                    prediction = trained(*sample[:2], opened(opening, sample, step), iterations=part.iterations)
-                loss = part.loss(prediction, sample)
-                scaler.scale(loss / len(own)).backward()
-                error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid]
-                tried.append((loss.detach(), sample))
-                known = error.new_tensor(error.numel() > 0)
-                numbers += torch.stack((loss.detach() / parts, error.sum() / max(error.numel(), 1), known))
-            if world > 1:
-                dist.all_reduce(numbers)
-            for update in updates:
-                scaler.unscale_(update)
-            length = nn.utils.clip_grad_norm_(model.parameters(), part.clip).item()
-            value, epe, known = numbers.tolist()
-            epe = epe / known if known else math.nan
-            blank = 0 if known else blank + 1
-            if blank == BAD_STEPS:
-                raise FleetflowError(f"{blank} batches in a row have no known flow; look at `fleetflow doctor dataset`")
-            exploded = len(recent) >= 100 and value > EXPLODED * median(row[0] for row in recent)
-            overflowed = scaler.is_enabled() and math.isfinite(value)  # float16 does so to find its scale
-            learned = math.isfinite(length + value) and not exploded and known > 0
-            if learned:
-                with autocast(where, dtype):  # the products of Muon, too
-                    for update in updates:
-                        scaler.step(update)
-                average.update_parameters(model)
-                recent.append((value, epe))
-                spell = 0
-            elif known and (exploded or not overflowed):
-                bad, spell = bad + 1, spell + 1
-                _keep_bad(folder, tried, bad, done + step, rank)
-            scaler.update()
-            for update in updates:
-                update.zero_grad(set_to_none=True)
-
-            late = minutes is not None and time.monotonic() - began > 60 * minutes
-            stop = processes.agreed(late, where, world) if minutes is not None else False
-            if log:
-                size = part.at(step)
-                row = {"loss": value, "epe": epe, "gradient": length, "rate": factor}
-                log.step(done + step, size.batch, row, learned=learned, skipped=bad)
-                if step % PICTURE_EVERY == 0:
-                    log.picture(done + step, sample, prediction.flow)
-                if judges and ((step + 1) % part.validate_every == 0 or step + 1 == part.steps):
-                    log.validation(done + step, _validate(average.module, judges, where))
-                ends = step + 1 == last or stop
-                if spell < 2 if ends else (step + 1) % checkpoint_every == 0 and not spell:  # the last good one stays
-                    state_now = {
-                        **run,
-                        "step": done + step + 1,
-                        "bad": bad,
-                        "recent": list(recent),
-                        "random": torch.get_rng_state(),
-                        "model": model.state_dict(),
-                        "average": average.state_dict(),
-                        "scaler": scaler.state_dict(),
-                        "optimizers": [update.state_dict() for update in updates],
-                    }
-                    write_atomically(checkpoint, partial(torch.save, state_now))
-                    about = header(run, plan, part, done + step + 1, step + 1)
-                    weights.save(average.module, folder / "weights.safetensors", about)
-                    if step + 1 == part.steps and len(plan.stages) > 1:
-                        weights.save(average.module, folder / f"{part.name}.safetensors", about)
-            if stop:
-                break
-        done += step + 1
-        model = average.module
-        if stop or done >= total:
-            break
-    if log:
-        log.close()
-    if world > 1:
-        dist.barrier()
-    epe = fmean(row[1] for row in recent) if recent else math.nan
-    return Outcome(done, plan.steps, epe, folder / "weights.safetensors", checkpoint)
+    own = disk.own_folder(options.folder, f"train {name}") if team.rank == 0 else nullcontext()
+    with own, Signals() as signals, closing(_Session(asked, like, options, team, signals)) as session:
+        return session.run_stages()
 
 
 def expect(*numbers: tuple[str, float | None, float]) -> None:
@@ -300,70 +171,286 @@ def expect(*numbers: tuple[str, float | None, float]) -> None:
             raise FleetflowError(f"--{option} is {value}; expected a number from {least} to 2^32")
 
 
-def _plan(run: dict) -> Recipe:
-    """The recipe of a run, or the one stage of it that is trained, with the run's settings."""
-    plan = recipe(run["recipe"])
-    plan = changed(_only(plan, run["stage"]) if run["stage"] else plan, run["settings"])
-    return on_data(plan, run["data"]) if run["data"] else plan
-
-
-def _load(checkpoint: Path) -> dict:
-    """What a checkpoint of a run holds; raises FleetflowError where it is damaged or something else."""
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        lacks = [f"it has no {key}" for key in CHECKPOINT if key not in state]
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, OSError, ...
-        lacks = [reason(error)[:80]]
-    if lacks:
+def _expect_folder(options: Options) -> None:
+    """Raises FleetflowError where a run would be replaced, or there is none to resume."""
+    checkpoint = options.folder / "checkpoint.pt"
+    if checkpoint.exists() and not options.resume:
         raise FleetflowError(
-            f"{checkpoint} is no whole checkpoint of a run ({lacks[0]}); put a copy there, or begin another --folder "
-            f"with --start NETWORK:{checkpoint.with_name('weights.safetensors')}"
+            f"{options.folder} holds a run already; add --resume to continue it, or choose another --folder"
         )
-    return state
+    if options.resume and not checkpoint.exists() and disk.asked_before(options.folder) is None:
+        raise FleetflowError(f"{checkpoint} is not there; nothing to resume")
 
 
-def _continued(state: dict, asked: dict, folder: Path) -> dict:
-    """What a run goes on with: what its checkpoint says, and what is asked for where that says nothing.
+class _Session:
+    """A run from its start, or its last checkpoint, to its end or the next interruption."""
 
-    A data folder may be named anew where the old one is gone, and a single stage may be given another length; raises
-    FleetflowError where anything else that is asked for differs.
-    """
-    run = asked | {key: state[key] for key in asked if key in state}
-    plan, kept = _plan(run), run["settings"]
-    run["settings"] = kept | asked["settings"]
-    for key in ("root", "textures"):
-        if asked[key] and run[key] and not Path(run[key]).exists():
-            run[key] = asked[key]
-    free = ("steps", "validate_every") if len(plan.stages) == 1 else ("validate_every",)
-    differences = [
-        (key, run[key], new) for key, new in asked.items() if key != "settings" and new not in (None, [], run[key])
-    ] + [
-        (name, kept.get(name, "as in the recipe"), value)
-        for name, value in asked["settings"].items()
-        if name not in free and _plan({**run, "settings": {**kept, name: value}}) != plan
-    ]
-    if differences:
-        what, before, new = differences[0]
-        raise FleetflowError(
-            f"the run in {folder} has {what} {'none' if before in (None, []) else before}, not {new}; resume it as it "
-            "is, or begin another --folder (--start takes its weights)"
+    def __init__(self, asked: Run, like: Path | None, options: Options, team: Team, signals: Signals):
+        """Reads what there is of the run, and looks whether all that it needs is there."""
+        self.options, self.team, self.signals = options, team, signals
+        self.checkpoint = options.folder / "checkpoint.pt"
+        self.state = Checkpoint.load(self.checkpoint) if options.resume and self.checkpoint.exists() else None
+        self.run = self._decided(asked, self._known(like))
+        self.plan = self.run.plan()
+        self.total = min(self.plan.steps, options.steps or self.plan.steps)
+        self.root = Path(self.run.root) if self.run.root else None
+        if self.position > self.plan.steps:
+            raise FleetflowError(
+                f"the run in {options.folder} is at step {self.position} of {self.plan.steps}; give --set steps=MORE"
+            )
+        self._expect_data()
+        self.textures = photographs(Path(self.run.textures)) if self.run.textures else default_textures()
+        if team.device.type == "cpu":
+            keep_freed()
+        self.history = History(skipped=self.state.skipped if self.state else 0)
+        self.history.recent.extend((loss, epe) for loss, epe in (self.state.recent if self.state else ()))
+        self.best = Best(**self.state.best) if self.state and self.state.best else None
+        self.log: Log | None = None
+        self.began = time.monotonic()
+
+    @property
+    def position(self) -> int:
+        """The step at which this session begins."""
+        return self.state.step if self.state else 0
+
+    def _known(self, like: Path | None) -> dict[str, object]:
+        """Fields of `Run` that are decided: by the run that is resumed, or the one that this one is to be like."""
+        if like:
+            return {key: value for key, value in Checkpoint.load(like).run.items() if key != "seed"}
+        if self.state:
+            return self.state.run
+        return (disk.asked_before(self.options.folder) if self.options.resume else None) or {}
+
+    def _decided(self, asked: Run, known: dict[str, object]) -> Run:
+        """What the run goes on with, nothing left open."""
+        run = asked.continued(known, self.options.folder)
+        self.dtype = choose_dtype(run.precision or "auto", self.team.device)
+        parts = run.gradient_accumulation or self.team.world
+        if parts % self.team.world:
+            hint = f"resume with as many as divide {parts}" if self.state else "give --gradient-accumulation a multiple"
+            raise FleetflowError(f"{parts} parts do not divide among {self.team.world} processes; {hint}")
+        run = replace(run, precision=PRECISIONS[self.dtype], seed=run.seed or 0, gradient_accumulation=parts)
+        return run.with_start()
+
+    def _expect_data(self) -> None:
+        """Raises FleetflowError where data is missing that this stage needs, or a later one."""
+        begin = 0
+        for stage in self.plan.stages:
+            if begin < self.total and begin + stage.steps > self.position:
+                open_sources(stage.sources, self.root)
+                _validation_sets(stage, self.root)
+            begin += stage.steps
+
+    def _claim_folder(self) -> None:
+        """Says which files of the folder are the run's; raises FleetflowError where one of them is somebody else's."""
+        if self.team.rank == 0:
+            begun = self.state is not None
+            disk.claim(self.options.folder, self.run, self.plan, self.team.world, begun=begun)
+
+    def run_stages(self) -> Outcome:
+        """Trains the stages that are left; returns what was reached."""
+        step, model = 0, None
+        for number, stage in enumerate(self.plan.stages):
+            begin, end = step, step + stage.steps
+            model = self._initial_model(number, stage, earlier=model)
+            if self.position < end:
+                step, model = self._train_stage(number, stage, begin, model)
+            else:  # it was finished in an earlier session
+                step = end
+                if self.position == end:
+                    self._claim_folder()
+                    self._restore(partial(model.load_state_dict, self.state.averaged))
+                    self._write_weights(model, stage, begin, end, only_missing=True)
+            if step < end or step >= self.total:
+                break
+        return self._end(step)
+
+    def _train_stage(self, number: int, stage: Stage, begin: int, model: FlowModel) -> tuple[int, nn.Module]:
+        """Trains a stage from its start, or from where the checkpoint stands; returns the step and averaged network."""
+        options = self.options
+        training = Training(
+            stage, model, self.team, self.dtype, compile=options.compile, save_memory=options.save_memory
         )
-    return run
+        first, last = max(self.position - begin, 0), min(stage.steps, self.total - begin)
+        self._claim_folder()
+        if first:
+            self._restore(lambda: training.restore(self.state))
+            self._write_weights(training.average.module, stage, begin, self.position, only_missing=True)
+        if self.team.rank == 0 and not self.log:
+            self.log = Log(options.folder, self.position, self.total, options.report)
+        validation_sets = _validation_sets(stage, self.root)
+        if stage.keep_best and self.best is None and self.log:
+            epe = self._errors(training, validation_sets)["epe"]
+            self.best = Best(epe, epe, begin, copy.deepcopy(model.state_dict()))
+            options.report(f"before training  validation EPE {epe:.3f} px")
+        step = begin + first
+        with self._batches(number, stage, first, last) as stream:
+            for own in range(first, last):
+                stop = self._step(training, stream, validation_sets, begin, own, last)
+                step = begin + own + 1
+                if stop:
+                    break
+        return step, training.average.module
+
+    def _step(self, training: Training, stream: Ahead, validation_sets: list, begin: int, own: int, last: int) -> bool:
+        """One step of a stage and what follows it: log, validation, checkpoint. Returns whether the run stops here."""
+        stage, step = training.stage, begin + own
+        with self.signals.held():
+            result = train_step(training, self._parts(stream), self.run.gradient_accumulation, own, self.history)
+            self._keep_bad(result, step)
+            if self.log:
+                self.log.step(step, stage.at(own).batch, result, self.history.skipped)
+                if own % PICTURE_EVERY == 0:
+                    self.log.picture(step, *result.shown)
+        if self.log and validation_sets and ((own + 1) % stage.validate_every == 0 or own + 1 == stage.steps):
+            self._validate(training, validation_sets, step)
+        with self.signals.held():
+            late = self.options.minutes is not None and time.monotonic() - self.began > 60 * self.options.minutes
+            stop = self.team.any(late or self.signals.caught is not None)
+            skipped = self.history.skipped_in_a_row  # the last good checkpoint stays
+            ends = stop or own + 1 == last
+            due = skipped < 2 if ends else (own + 1) % self.options.checkpoint_every == 0 and not skipped
+            if self.log and due:
+                self._save(training, begin, own + 1)
+        return stop
+
+    def _batches(self, number: int, stage: Stage, first: int, last: int) -> Ahead:
+        """The parts of the stage's batches that are this process's."""
+        rank, world, device = self.team.rank, self.team.world, self.team.device
+        textures = self.textures
+        if not stage.sources and device.type != "cpu":  # a GPU makes the pairs itself, faster than processes could
+            textures = textures.to(device)
+        parts = self.run.gradient_accumulation
+        feed = Feed(stage, 1_009 * self.run.seed + number, parts, textures, self.root)
+        few = min(8, (os.cpu_count() or 1) // world) if feed.sources else 1
+        workers = few if self.options.workers is None else self.options.workers
+        if not feed.sources and device.type != "cpu":
+            workers = 0
+        return batches(feed, first, last, range(rank, parts, world), workers=workers)
+
+    def _parts(self, stream: Ahead) -> Iterator[Sample]:
+        """The next batch, part by part, on the device."""
+        for _ in range(self.team.rank, self.run.gradient_accumulation, self.team.world):
+            yield Sample(*(tensor.to(self.team.device, non_blocking=True) for tensor in next(stream)))
+
+    def _errors(self, training: Training, validation_sets: list[tuple[Source, Files]]) -> dict[str, float]:
+        """The errors of the averaged weights on validation pairs, means by set, then of the sets."""
+        tables = []
+        for source, files in validation_sets:
+            model = fit_for(copy.deepcopy(training.average.module), dataset_of(source))
+            tables.append(evaluate(Predictor(model, device=str(self.team.device)), files)["mean of sets"])
+        return {key: fmean(table[key] for table in tables) for key in ("epe", "out3", "fl")}
+
+    def _validate(self, training: Training, validation_sets: list[tuple[Source, Files]], step: int) -> None:
+        score = self._errors(training, validation_sets)
+        self.log.validation(step, score)
+        if self.best and score["epe"] < self.best.epe:
+            state = copy.deepcopy(training.average.module.state_dict())
+            self.best = Best(self.best.start, score["epe"], step + 1, state)
+
+    def _save(self, training: Training, begin: int, own: int) -> None:
+        """Writes the checkpoint, then the weights: what is missing of these is written when the run is resumed."""
+        Checkpoint(
+            run=vars(self.run),
+            step=begin + own,
+            skipped=self.history.skipped,
+            recent=[list(row) for row in self.history.recent],
+            random=torch.get_rng_state(),
+            model=training.model.state_dict(),
+            average=training.average.state_dict(),
+            scaler=training.scaler.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in training.optimizers],
+            best=vars(self.best) if self.best else None,
+        ).save(self.checkpoint)
+        self._write_weights(training.average.module, training.stage, begin, begin + own)
+
+    def _write_weights(
+        self, model: nn.Module, stage: Stage, begin: int, step: int, *, only_missing: bool = False
+    ) -> None:
+        """Writes the weights of a step, under the name of the stage, too, where this is its last one."""
+        if self.team.rank:
+            return
+        about = header(self.run, self.plan, stage, step, step - begin)
+        if self.best:
+            model = copy.deepcopy(model)
+            self._restore(lambda: model.load_state_dict(self.best.weights))
+            about = {**about, "step": self.best.step, "validation_epe": self.best.epe, "start_epe": self.best.start}
+        names = ["weights"]
+        names += [stage.name] if step == begin + stage.steps and len(self.plan.stages) > 1 else []
+        for name in names:
+            path = self.options.folder / f"{name}.safetensors"
+            if not (only_missing and disk.is_written(path, about["step"])):
+                weights.save(model, path, about)
+
+    def _keep_bad(self, result: StepResult, step: int) -> None:
+        """Stores the worst part of a batch whose loss was no number or exploded; ends the run at the limit."""
+        if not result.bad:
+            return
+        folder = self.options.folder
+        path, saved = folder / f"bad_batch-{self.team.rank}.pt", folder / "weights.safetensors"
+        loss, sample = result.worst
+        tensors = {name: tensor for name, tensor in sample._asdict().items() if tensor is not None}
+        write_atomically(path, partial(disk.save_archive, {"step": step, "loss": loss, **tensors}))
+        if self.history.skipped >= BAD_STEPS:
+            start = f" with --start NETWORK:{saved}" if saved.exists() else ""
+            raise FleetflowError(
+                f"{self.history.skipped} steps had a loss that is not a number or exploded, the last at step {step} "
+                f"(its batch is in {path}); begin another --folder{start} and a lower learning rate"
+            )
+
+    def _restore(self, restore) -> None:
+        """Calls a function that takes over a part of the checkpoint; raises FleetflowError where it does not fit."""
+        try:
+            restore()
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise disk.damaged(self.checkpoint, reason(error)[:80]) from None
+
+    def _initial_model(self, number: int, stage: Stage, *, earlier: nn.Module | None) -> FlowModel:
+        """The network of a stage as its training begins; raises FleetflowError where the checkpoint is of another."""
+        given = self.run.start if number == 0 and (stage.grow or not self.state) else ()
+        resumed = self.state is not None
+        model = initial_model(stage, self.plan, self.run.seed, earlier=earlier, start=given, resumed=resumed)
+        begin = sum(other.steps for other in self.plan.stages[:number])
+        if begin < self.position <= begin + stage.steps and weights.differences(model, self.state.model):
+            raise FleetflowError(
+                f"{self.checkpoint} is not of stage {stage.name}; give the --stage and --set of its run"
+            )
+        return model.to(self.team.device)
+
+    def _end(self, step: int) -> Outcome:
+        """Closes the log, waits for the other processes, and says what was reached."""
+        self.close()
+        self.team.wait()
+        if self.signals.caught is not None:
+            self.signals.end(self.signals.caught)
+        recent = self.history.recent
+        epe = fmean(row[1] for row in recent) if recent else math.nan
+        folder = self.options.folder
+        return Outcome(step, self.plan.steps, epe, folder / "weights.safetensors", self.checkpoint, self.best)
+
+    def close(self) -> None:
+        """Closes the log."""
+        if self.log:
+            self.log.close()
+            self.log = None
 
 
-def _only(plan: Recipe, name: str) -> Recipe:
-    """The recipe with the stage called `name` alone, as a stage that follows another starts: from given weights."""
-    names = [stage.name for stage in plan.stages]
-    if name not in names:
-        raise unknown("stage of this recipe", name, names)
-    stage = plan.stages[names.index(name)]
-    return replace(plan, stages=(replace(stage, tunes=stage.tunes or stage is not plan.stages[0]),))
-
-
-def _fresh(
+def initial_model(
     stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, start: tuple[str, ...], resumed: bool
 ) -> FlowModel:
-    """The network of a stage as its training begins."""
+    """Returns the network of a stage as its training begins.
+
+    Args:
+        stage: of a recipe.
+        plan: the recipe.
+        seed: of random weights.
+        earlier: the network of the stage before.
+        start: names of networks whose weights are given for the first stage.
+        resumed: a checkpoint will be loaded into it.
+
+    Raises:
+        FleetflowError: weights are missing that the stage needs, or are those of another network.
+    """
     torch.manual_seed(seed)
     name = stage.network or plan.network
     model = stage.build() if stage.build else models[name]()
@@ -376,10 +463,10 @@ def _fresh(
         raise FleetflowError(f"the weights of {' and '.join(start)} are not those of {name}, which this stage trains")
     elif stage.grow:
         raise FleetflowError(f"stage {stage.name} takes up trained networks; give them with --start ({plan.source})")
-    elif stage.tunes and not resumed:
+    elif stage.needs_weights and not resumed:
         raise FleetflowError(f"stage {stage.name} tunes trained weights; give them with --start ({plan.source})")
-    elif stage.begin:
-        stage.begin(model)
+    elif stage.init:
+        stage.init(model)
     return model
 
 
@@ -387,105 +474,9 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}
 
 
-def _begin(
-    stage: Stage,
-    model: FlowModel,
-    where: torch.device,
-    dtype: torch.dtype,
-    world: int,
-    compile: bool,
-    save_memory: bool,
-):
-    """Makes what a stage needs besides the network: the module that is called, the average, optimizers, scaler."""
-    model = model.to(memory_format=torch.channels_last).train()
-    if stage.freeze_norm:
-        for layer in model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.eval()
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_ema(stage.ema))
-    updates = stage.optimizer(model, stage.learning_rate, stage.weight_decay)
-    scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
-    if save_memory:
-        blocks = {block for block in model.children() if len(list(block.children())) and _repeatable(block)}
-        if not blocks:
-            raise FleetflowError("no block of this network can be computed again; train it without --save-memory")
-        apply_activation_checkpointing(
-            model, checkpoint_wrapper_fn=checkpoint_wrapper, check_fn=lambda layer: layer in blocks
-        )
-    trained: nn.Module = model
-    if world > 1:
-        trained = DistributedDataParallel(model, device_ids=[where] if where.type == "cuda" else None)
-    if compile:
-        try:
-            torch.compile(lambda x: x + 1)(torch.zeros(1, device=where))
-        except Exception as error:  # whatever a missing or broken compiler raises
-            reason = str(error).strip().splitlines()[0][:200]
-            raise FleetflowError(
-                f"--compile does not work here ({reason}); install a C++ compiler or leave it out"
-            ) from None
-        trained = torch.compile(trained, dynamic=False)  # the sizes of a stage are few
-    return trained, average, updates, scaler
-
-
-def _repeatable(block: nn.Module) -> bool:
-    """Whether computing a block again gives the same: no statistics to count twice, no weights made once a step."""
-    return not any(
-        is_parametrized(layer) or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training)
-        for layer in block.modules()
-    )
-
-
-def _averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights in the state of an AveragedModel."""
-    return {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
-
-
-def _ema(decay: float):
-    """The exponential average, with a shorter memory while the run is young; a decay of 0 gives the weights."""
-
-    @torch.no_grad()
-    def update(averages, current, count):
-        rate = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averages, current, 1 - rate)
-
-    return update
-
-
-def _judges(stage: Stage, root: Path | None) -> list[tuple[Source, Files]]:
+def _validation_sets(stage: Stage, root: Path | None) -> list[tuple[Source, Files]]:
     """The stage's validation pairs, opened before it trains; none where validate_every is 0."""
     try:
         return open_sources(stage.validation, root) if stage.validate_every else []
     except FleetflowError as error:
         raise FleetflowError(f"{error} (for validation; --set validate_every=0 trains without)") from None
-
-
-def _validate(model: FlowModel, judges: list[tuple[Source, Files]], where: torch.device) -> dict[str, float]:
-    """The errors of the averaged weights on validation pairs, means by set, then of the sets."""
-    tables = []
-    for source, files in judges:
-        predictor = Predictor(fit_for(copy.deepcopy(model), dataset_of(source)), device=str(where))
-        tables.append(evaluate(predictor, files)["mean of sets"])
-    return {key: fmean(table[key] for table in tables) for key in ("epe", "out3", "fl")}
-
-
-def _keep_bad(folder: Path, tried: list[tuple[torch.Tensor, Sample]], bad: int, step: int, rank: int) -> None:
-    """Stores the worst part of a batch whose loss was no number or exploded; ends the run at the limit."""
-    path, saved = folder / f"bad_batch-{rank}.pt", folder / "weights.safetensors"
-    loss, sample = max(tried, key=lambda part: part[0].nan_to_num(math.inf, math.inf).item())
-    tensors = {name: tensor for name, tensor in sample._asdict().items() if tensor is not None}
-    torch.save({"step": step, "loss": loss.item(), **tensors}, path)
-    if bad >= BAD_STEPS:
-        start = f" with --start NETWORK:{saved}" if saved.exists() else ""
-        raise FleetflowError(
-            f"{bad} steps had a loss that is not a number or exploded, the last at step {step} (its batch is in "
-            f"{path}); begin another --folder{start} and a lower learning rate"
-        )
-
-
-def _said(start: str) -> dict[str, str]:
-    """What weights given as a start say of themselves; nothing where they are no file of ours."""
-    network, _, path = start.partition(":")
-    try:
-        return weights.header(Path(path) if path else weights.shipped(network))
-    except FleetflowError:
-        return {}

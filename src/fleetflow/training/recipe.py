@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from fleetflow.data.dataset import Files
 from fleetflow.data.generate.worlds import MIXTURE, World
 from fleetflow.models.base import FlowModel
 from fleetflow.registry import unknown
-from fleetflow.training import schedules
 from fleetflow.training.losses import multi_scale
 from fleetflow.training.optimizers import optimizers
 from fleetflow.types import FleetflowError, Prediction, Sample
@@ -51,14 +49,16 @@ class Stage:
     ema: decay of the averaged weights, which are then the ones saved; 0 saves the weights themselves.
     clip: largest norm of the gradient.
     freeze_norm: batch normalization keeps its statistics (RAFT after its first stage).
-    iterations: refinement steps in training, for networks that refine; None takes the network's own.
+    iterations: of refinement in training, for networks that refine; None takes the network's own.
     network: of this stage, where it differs from the recipe's.
     build: makes the network, where training needs arguments of it.
-    opening: a network with weights of ours, whose flow every other pair begins with.
-    begin: what is done to fresh weights, where nothing comes before.
+    initial_flow: a network with weights of ours, whose flow every other pair starts from (those between start from 0).
+    init: what is done to fresh weights, where nothing comes before.
     grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to like.
-    tunes: the stage needs trained weights to start from.
+    needs_weights: the stage starts from trained weights only.
     validation, validate_every: pairs measured every so many steps and at the end; 0 never measures.
+    generated_every: every so many batches one is of generated pairs, though there are sources; 0: none is.
+    keep_best: the weights that are saved are those with the lowest validation EPE, which may be those of the start.
     """
 
     name: str
@@ -76,12 +76,14 @@ class Stage:
     iterations: int | None = None
     network: str | None = None
     build: Callable[[], FlowModel] | None = None
-    opening: str | None = None
-    begin: Callable[[FlowModel], None] | None = None
+    initial_flow: str | None = None
+    init: Callable[[FlowModel], None] | None = None
     grow: Callable[..., None] | None = None
-    tunes: bool = False
+    needs_weights: bool = False
     validation: tuple[Source, ...] = ()
     validate_every: int = 5_000
+    generated_every: int = 0
+    keep_best: bool = False
 
     @property
     def steps(self) -> int:
@@ -121,100 +123,6 @@ class Recipe:
         return sum(stage.samples(stage.steps) for stage in self.stages)
 
 
-def described(stage: Stage) -> str:
-    """Returns two lines on all that the training of a stage depends on; what is as in every other stage is left out.
-
-    First name, steps, batches, rate and schedule, optimizer and decay, clip, EMA, what is special about the network.
-    Then loss and pairs: data sets, what their readers are told, repeats, (augmentation).
-    """
-    parts = [f"{part.batch} x {part.height}x{part.width}" for part in stage.batches]
-    if len(parts) > 1:
-        parts = [f"{part.steps:,} of {size}" for part, size in zip(stage.batches, parts)]
-    clip = "no clip" if stage.clip == math.inf else f"clip {stage.clip:g}"
-    words = [
-        f"{stage.name:<10} {stage.steps:>9,} steps",
-        f"{', '.join(parts):<13}",
-        f"rate {stage.learning_rate:g} {_schedule(stage.schedule)}",
-        f"{_called(stage.optimizer).replace('optimizers', 'muon')}, decay {stage.weight_decay:g}",
-        clip if stage.clip != Stage.clip else "",
-        f"EMA {stage.ema:g}" if stage.ema else "",
-        f"network {stage.network}" if stage.network else "",
-        _built(stage.build) if stage.build else "",
-        f"{stage.iterations} iterations" if stage.iterations else "",
-        f"half begin with {stage.opening}" if stage.opening else "",
-        f"begins by {_called(stage.begin)}" if stage.begin else "",
-        f"grows by {_called(stage.grow)}" if stage.grow else "",
-        "norm frozen" if stage.freeze_norm else "",
-        "needs weights" if stage.tunes else "",
-    ]
-    pairs = _sets(stage.sources) if stage.sources else _generated(stage.mixture)
-    return f"{'  '.join(word for word in words if word)}\n{'':15}{_called(stage.loss)}  {pairs}"
-
-
-def _called(function: Callable, name: str = "") -> str:
-    """Returns the name of a function and what a partial binds: "raft scale -0.1 1, mirror"."""
-    bound = [_value(value) for value in getattr(function, "args", ())]
-    bound += [_bound(key, value) for key, value in getattr(function, "keywords", {}).items()]
-    return f"{name or getattr(function, 'func', function).__name__} {', '.join(bound)}".strip()
-
-
-def _schedule(schedule: Callable) -> str:
-    """Returns the name that `schedules` has for it, such as s_long, and what it binds, but not the rows of a table."""
-    name = next((name for name, value in vars(schedules).items() if value is schedule), "")
-    return name if name and getattr(schedule, "func", None) is schedules.table else _called(schedule, name)
-
-
-def _bound(key: str, value: object) -> str:
-    if isinstance(value, bool):
-        return key if value else f"no {key}"
-    return f"{key} {_value(value)}"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(_value, value))
-    if isinstance(value, int):
-        return f"{value // 1000}k" if value and value % 1000 == 0 else str(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    return _called(value) if callable(value) else str(value)
-
-
-def _sets(sources: tuple[Source, ...]) -> str:
-    """Returns, for example, Sintel clean + final x10 (irr); KITTI2012, KITTI2015 (irr_kitti)."""
-    found = []
-    for augment, alike in groupby(sources, key=lambda source: _called(source.augment) if source.augment else ""):
-        sets = []
-        for (folder, repeat), group in groupby(alike, key=lambda source: (source.folder, source.repeat)):
-            told = (" ".join(map(_value, getattr(source.files, "keywords", {}).values())) for source in group)
-            words = (folder, " + ".join(told), f"x{repeat}" if repeat > 1 else "")
-            sets.append(" ".join(word for word in words if word))
-        found.append(", ".join(sets) + (f" ({augment})" if augment else ""))
-    return "; ".join(found)
-
-
-def _generated(mixture: dict[World, float]) -> str:
-    if mixture == MIXTURE:
-        return "generated pairs"
-    return "generated pairs: " + ", ".join(f"{world.__name__[:-6]} {share:g}" for world, share in mixture.items())
-
-
-def _built(build: Callable[[], FlowModel]) -> str:
-    """Returns what makes a network; of an equilibrium: solver, evaluations, terms of the loss, differentiated steps."""
-    found = getattr(build, "keywords", {}).get("equilibrium")
-    if found is None:
-        return _called(build)
-    terms, steps = len(found.keep) + 1, getattr(found.gradient, "steps", 0)
-    words = [
-        f"{build.func.__name__}: {type(found.solver).__name__}",
-        f"{found.iterations} evaluations",
-        f"{terms} loss term{'s' * (terms > 1)}",
-        f"{steps} phantom step{'s' * (steps > 1)}" if steps else type(found.gradient).__name__,
-        *(["through the flow"] if found.through_flow else []),
-    ]
-    return ", ".join(words)
-
-
 _KINDS = {int: "a whole number", float: "a number"}
 _RANGES = {  # of settings, both ends allowed; all others go from 1 on
     "learning_rate": (1e-12, 1e3),
@@ -222,6 +130,7 @@ _RANGES = {  # of settings, both ends allowed; all others go from 1 on
     "clip": (1e-12, math.inf),
     "ema": (0.0, 1 - 1e-9),
     "validate_every": (0, math.inf),
+    "generated_every": (0, math.inf),
 }
 
 
@@ -229,42 +138,50 @@ def changed(plan: Recipe, settings: dict[str, str]) -> Recipe:
     """Returns the recipe with settings of all its stages replaced: steps, batch, height, width, learning_rate, ...
 
     steps is the number of steps of the whole recipe, which its parts share as before, at least one each.
-    Raises FleetflowError for a name that no stage has and for a value of another type or out of range.
+
+    Raises:
+        FleetflowError: no stage has a setting of this name, or the value is of another type or out of range.
     """
-    stages = plan.stages
-    inside = {field.name: field.type for field in dataclasses.fields(Batches)}
-    kinds = {field.name: field.type for field in dataclasses.fields(Stage)} | inside
-    kinds = {name: kind for name, kind in kinds.items() if kind in (int, float, bool, int | None)}
     for name, text in settings.items():
-        inner = name in inside
-        if name not in kinds:
-            raise unknown("setting", name, list(kinds))
-        old = plan.steps if name == "steps" else getattr(stages[0].batches[0] if inner else stages[0], name)
-        kind = int if kinds[name] == int | None else kinds[name]
-        low, high = _RANGES.get(name, (1, math.inf))
-        if name == "steps":
-            low = sum(len(stage.batches) for stage in stages)
-        try:
-            value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-            if kind is not bool and not (low <= value <= high):
-                raise ValueError
-        except (ValueError, KeyError):
-            limits = f"from {low:g} " + ("on" if high == math.inf else f"to {high:g}")
-            expected = "true or false" if kind is bool else f"{_KINDS[kind]} {limits}"
-            example = low if old is None else old
-            raise FleetflowError(f'{name} is "{text}"; expected {expected}, such as {example}') from None
-        if not inner:
-            stages = tuple(dataclasses.replace(stage, **{name: value}) for stage in stages)
-            continue
-        share = value / plan.steps if name == "steps" else None
-        stages = tuple(
-            dataclasses.replace(
-                stage,
-                batches=tuple(
-                    dataclasses.replace(part, **{name: value if share is None else max(1, round(part.steps * share))})
-                    for part in stage.batches
-                ),
-            )
-            for stage in stages
-        )
-    return dataclasses.replace(plan, stages=stages)
+        value, of = _value(plan, name, text), plan.steps
+        plan = dataclasses.replace(plan, stages=tuple(_replaced(stage, name, value, of) for stage in plan.stages))
+    return plan
+
+
+def _replaced(stage: Stage, name: str, value: int | float | bool, of: int) -> Stage:
+    """A stage with one setting replaced; `of` is the number of steps of its recipe so far."""
+    if name not in _fields(Batches):
+        return dataclasses.replace(stage, **{name: value})
+    batches = []
+    for part in stage.batches:
+        new = max(1, round(part.steps * (value / of))) if name == "steps" else value
+        batches.append(dataclasses.replace(part, **{name: new}))
+    return dataclasses.replace(stage, batches=tuple(batches))
+
+
+def _value(plan: Recipe, name: str, text: str) -> int | float | bool:
+    """The value of a setting; raises FleetflowError where `text` is none."""
+    kinds = _fields(Stage) | _fields(Batches)
+    if name not in kinds:
+        raise unknown("setting", name, list(kinds))
+    first = plan.stages[0]
+    old = plan.steps if name == "steps" else getattr(first.batches[0] if name in _fields(Batches) else first, name)
+    kind = int if kinds[name] == int | None else kinds[name]
+    low, high = _RANGES.get(name, (1, math.inf))
+    if name == "steps":
+        low = sum(len(stage.batches) for stage in plan.stages)
+    try:
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        if kind is bool or low <= value <= high:
+            return value
+    except (ValueError, KeyError):
+        pass
+    limits = f"from {low:g} " + ("on" if high == math.inf else f"to {high:g}")
+    expected = "true or false" if kind is bool else f"{_KINDS[kind]} {limits}"
+    raise FleetflowError(f'{name} is "{text}"; expected {expected}, such as {low if old is None else old}')
+
+
+def _fields(kind: type) -> dict[str, type]:
+    """The fields of a dataclass that a setting can replace, with their types."""
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    return {name: kind for name, kind in fields.items() if kind in (int, float, bool, int | None)}

@@ -52,7 +52,7 @@ def pwc(network: str, first: Augment, sparse: Augment, source: str) -> dict[str,
     second = replace(
         fine, name="things", batches=(Batches(500_000, 4, 384, 768),), sources=things(first, "clean", "final")
     )
-    tuned = replace(fine, learning_rate=3e-5, schedule=schedules.pwcnet_sintel, loss=PWC_FINE, tunes=True)
+    tuned = replace(fine, learning_rate=3e-5, schedule=schedules.pwcnet_sintel, loss=PWC_FINE, needs_weights=True)
     on_sintel = replace(tuned, name="sintel", batches=(Batches(300_000, 4, 384, 768),), sources=sintel_both(first))
     on_kitti = replace(
         tuned, name="kitti", batches=(Batches(300_000, 4, 320, 896),), sources=kitti_both(sparse), validation=KITTI_TEST
@@ -118,7 +118,7 @@ def liteflownet2_stages() -> dict[str, Recipe]:
             measure=losses.charbonnier,
             compare=losses.enlarged,
         ),
-        tunes=True,
+        needs_weights=True,
     )
     on_sintel = replace(
         tuned,
@@ -188,7 +188,7 @@ def flownet2_parts() -> dict[str, Recipe]:
         sources=(Source(partial(sintel, split="train", render="clean"), "Sintel"),),
         validation=(Source(partial(sintel, split="val", render="clean"), "Sintel"),),
         validate_every=2_000,
-        tunes=True,
+        needs_weights=True,
     )
     fusion = on_things(replace(base, name="fusion", network="flownet2", loss=FUSED, grow=start_stack))
     source = "arXiv 1612.01925"

@@ -32,7 +32,7 @@ def _pyramid(
     rate: float = 0.0025,
     decay: float = 0.1,
     cooldown: float = 0.0,
-    begin: Callable | None = None,
+    init: Callable | None = None,
 ) -> Stage:
     """A stage for LiteFlowNet2: Muon, and a loss on the flows of all its levels.
 
@@ -46,12 +46,12 @@ def _pyramid(
         loss=partial(losses.multi_scale, weights=(0.25, 0.25, 0.25)),
         weight_decay=decay,
         mixture=mixture,
-        begin=begin,
+        init=init,
     )
 
 
 def _comparing(
-    name: str, mixture: dict[worlds.World, float], size: Batches, cooldown: float, begin: Callable | None = None
+    name: str, mixture: dict[worlds.World, float], size: Batches, cooldown: float, init: Callable | None = None
 ) -> Stage:
     """A stage for Light Flow: AdamW, of which a step takes half the time that Muon's takes and learns as much."""
     return Stage(
@@ -62,7 +62,7 @@ def _comparing(
         optimizer=adamw,
         weight_decay=1e-4,
         mixture=mixture,
-        begin=begin,
+        init=init,
         build=partial(lightflow.LightFlow, stored=True),
     )
 
@@ -74,7 +74,7 @@ def _refining(
     loss: Callable = losses.sequence,
     iterations: int | None = None,
     build: Callable[[], FlowModel] | None = None,
-    opening: str | None = None,
+    initial_flow: str | None = None,
 ) -> Stage:
     """A stage for networks that refine: Muon, and a loss on several points of the way."""
     return Stage(
@@ -89,17 +89,17 @@ def _refining(
         mixture=mixture,
         iterations=iterations,
         build=build,
-        opening=opening,
+        initial_flow=initial_flow,
     )
 
 
 def _solving(
-    name: str, mixture: dict[worlds.World, float], evaluations: int, *sizes: Batches, opening: str | None = None
+    name: str, mixture: dict[worlds.World, float], evaluations: int, *sizes: Batches, initial_flow: str | None = None
 ) -> Stage:
     """A stage for the small DEQ-Flow: so many evaluations, one-step gradients at three points of them."""
     equilibrium = equilibrium_of(deq_flow.PLAIN, evaluations, 3, 1)
     build = partial(deq_flow.deq_flow_tiny, equilibrium=equilibrium)
-    return _refining(name, mixture, *sizes, loss=losses.correction, build=build, opening=opening)
+    return _refining(name, mixture, *sizes, loss=losses.correction, build=build, initial_flow=initial_flow)
 
 
 GENERATED: dict[str, Recipe] = {
@@ -112,7 +112,7 @@ GENERATED: dict[str, Recipe] = {
                 learning_rate=0.006,
                 schedule=partial(schedules.warm_flat_cool, warmup=200, cooldown=0.25),
                 weight_decay=0.01,
-                begin=start_as_matcher,
+                init=start_as_matcher,
             ),
         ),
         "ours: generated pairs only, sized for an afternoon on two CPU cores",
@@ -165,7 +165,7 @@ GENERATED: dict[str, Recipe] = {
                 Batches(750, 8, 128, 192),
                 rate=0.006,
                 decay=0.01,
-                begin=liteflownet2.start_as_matcher,
+                init=liteflownet2.start_as_matcher,
             ),
             _pyramid("roams", worlds.MIXTURE, Batches(620, 6, 256, 384), cooldown=0.4),
             _pyramid("sweeps", worlds.MIXTURE, Batches(1_000, 6, 256, 384), Batches(700, 4, 320, 576), cooldown=0.5),
@@ -179,7 +179,7 @@ GENERATED: dict[str, Recipe] = {
             _refining("widens", MODERATE, Batches(800, 6, 160, 224), iterations=8),
             _refining("roams", worlds.MIXTURE, Batches(1_500, 4, 256, 352), iterations=10),
             _refining("sweeps", worlds.MIXTURE, Batches(1_500, 4, 384, 512), iterations=10),
-            _refining("follows", worlds.MIXTURE, Batches(1_000, 3, 384, 640), iterations=6, opening="fastflownet"),
+            _refining("follows", worlds.MIXTURE, Batches(1_000, 3, 384, 640), iterations=6, initial_flow="fastflownet"),
         ),
         "ours: some hours on two CPU cores",
     ),
@@ -191,7 +191,7 @@ GENERATED: dict[str, Recipe] = {
             _solving("widens", MODERATE, 24, Batches(1_700, 4, 160, 224)),
             _solving("roams", worlds.MIXTURE, 24, Batches(750, 4, 256, 352)),
             _solving("sweeps", worlds.MIXTURE, 24, Batches(1_500, 4, 256, 352), Batches(500, 3, 384, 512)),
-            _solving("follows", worlds.MIXTURE, 24, Batches(1_000, 3, 384, 640), opening="fastflownet"),
+            _solving("follows", worlds.MIXTURE, 24, Batches(1_000, 3, 384, 640), initial_flow="fastflownet"),
         ),
         "ours: some hours on two CPU cores",
     ),
