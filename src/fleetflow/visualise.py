@@ -6,10 +6,11 @@ and Evaluation Methodology for Optical Flow", IJCV 2011; the error colors are th
 
 For a clip, choose one scale and give it to every frame, so that one color means one motion throughout:
 
-    scale = max(robust_scale(flow) for flow in flows)
+    scale = clip_scale([robust_scale(flow) for flow in flows])
     pictures = [with_legend(flow_to_color(flow, scale), scale) for flow in flows]
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -71,13 +72,28 @@ def robust_scale(flow: np.ndarray, valid: np.ndarray | None = None) -> float:
 
     flow: [H, W, 2] pixels, or a whole clip [T, H, W, 2]; unknown and invalid pixels do not count. The numbers are
     1, 1.5, 2, 3, 5, 7, 10, 15, ... pixels and never under SMALLEST_SCALE. For a clip that does not fit into memory
-    take the largest of its frames' scales.
+    give the scales of its frames to `clip_scale`.
     """
     flow, known = _known(flow, valid, clip=True)
     lengths = _length(flow)[known]
     bound = max(float(np.percentile(lengths, 99)) if lengths.size else 0.0, SMALLEST_SCALE)
     decade = 10.0 ** np.floor(np.log10(bound))
     return float(next(step * decade for step in READABLE_STEPS if step * decade >= bound * (1 - 1e-5)))
+
+
+def clip_scale(scales: Sequence[float]) -> float:
+    """Returns one scale in pixels for a clip, from those of some of its frames.
+
+    It is the largest that one frame in five exceeds, or one frame if there are fewer than five: a frame whose flow is
+    wrong, or one cut, does not make all the others pale. Of one or two frames it is the larger one.
+
+    Args:
+        scales: pixels, one or more, as `robust_scale` gives them.
+    """
+    if not len(scales):
+        raise FleetflowError("clip_scale got no scale; expected one or more, in pixels")
+    left_out = max(1, len(scales) // 5) if len(scales) > 2 else 0
+    return sorted(map(checked_scale, scales))[-1 - left_out]
 
 
 def flow_to_color(
@@ -87,12 +103,18 @@ def flow_to_color(
     valid: np.ndarray | None = None,
     background: Background = "light",
 ) -> np.ndarray:
-    """Returns flow [H, W, 2] pixels as a picture [H, W, 3] uint8 RGB: the hue is the direction, saturation the length.
+    """Colors a flow: the hue is the direction, the saturation the length.
 
-    scale: the motion in pixels shown at full saturation; None takes `full_scale(flow)`, which never blows up motion
-    under 1 px. Faster motion keeps its hue and turns darker (light background) or paler (dark background).
-    valid: [H, W] bool. Unknown pixels (not valid, not finite, or over 1e9) are black, dark gray on the dark background.
-    background: what no motion looks like, "light" white or "dark" black.
+    Args:
+        flow: [H, W, 2] pixels.
+        scale: the motion in pixels shown at full saturation, as is all that is faster; None takes `full_scale(flow)`,
+            which never blows up motion under 1 px.
+        valid: [H, W] bool. Unknown pixels (not valid, not finite, or over 1e9) are black, dark gray on the dark
+            background.
+        background: what no motion looks like, "light" white or "dark" black.
+
+    Returns:
+        A picture [H, W, 3] uint8 RGB.
     """
     flow, known = _known(flow, valid)
     if background not in UNKNOWN_COLOR:
@@ -110,17 +132,16 @@ def flow_to_color(
 def _paint(vectors: np.ndarray, scale: float, wheel: np.ndarray, dark: bool, out: np.ndarray) -> None:
     # The order and the precision (float32 up to the position on the wheel, then float64) decide the last bit.
     u, v = vectors[:, 0] / scale, vectors[:, 1] / scale
-    length = np.sqrt(u * u + v * v)
+    length = np.minimum(np.sqrt(u * u + v * v), 1)
     position = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(wheel) - 1)
     before = position.astype(np.int32)
     after = (before + 1) % len(wheel)
     share = (position - before).astype(np.float64)
-    rest, over = 1 - share, np.flatnonzero(length > 1)
+    rest = 1 - share
     for channel in range(3):
         ramp = np.ascontiguousarray(wheel[:, channel])
         pure = rest * ramp.take(before) + share * ramp.take(after)
         shade = length * pure if dark else 1 - length * (1 - pure)
-        shade[over] = 1 - 0.75 * (1 - pure[over]) if dark else 0.75 * pure[over]
         out[:, channel] = 255 * shade  # the cast rounds down
 
 

@@ -17,7 +17,7 @@ from fleetflow.io.images import IMAGE_SUFFIXES, list_frames, read_image, write_i
 from fleetflow.io.video import VideoReader, VideoWriter, join_videos
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction
-from fleetflow.visualise import checked_scale, flow_to_color, robust_scale, side_by_side, with_legend
+from fleetflow.visualise import checked_scale, clip_scale, flow_to_color, robust_scale, side_by_side, with_legend
 
 # How each format of --format is named; {} is the name of the first frame without its suffix.
 FORMATS = {
@@ -163,7 +163,7 @@ def predict_folder(
     scale = scale or note.facts.get("scale")
     if scale is None and set(formats) & set(PICTURES):
         scouts = [map(read_image, pair) for pair in pairs[:: max(1, len(pairs) // SCOUTS)]]
-        scale = max(robust_scale(predictor(*images)) for images in scouts)
+        scale = clip_scale([robust_scale(predictor(*images)) for images in scouts])
     written: list[Path] = []
     clip = _Clip(predictor, warm_start)
     for k, (first, second) in enumerate(pairs):
@@ -265,9 +265,8 @@ def _clip_scale(predictor: Predictor, video: Path) -> float:
     """The color scale for a whole clip, from a few pairs spread over it."""
     with VideoReader(video) as reader:
         every = max(1, (reader.frames or 25 * SCOUTS) // SCOUTS)
-        return max(
-            (robust_scale(predictor(*pair)) for k, pair in enumerate(pairwise(reader)) if k % every == 0), default=1.0
-        )
+        scales = [robust_scale(predictor(*pair)) for k, pair in enumerate(pairwise(reader)) if k % every == 0]
+        return clip_scale(scales or [1.0])
 
 
 def _known(formats: Sequence[str] | None, scale: float | None) -> list[str]:
