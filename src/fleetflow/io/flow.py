@@ -4,7 +4,6 @@ import math
 import os
 import re
 import struct
-import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import av
 import numpy as np
 
+from fleetflow.io.arrays import read_npy, read_npz
 from fleetflow.io.atomic import existing, reading, write_atomically
 from fleetflow.io.images import read_deep_image
 from fleetflow.io.limits import DEFLATE, check_size
@@ -143,55 +143,26 @@ def _write_kitti(path: Path, flow: np.ndarray) -> None:
     path.write_bytes(b"".join(bytes(packet) for packet in packets))
 
 
-def _read_npy_array(
-    path: Path, file: BinaryIO, length: int, channels: tuple[int, ...], present: int, packing: int = 1
-) -> np.ndarray:
-    """Returns the array [H, W, *channels] of numbers in a .npy stream; never objects.
-
-    length: bytes of the stream, as somebody says; present, packing: as of `check_size`.
-    """
-    if np.lib.format.read_magic(file) != (1, 0):  # later versions hold only structures and headers over 64 KiB
-        raise FleetflowError(f"{path} is not a plain .npy file; write it with numpy.save")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if len(shape) < 2 or shape[2:] != channels or dtype.kind not in "biuf":
-        raise FleetflowError(f"{path} holds {dtype} {list(shape)}; expected flow float [H, W, 2], valid bool [H, W]")
-    needed = math.prod(shape) * dtype.itemsize
-    check_size(path, *shape[:2], needed + file.tell(), length)
-    check_size(path, *shape[:2], needed + file.tell(), present, packing)
-    data = file.read(needed)
-    if file.read(1):  # at the end of a .npz member this also checks its checksum
-        raise FleetflowError(f"{path} goes on after its array {list(shape)}; check the file")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
-
-
 def _read_npy(path: Path) -> np.ndarray:
-    with open(path, "rb") as file:
-        length = path.stat().st_size
-        return _read_npy_array(path, file, length, (2,), length)
+    return _checked(path, read_npy(path), (2,))
 
 
 def _read_npz(path: Path) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
-        flow = _read_npz_member(path, archive, "flow.npy", (2,))
-        if "valid.npy" not in archive.namelist():
-            return flow
-        valid = _read_npz_member(path, archive, "valid.npy", ())
-    if valid.shape != flow.shape[:2]:
+    flow, valid = read_npz(path, "flow", optional=("valid",))
+    _checked(path, flow, (2,))
+    if valid is None:
+        return flow
+    if _checked(path, valid, ()).shape != flow.shape[:2]:
         raise FleetflowError(f"{path} holds valid {list(valid.shape)} for a flow {list(flow.shape)}; expected [H, W]")
     return np.where(valid[..., None] != 0, flow, np.nan)
 
 
-def _read_npz_member(path: Path, archive: zipfile.ZipFile, name: str, channels: tuple[int, ...]) -> np.ndarray:
-    if name not in archive.namelist():
-        raise FleetflowError(f"{path} holds {archive.namelist()[:9]} but no {name}; expected the keys flow and valid")
-    member = archive.getinfo(name)
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise FleetflowError(f"{path} is packed in a way numpy does not write; write it with numpy.savez_compressed")
-    # the lengths in the directory of the archive may lie as well as the header of the array: trust neither too far
-    present = min(member.compress_size, path.stat().st_size)
-    packing = DEFLATE if member.compress_type == zipfile.ZIP_DEFLATED else 1
-    with archive.open(member) as file:
-        return _read_npy_array(path, file, member.file_size, channels, present, packing)
+def _checked(path: Path, array: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
+    """Returns the array if it is [H, W, *channels]; else raises FleetflowError."""
+    if array.ndim < 2 or array.shape[2:] != channels or not array.size:
+        seen = f"{array.dtype} {list(array.shape)}"
+        raise FleetflowError(f"{path} holds {seen}; expected flow float [H, W, 2], valid bool [H, W]")
+    return array
 
 
 def _write_npz(path: Path, flow: np.ndarray) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from fleetflow.data.dataset import Files, Pair, datasets, read_masks
+from fleetflow.io.arrays import read_npz
+from fleetflow.io.atomic import reading
 from fleetflow.io.flow import read_flow
 from fleetflow.types import FleetflowError
 
@@ -46,10 +48,8 @@ def _masks(folder: Path) -> dict[str, np.ndarray]:
 def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix != ".npz":
         return read_flow(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            flow = file["flow"].astype(np.float32)
-            valid = np.unpackbits(file["valid"])[: flow.shape[0] * flow.shape[1]].reshape(flow.shape[:2]).astype(bool)
-    except (OSError, KeyError, ValueError) as error:
-        raise FleetflowError(f"{path} cannot be read ({error}); expected arrays flow and valid") from None
+    with reading(path, "a flow .npz"):
+        flow, packed = read_npz(path, "flow", "valid")
+        flow = flow.astype(np.float32)
+        valid = np.unpackbits(packed)[: flow.shape[0] * flow.shape[1]].reshape(flow.shape[:2]).astype(bool)
     return np.where(valid[..., None], flow, 0), valid

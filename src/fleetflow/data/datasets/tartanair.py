@@ -8,6 +8,7 @@ import numpy as np
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets
 from fleetflow.data.listing import Listing
+from fleetflow.io.arrays import read_npy
 from fleetflow.io.atomic import existing, reading
 from fleetflow.io.flow import read_flow
 
@@ -57,4 +58,4 @@ def _masks(mask: Path) -> dict[str, np.ndarray]:
 
 def _mask(path: Path) -> np.ndarray:
     with reading(existing(path), "a mask .npy"):
-        return np.load(path, allow_pickle=False)
+        return read_npy(path)

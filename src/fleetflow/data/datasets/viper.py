@@ -8,6 +8,7 @@ import numpy as np
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets
 from fleetflow.data.listing import Listing
+from fleetflow.io.arrays import read_npz
 from fleetflow.io.atomic import existing, reading
 
 Split = Literal["train", "val", "test"]
@@ -43,8 +44,8 @@ def viper(root: Path, *, split: Split = "train") -> Files:
 
 
 def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with reading(existing(path), "a VIPER flow"), np.load(path, allow_pickle=False) as file:
-        flow = np.stack((file["u"], file["v"]), -1).astype(np.float32)
+    with reading(existing(path), "a VIPER flow"):
+        flow = np.stack(read_npz(path, "u", "v"), -1).astype(np.float32)
     valid = (np.abs(flow) <= LIMIT).all(-1)
     flow[~valid] = 0
     return flow, valid
