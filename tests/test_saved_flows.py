@@ -158,7 +158,8 @@ def test_what_submit_and_predict_write_can_be_judged(data, tmp_path, monkeypatch
     for name in ("a", "b"):
         frames = [str(data / "one" / name / f"img{k}.png") for k in (1, 2)]
         assert (
-            main(["predict", *frames, "-o", f"out/{name}", "-f", "flo", "--precision", "fp32", "-m", "fastflownet"]) == 0
+            main(["predict", *frames, "-o", f"out/{name}", "-f", "flo", "--precision", "fp32", "-m", "fastflownet"])
+            == 0
         )
     scores = []
     for model in (["out"], ["fastflownet", "--precision", "fp32"]):
