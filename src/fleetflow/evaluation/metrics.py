@@ -244,6 +244,8 @@ def boundary_distance(sample: Sample, limit: int = 140) -> Tensor:
 def edge_distance(edges: Tensor, limit: int) -> Tensor:
     """Returns [H, W] pixels, the Euclidean distance to the nearest True of [H, W]; infinite from `limit` on."""
     height, width = edges.shape
+    if not edges.any():
+        return torch.full((height, width), math.inf, device=edges.device)
     rows = torch.arange(height, device=edges.device, dtype=torch.float32)[:, None]
     above = torch.where(edges, rows, -math.inf).cummax(0).values
     below = torch.where(edges, rows, math.inf).flip(0).cummin(0).values.flip(0)
