@@ -1,5 +1,8 @@
 """Predict: the Predictor, and the jobs on pairs, folders and videos, whole, interrupted and damaged."""
 
+import hashlib
+import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -7,13 +10,18 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fleetflow.cli.main import main
 from fleetflow.data.datasets.pairs import pairs
+from fleetflow.inference import color_scale
 from fleetflow.inference import files as job
+from fleetflow.inference.pairing import described, scenes
 from fleetflow.inference.predictor import Predictor
+from fleetflow.io.atomic import LOCK, lock_folder
 from fleetflow.io.flow import read_flow, write_flow
 from fleetflow.io.images import list_frames, read_image, write_image
+from fleetflow.io.note import NAME
 from fleetflow.io.video import VideoReader, VideoWriter
 from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import FastFlowNet
@@ -120,7 +128,7 @@ def test_pair_into_a_folder_in_every_format(predictor, tmp_path):
         write_image(tmp_path / f"{k}.png", np.full((100, 120, 3), 51 * k, np.uint8))
     output = tmp_path / "out"
     written = job.predict_pair(predictor, tmp_path / "1.png", tmp_path / "2.png", output, list(job.FORMATS))
-    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in written)
+    assert sorted(path.name for path in output.glob("[!.]*")) == sorted(path.name for path in written)
     for kind in ("flo", "kitti", "npy", "npz", "pfm", "flo5"):
         flow, valid = read_flow(output / job.FORMATS[kind].format("1"))
         assert valid.all() and np.abs(flow - (20, 40)).max() < 0.01, kind
@@ -192,13 +200,13 @@ def test_folder_in_natural_order_and_continued(predictor, folder, tmp_path):
     done = []
     written = job.predict_folder(predictor, folder, tmp_path / "out", ["flo"], progress=done.append)
     assert [path.name for path in written] == ["f1.flo", "f3.flo", "f5.flo", "f7.flo", "f9.flo"]
-    assert done[-1] == (5, 5) and predictor.model.calls == 5
+    assert done[-1][:2] == (5, 5) and predictor.model.calls == 5
     flow, _ = read_flow(written[-1])
     assert flow[0, 0].tolist() == pytest.approx([100 * 90 / 255, 100 * 110 / 255], abs=1e-3)
     written[2].unlink()
     job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
     assert predictor.model.calls == 6, "only the missing pair is computed"
-    job.predict_folder(predictor, folder, tmp_path / "out", ["flo"], again=True)
+    job.predict_folder(predictor, folder, tmp_path / "out", ["flo"], overwrite=True)
     assert predictor.model.calls == 11
 
 
@@ -224,16 +232,186 @@ def test_a_folder_holds_results_of_one_network(predictor, folder, tmp_path):
     assert [round(float(read_flow(path)[0][0, 0, 1])) for path in written] == [6, 10, 14, 18, 39]
 
 
-def test_files_that_nobody_vouches_for_are_made_anew(predictor, folder, tmp_path):
-    write_flow(tmp_path / "out" / "f1.flo", np.zeros((20, 30, 2), np.float32))
-    written = job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
-    assert predictor.model.calls == 5 and read_flow(written[0])[0].all()
-    note = tmp_path / "out" / ".frames.jsonl"
-    for damage, calls in ((note.read_bytes() + b'\n{"f1.flo": [1', 0), (b"", 5), (b"\xff{", 5), (b"[3]\n7", 5)):
-        note.write_bytes(damage)
+def test_files_that_nobody_vouches_for_are_not_replaced(predictor, folder, tmp_path):
+    output = tmp_path / "out"
+    write_flow(output / "f3.flo", np.zeros((20, 30, 2), np.float32))
+    for where in (output, folder):
+        write_flow(where / "f3.flo", np.zeros((20, 30, 2), np.float32))
+        with pytest.raises(FleetflowError, match="f3.flo was not written by fleetflow"):
+            job.predict_folder(predictor, folder, where, ["flo"])
+        assert predictor.model.calls == 0 and not read_flow(where / "f3.flo")[0].any()
+        assert sorted(path.name for path in where.glob("*.flo")) == ["f3.flo"], "looked at before anything is computed"
+    job.predict_folder(predictor, folder, output, ["flo"], overwrite=True)
+    assert predictor.model.calls == 5 and read_flow(output / "f3.flo")[0].all()
+
+
+def test_a_damaged_note(predictor, folder, tmp_path):
+    output = tmp_path / "out"
+    job.predict_folder(predictor, folder, output, ["flo"])
+    note = output / NAME
+    whole = note.read_bytes()
+    strange = b'[3]\n7\n{"source": [], "facts": {}}\n{"source": "x"}\n{"source": "x", "request": 1, "facts": 3}\n'
+    for damaged in (whole + b'\n{"f1.flo": [1', strange + whole):
+        note.write_bytes(damaged)
         before = predictor.model.calls
+        job.predict_folder(predictor, folder, output, ["flo"])
+        assert predictor.model.calls == before
+    for lost in (b"", b"\xff{"):
+        note.write_bytes(lost)
+        with pytest.raises(FleetflowError, match="f1.flo was not written by fleetflow"):
+            job.predict_folder(predictor, folder, output, ["flo"])
+
+
+def test_a_note_of_somebody_else_removes_nothing(predictor, tmp_path):
+    video, output, mine = video_of(tmp_path / "clip.mp4", 3), tmp_path / "out", tmp_path / "mine.txt"
+    mine.write_text("mine")
+    key = hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:8]
+    names = [f".clip-{key}.parts/../../mine.txt", str(mine), 7]
+    (output / f".clip-{key}.parts").mkdir(parents=True)
+    facts = {"part 0": 3, "scale": "x", "files": [1]}
+    lines = [
+        {"source": str(video.resolve()), "request": {}, "facts": facts, "files": names[:2]},
+        {"source": "x", "files": names},
+    ]
+    (output / NAME).write_text("\n".join(map(json.dumps, lines)))
+    assert len(job.predict_video(predictor, video, output, ["flo"])[0]) == 2
+    assert mine.read_text() == "mine"
+
+
+def test_results_of_two_sources_do_not_replace_each_other(predictor, folder, tmp_path):
+    output = tmp_path / "out"
+    other = tmp_path / "other" / "frames"
+    shutil.copytree(folder, other)
+    written = job.predict_folder(predictor, folder, output, ["flo"])
+    before = [path.read_bytes() for path in written]
+    with pytest.raises(FleetflowError, match=f"f1.flo is a result of {folder}.*--overwrite"):
+        job.predict_folder(predictor, other, output, ["flo"])
+    with pytest.raises(FleetflowError, match=f"is a result of {folder}"):
+        job.predict_pair(predictor, other / "f1.png", other / "f3.png", output, ["flo"])
+    assert [path.read_bytes() for path in written] == before and predictor.model.calls == 5
+    job.predict_folder(predictor, other, output, ["npy"])
+    clips = [video_of(tmp_path / name, 3) for name in ("a/clip.mp4", "b/clip.mp4", "a/clip.mov.mp4")]
+    for formats in (["color"], ["npy"]):
+        job.predict_video(predictor, clips[0], output, formats, scale=40)
+        with pytest.raises(FleetflowError, match=f"is a result of {clips[0]}"):
+            job.predict_video(predictor, clips[1], output, formats, scale=40)
+    job.predict_video(predictor, clips[1], output, ["npy"], overwrite=True)
+    with pytest.raises(FleetflowError, match=f"is a result of {clips[1]}"):
+        job.predict_video(predictor, clips[0], output, ["npy"])
+
+
+def test_two_pairs_of_equal_names(predictor, folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    output = tmp_path / "flow"
+    for _ in range(2):
+        job.predict_pair(predictor, folder / "f1.png", folder / "f3.png", output, ["flo"])
+    calls = predictor.model.calls
+    for first, second in ((other / "f1.png", other / "f3.png"), (folder / "f1.png", folder / "f5.png")):
+        with pytest.raises(FleetflowError, match=f"f1.flo is a result of {folder}/f1.png and {folder}/f3.png"):
+            job.predict_pair(predictor, first, second, output, ["flo"])
+    assert predictor.model.calls == calls
+    job.predict_pair(predictor, other / "f1.png", other / "f3.png", output, ["flo"], overwrite=True)
+    job.predict_pair(predictor, other / "f3.png", other / "f5.png", output, ["flo"])
+    job.predict_pair(predictor, folder / "f1.png", folder / "f3.png", output / "f1.flo")
+
+
+def test_a_folder_of_the_users_beside_the_results(predictor, tmp_path, monkeypatch):
+    video, output = video_of(tmp_path / "clip.mp4", 5), tmp_path / "out"
+    key = hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:8]
+    parts = output / f".clip-{key}.parts"
+    for place in (output / "clip.parts", parts):
+        place.mkdir(parents=True)
+        (place / "notes.txt").write_text("mine")
+    job.predict_video(predictor, video, output, ["color"], scale=40)
+    assert [(place / "notes.txt").read_text() for place in (output / "clip.parts", parts)] == ["mine"] * 2
+    assert [path.name for path in parts.iterdir()] == ["notes.txt"]
+    (parts / "00000_color.mp4").write_text("mine")
+    with pytest.raises(FleetflowError, match="00000_color.mp4 was not written by fleetflow"):
+        job.predict_video(predictor, video, output, ["color"], scale=41)
+    shutil.rmtree(parts)
+    parts.symlink_to(output / "clip.parts")
+    with pytest.raises(FleetflowError, match="is a link"):
+        job.predict_video(predictor, video, output, ["color"], scale=41)
+    assert [path.name for path in (output / "clip.parts").iterdir()] == ["notes.txt"]
+
+
+def test_one_run_at_a_time_writes_into_a_folder(predictor, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "PATIENCE", 0)
+    video = video_of(tmp_path / "clip.mp4", 4)
+    with lock_folder(tmp_path / "out", "predict other"):
+        for work in (
+            lambda: job.predict_folder(predictor, folder, tmp_path / "out", ["flo"]),
+            lambda: job.predict_video(predictor, video, tmp_path / "out", ["flo"]),
+            lambda: job.predict_pair(predictor, folder / "f1.png", folder / "f3.png", tmp_path / "out", ["flo"]),
+        ):
+            with pytest.raises(FleetflowError, match='in use by "predict other"'):
+                work()
+    leftover = tmp_path / "out" / ".part-0123456789ab.flo"
+    leftover.write_text("half")
+    job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
+    assert not leftover.exists() and not (tmp_path / "out" / LOCK).exists()
+
+
+def test_scenes_by_their_names(predictor, tmp_path):
+    names = ["000000_10", "000000_11", "000001_10", "000001_11", "000002_10"]
+    for k, name in enumerate(names):  # scenes may have sizes of their own
+        write_image(tmp_path / "kitti" / f"{name}.png", np.full((20, 30 + k // 2, 3), 10 * k, np.uint8))
+    written = job.predict_folder(predictor, tmp_path / "kitti", tmp_path / "out", ["flo"])
+    assert [path.stem for path in written] == ["000000_10", "000001_10"] and predictor.model.calls == 2
+    assert described(scenes(list_frames(tmp_path / "kitti"))) == (
+        "2 scenes: 000000_10 to 000000_11, 000001_10 to 000001_11; without a second picture: 000002_10.png"
+    )
+    with pytest.raises(FleetflowError, match="000000_11.png is 20x30, but .*000001_10.png is 20x31"):
+        job.predict_folder(predictor, tmp_path / "kitti", tmp_path / "out", ["flo"], one_scene=True)
+    for stems in (["a", "b", "c"], ["f1", "f3", "f10"], ["1_left", "2_left"], ["x1y", "x2z"], ["0.5s", "1.5t"]):
+        assert scenes([Path(f"{stem}.png") for stem in stems]) == [[Path(f"{stem}.png") for stem in stems]], stems
+
+
+def test_no_warm_start_from_another_scene(tmp_path):
+    noise = np.random.default_rng(0)
+    for name in ("a_1", "a_2", "b_1", "b_2"):
+        write_image(tmp_path / "f" / f"{name}.png", noise.integers(0, 255, (48, 64, 3), np.uint8))
+    predictor = Predictor(models["raft_small"](), device="cpu", precision="fp32", iterations=2)
+    written = job.predict_folder(predictor, tmp_path / "f", tmp_path / "out", ["npy"], warm_start=True)
+    expected = predictor(*(tmp_path / "f" / f"b_{k}.png" for k in (1, 2)))
+    np.testing.assert_array_equal(np.load(written[1]), expected)
+
+
+def test_sizes_are_looked_at_before_anything_is_computed(predictor, folder, tmp_path):
+    write_image(folder / "f7.png", np.zeros((19, 30, 3), np.uint8))
+    with pytest.raises(FleetflowError, match="f5.png is 20x30, but .*f7.png is 19x30; both must have the same size"):
         job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
-        assert predictor.model.calls == before + calls, damage
+    with pytest.raises(FleetflowError, match="f1.png is 20x30, but .*f7.png is 19x30"):
+        job.predict_pair(predictor, folder / "f1.png", folder / "f7.png", tmp_path / "out")
+    assert predictor.model.calls == 0 and not (tmp_path / "out").exists()
+    turned = Image.fromarray(np.zeros((30, 20, 3), np.uint8))
+    turned.getexif()[0x0112] = 6
+    turned.save(folder / "f7.png", exif=turned.getexif())
+    assert read_image(folder / "f7.png").shape == (20, 30, 3)
+    assert len(job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])) == 5
+
+
+def test_one_bad_pair_does_not_make_the_others_pale():
+    flows = [(k, np.full((4, 4, 2), 2.0, np.float32)) for k in range(12)]
+    flows[5] = 5, np.full((4, 4, 2), 300.0, np.float32)
+    scale, kept = color_scale.scouted(flows)
+    assert scale == 3.0 and len(kept) == 12
+    assert color_scale.scouted(flows[4:6])[0] > 300, "of two nobody knows which one is bad"
+    assert color_scale.scouts(3) == [0, 1, 2] and color_scale.scouts(0) == []
+    assert color_scale.scouts(1000)[::11] == [0, 999] and len(color_scale.scouts(1000)) == 12
+
+
+def test_scouting_seeks_and_shows_its_progress(predictor, tmp_path):
+    video, seen = video_of(tmp_path / "clip.mp4", 40), []
+    reader = VideoReader(video)
+    found = list(color_scale.video_scouts(reader))
+    assert [k for k, *_ in found] == color_scale.scouts(39)
+    every = list(reader)
+    assert all((image1 == every[k]).all() and (image2 == every[k + 1]).all() for k, image1, image2 in found)
+    job.predict_video(predictor, video, tmp_path / "out", ["color"], progress=seen.append)
+    assert predictor.model.calls == 39, "what was looked at is not computed again"
+    assert [state.what for state in seen] == ["color scale"] * 12 + [""] * 39
 
 
 def test_a_continued_folder_keeps_its_scale(predictor, folder, tmp_path):
@@ -242,7 +420,9 @@ def test_a_continued_folder_keeps_its_scale(predictor, folder, tmp_path):
     before = (output / "f1_color.png").read_bytes()
     write_image(folder / "f13.png", np.full((20, 30, 3), 250, np.uint8))
     written = job.predict_folder(predictor, folder, output, ["color"])
-    assert before == written[0].read_bytes() and predictor.model.calls == 5 + 5 + 1
+    assert before == written[0].read_bytes() and predictor.model.calls == 5 + 1, (
+        "the flows that the scale was chosen from are not computed twice"
+    )
     alone = job.predict_pair(predictor, *list_frames(folder)[-2:], tmp_path / "x.png", scale=50)[0]
     assert read_image(written[-1]).tolist() == read_image(alone).tolist(), "50 px is the scale of the first five"
     job.predict_folder(predictor, folder, output, ["color"], scale=7)
@@ -251,7 +431,7 @@ def test_a_continued_folder_keeps_its_scale(predictor, folder, tmp_path):
     for k in range(1, 14, 2):
         write_image(folder / f"f{k}.png", np.full((20, 30, 3), 250, np.uint8))
     job.predict_folder(predictor, folder, output, ["color"])
-    assert predictor.model.calls == before + 6 + 6, "another clip has a scale of its own"
+    assert predictor.model.calls == before + 6, "another clip has a scale of its own"
 
 
 def test_steps_and_warm_start(tmp_path):
@@ -338,7 +518,7 @@ def test_a_finished_video_is_kept_as_a_folder_is(predictor, tmp_path):
     assert [path.name for path in written[:2]] == ["clip[1]_color.mp4", "clip[1]_000000.npy"] and len(written) == 7
     assert again(0, scale=40) == written
     again(6, scale=41)
-    again(6, scale=41, again=True)
+    again(6, scale=41, overwrite=True)
     other = Predictor(Brightness(50.0), device="cpu", precision="fp32")
     again(6, other, scale=41)
     written[3].write_bytes(written[3].read_bytes()[:100])
@@ -386,8 +566,10 @@ def test_a_damaged_note_of_an_unfinished_video(predictor, tmp_path, monkeypatch)
 
     with pytest.raises(Interrupt):
         job.predict_video(predictor, video, output, ["color"], scale=40, progress=stop)
-    (output / ".clip.mp4.jsonl").write_text('{"request": {"net')
-    job.predict_video(predictor, video, output, ["color"], scale=40)
+    (output / NAME).write_text('{"request": {"net')
+    with pytest.raises(FleetflowError, match="00000_color.mp4 was not written by fleetflow"):
+        job.predict_video(predictor, video, output, ["color"], scale=40)
+    job.predict_video(predictor, video, output, ["color"], scale=40, overwrite=True)
     assert predictor.model.calls == 6 + 7
 
 

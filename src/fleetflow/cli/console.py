@@ -17,7 +17,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 class bar:
-    """A progress bar on standard error: share, pairs per second, time left. Called with (done, total)."""
+    """A progress bar on standard error: share, pairs per second, time left. Called with (done, total) or (done, total, what)."""
 
     def __init__(self, title: str):
         from rich.console import Console
@@ -31,16 +31,22 @@ class bar:
         )
         self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
         self.task = self.bar.add_task(title, total=None, rate="")
+        self.title, self.what = title, ""
         self.first: int | None = None
 
     def __call__(self, state) -> None:
-        done, total = state
+        done, total, what = (*state, "")[:3]
+        if what != self.what and self.first is not None:
+            self.bar.reset(self.task)
+            self.first = done
+        self.what = what
         if self.first is None:  # not before there is something to show: an error would stand behind an empty bar
             self.first = done
             self.bar.start()
         elapsed = self.bar.tasks[0].elapsed or 0
         rate = f"{(done - self.first + 1) / elapsed:.1f} frames/s" if elapsed > 0 else ""
-        self.bar.update(self.task, completed=done, total=total, rate=rate)
+        description = f"{self.title}: {what}" if what else self.title
+        self.bar.update(self.task, description=description, completed=done, total=total, rate=rate)
 
     def __enter__(self) -> "bar":
         return self

@@ -16,12 +16,15 @@ def predict(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("flow"),
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "fastflownet",
     format: Annotated[Several[Format], tyro.conf.arg(aliases=["-f"])] = (),
-    device: str = "auto",
-    precision: Precision = "auto",
+    size: tuple[int, int] | None = None,
+    scale: float | None = None,
     iterations: int | None = None,
     warm_start: bool = False,
-    scale: float | None = None,
-    again: bool = False,
+    scenes: bool = True,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threads: int = 0,
 ) -> None:
     """Predict flow: between two pictures, along the pictures of a folder, or along a video.
 
@@ -31,12 +34,15 @@ def predict(
         model: a network or NETWORK:CHECKPOINT.
         format: what to write; "color" and "side" are pictures (of a video: an mp4). Default: flo color, or what the
             suffix of the output says.
-        device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: of the convolutions; auto takes bf16 where the processor has units for it.
+        size: height and width at which the network sees the frames; the flow is that of the frames as they are.
+        scale: pixels of motion shown at full color; chosen from the clip if not given.
         iterations: refinement iterations of RAFT, GMA, DEQ-Flow; their own if not given.
         warm_start: let each pair of a folder or video start from where the one before it ended (RAFT, GMA, DEQ-Flow).
-        scale: pixels of motion shown at full color; chosen from the clip if not given.
-        again: compute anew what a former run has finished.
+        scenes: pair only pictures of a folder whose names differ in their last number alone.
+        overwrite: compute anew what a former run has finished, and replace files in the way.
+        device: auto, cpu, cuda, cuda:1, mps, ...
+        precision: of the convolutions; auto takes bf16 where the processor has units for it.
+        threads: 0 takes all.
 
     Examples:
         fleetflow predict frame1.png frame2.png -o flow.png
@@ -44,12 +50,15 @@ def predict(
     """
     import warnings
 
-    formats = flat(format) if format else None
     from fleetflow.inference import files as job
+    from fleetflow.inference.device import use_threads
+    from fleetflow.inference.pairing import described
+    from fleetflow.inference.pairing import scenes as scenes_of
     from fleetflow.inference.predictor import Predictor
-    from fleetflow.models.weights import load
+    from fleetflow.io.images import list_frames
 
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said in one line
+    formats = flat(format) if format else None
     if len(inputs) not in (1, 2):
         raise FleetflowError(f"{len(inputs)} inputs were given; expected two pictures, one folder or one video")
     missing = [path for path in inputs if not path.exists()]
@@ -57,16 +66,26 @@ def predict(
         raise FleetflowError(f"{missing[0]} does not exist; give two pictures, one folder or one video")
     if warm_start and len(inputs) == 2:
         raise FleetflowError("two pictures have no pair before them; leave --warm-start out, or give a folder or video")
-    predictor = Predictor(load(model), device=device, precision=precision, iterations=iterations)
-    problem = None
+    use_threads(threads)
+    predictor = Predictor(model, device=device, precision=precision, iterations=iterations, size=size)
+    problem, options = None, {"scale": scale, "overwrite": overwrite}
     if len(inputs) == 2:
-        written = job.predict_pair(predictor, *inputs, output, formats, scale=scale)
+        written = job.predict_pair(predictor, *inputs, output, formats, **options)
     else:
-        work = job.predict_folder if inputs[0].is_dir() else job.predict_video
+        options["warm_start"] = warm_start
         with bar(f"flow of {inputs[0].name}") as progress:
-            options = {"scale": scale, "warm_start": warm_start, "again": again}
-            result = work(predictor, inputs[0], output, formats, **options, progress=progress)
-        written, problem = result if isinstance(result, tuple) else (result, None)
+            if inputs[0].is_dir():
+                clips = scenes_of(list_frames(inputs[0])) if scenes else []
+                written = job.predict_folder(
+                    predictor, inputs[0], output, formats, **options, one_scene=not scenes, progress=progress
+                )
+            else:
+                clips = []
+                written, problem = job.predict_video(
+                    predictor, inputs[0], output, formats, **options, progress=progress
+                )
+        if len(clips) > 1:
+            print(described(clips))
     for path in written if len(written) <= 4 else (*written[:2], "...", written[-1]):
         print(path)
     if problem:

@@ -73,3 +73,11 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype):
     """Returns the context in which convolutions run in `dtype`; for float32 it does nothing."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def use_threads(count: int) -> None:
+    """Lets torch use so many threads on the CPU; 0 leaves it all of them. Raises FleetflowError below 0."""
+    if count < 0:
+        raise FleetflowError(f"--threads is {count}; expected a number from 1 on, or 0 for all")
+    if count:
+        torch.set_num_threads(count)

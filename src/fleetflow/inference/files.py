@@ -1,23 +1,25 @@
 """Predict flow between two pictures, along a folder, or along a video, into files; interrupted runs continue."""
 
-import json
-import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import chain, count, islice, pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from fleetflow.inference.color_scale import SCOUTS, scouted, scouts, video_scouts
+from fleetflow.inference.pairing import check_sizes, scenes
 from fleetflow.inference.predictor import Predictor
-from fleetflow.io.atomic import write_atomically, writing
+from fleetflow.io.atomic import lock_folder, remove_leftovers
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import IMAGE_SUFFIXES, list_frames, read_image, write_image
+from fleetflow.io.note import Note
 from fleetflow.io.video import VideoReader, VideoWriter, join_videos
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError, Prediction
-from fleetflow.visualise import checked_scale, clip_scale, flow_to_color, robust_scale, side_by_side, with_legend
+from fleetflow.visualise import checked_scale, flow_to_color, robust_scale, side_by_side, with_legend
 
 # How each format of --format is named; {} is the name of the first frame without its suffix.
 FORMATS = {
@@ -33,14 +35,15 @@ FORMATS = {
 DEFAULT = ("flo", "color")
 PICTURES = ("color", "side")  # of a video these become one mp4 each
 PART_FRAMES = 200  # frames in a part of an unfinished video: what an interrupted run loses at most
-SCOUTS = 12  # pairs of a video or folder that are looked at first, to choose its color scale
+PATIENCE = 60.0  # seconds that a single pair waits for its turn to write into a folder
 
 
 class Progress(NamedTuple):
-    """How far a job is: pairs done, pairs in all (None where a video does not say)."""
+    """How far a job is: pairs done, pairs in all (None where a video does not say), and of what, if not the job."""
 
     done: int
     total: int | None
+    what: str = ""
 
 
 class _Clip:
@@ -49,14 +52,14 @@ class _Clip:
     def __init__(self, predictor: Predictor, warm: bool):
         self.predictor, self.warm = predictor, warm
         self.last: tuple[int, Prediction] | None = None
+        self.known: dict[int, np.ndarray] = {}  # flows of pairs that were looked at before their turn
 
     def flow(self, k: int, image1: np.ndarray, image2: np.ndarray, name: str) -> np.ndarray:
         """Returns the flow of pair k, if it is a number everywhere; else raises FleetflowError. name: of image1."""
+        if k in self.known and not self.warm:
+            return self.known.pop(k)
         previous = self.last[1] if self.last and self.last[0] == k - 1 else None
         found = self.predictor.predict(image1, image2, previous)
-        flow = found.flow[0].permute(1, 2, 0).float().cpu().numpy()
-        if not np.isfinite(flow).all():
-            raise FleetflowError(f"the flow of {name} is not finite everywhere; try --precision fp32 or other weights")
         if self.warm:
             if found.state is None:
                 network = type(self.predictor.model).__name__
@@ -65,34 +68,26 @@ class _Clip:
                     "network such as raft or deq_flow_b"
                 )
             self.last = k, found
-        return flow
+        return _numbers(found, name)
+
+    def scout(self, pairs: Iterable, progress: Callable[[Progress], None]) -> float:
+        """Returns the color scale for some pairs (index, image1, image2, name of image1), and keeps their flows."""
+
+        def flows() -> Iterator[tuple[int, np.ndarray]]:
+            for done, (k, image1, image2, name) in enumerate(pairs, 1):
+                yield k, _numbers(self.predictor.predict(image1, image2), name)
+                progress(Progress(done, SCOUTS, "color scale"))
+
+        scale, self.known = scouted(flows())
+        return scale
 
 
-class Note:
-    """What a job was asked for and what it has done so far: a hidden file beside its results, a line for each addition.
-
-    facts: all of that; only the request where there is no note yet, it is damaged, or tells of another request.
-    """
-
-    def __init__(self, path: Path, request: dict, *, again: bool):
-        self.path, self.facts = path, {}
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() and not again else []
-        for line in lines:
-            with suppress(ValueError, TypeError):  # the last line of a killed run may be cut off
-                self.facts.update(json.loads(line))
-        self.begun = self.facts.get("request") == request
-        if not self.begun:
-            self.facts = {"request": request}
-
-    def add(self, facts: dict) -> None:
-        """Adds the facts, which JSON must be able to hold, to the file; the first ones replace another request."""
-        self.facts.update(facts)
-        if not self.begun:
-            write_atomically(self.path, lambda path: path.write_text(json.dumps(self.facts) + "\n"))
-            self.begun = True
-            return
-        with writing(self.path), self.path.open("a") as file:
-            file.write("\n" + json.dumps(facts))  # the new line first: what stands there may be cut off
+def _numbers(found: Prediction, name: str) -> np.ndarray:
+    """The flow [H, W, 2] of a prediction; raises FleetflowError unless it is a number everywhere."""
+    flow = found.flow[0].permute(1, 2, 0).float().cpu().numpy()
+    if not np.isfinite(flow).all():
+        raise FleetflowError(f"the flow of {name} is not finite everywhere; try --precision fp32 or other weights")
+    return flow
 
 
 def predict_pair(
@@ -103,15 +98,26 @@ def predict_pair(
     formats: Sequence[str] | None = None,
     *,
     scale: float | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Predicts the flow between two pictures and writes it; returns the files written.
 
-    output: a folder, into which each format is written under the name of the first picture; or a file, whose suffix
-    is that of the one format (None takes what the suffix says, of a .png a color picture).
-    formats: None takes DEFAULT. scale: pixels at full color; None chooses one.
+    Args:
+        predictor: of the flow.
+        first: a picture.
+        second: a picture of the same size.
+        output: a folder, into which each format is written under the name of the first picture; or a file, whose suffix
+            is that of the one format (None takes what the suffix says, of a .png a color picture).
+        formats: keys of FORMATS; None takes DEFAULT.
+        scale: pixels at full color; None chooses one.
+        overwrite: in a folder, also replace what is not the result of these two pictures.
+
+    Raises:
+        FleetflowError: the pictures cannot be read or have two sizes; or a file of the folder is in the way.
     """
     kinds = _known(formats, scale)
-    if output.suffix and not output.is_dir():
+    single = bool(output.suffix) and not output.is_dir()
+    if single:
         targets = {_kind(output, formats and kinds): output}
     else:
         targets = {kind: output / FORMATS[kind].format(first.stem) for kind in kinds}
@@ -119,10 +125,21 @@ def predict_pair(
     for path in targets.values():
         if path.resolve() in frames:
             raise FleetflowError(f"{path} is one of the pictures and would be overwritten; choose another output")
-    image1, image2 = read_image(first), read_image(second)
-    flow = _Clip(predictor, False).flow(0, image1, image2, first.name)
-    for kind, path in targets.items():
-        _write(path, kind, image1, flow, scale or robust_scale(flow))
+    check_sizes([(first, second)])
+    source = f"{first.resolve()} and {second.resolve()}"
+
+    def note() -> Note:
+        return Note(output, source, predictor.label(), overwrite=overwrite)
+
+    if not single:
+        note().check(targets.values())
+    image1 = read_image(first)
+    flow = _Clip(predictor, False).flow(0, image1, read_image(second), first.name)
+    with nullcontext() if single else lock_folder(output, f"predict {first.name} {second.name}", patience=PATIENCE):
+        if not single:
+            note().claim(targets.values())
+        for kind, path in targets.items():
+            _write(path, kind, image1, flow, scale or robust_scale(flow))
     return list(targets.values())
 
 
@@ -134,50 +151,67 @@ def predict_folder(
     *,
     scale: float | None = None,
     warm_start: bool = False,
-    again: bool = False,
+    overwrite: bool = False,
+    one_scene: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Path]:
-    """Predicts the flow from each picture of a folder to the next; returns the files there now.
+    """Predicts the flow from each picture of a folder to the next of its scene; returns the files there now.
 
     Files of a former run are kept if they are still as it left them and it was the same request for the same frames
-    (it says so in a hidden note in `output`), unless `again`.
-    formats: None takes DEFAULT. scale: pixels at full color; None chooses one for the whole folder from a few of its
-    pairs, once. warm_start: each pair starts from where the one before it ended, but the first and the first behind
-    files that were kept.
+    (it says so in a hidden note in `output`).
+
+    Args:
+        predictor: of the flow.
+        folder: of pictures; `pairing.scenes` says which belong together.
+        output: a folder that no other run is using.
+        formats: keys of FORMATS; None takes DEFAULT.
+        scale: pixels at full color; None chooses one for the whole folder from a few of its pairs, once.
+        warm_start: each pair starts from where the one before it ended, but the first of each scene and the first
+            behind files that were kept.
+        overwrite: compute anew what was finished, and replace what is in the way.
+        one_scene: take the pictures for one scene, whatever they are called.
+        progress: called after each pair.
+
+    Raises:
+        FleetflowError: before anything is computed, for pictures of different sizes within a scene, and for files in
+            the output that are not ours or belong to another source.
     """
     frames, formats = list_frames(folder), _known(formats, scale)
     _check_folder(output)
     if len(frames) < 2:
         raise FleetflowError(f"{folder} holds {len(frames)} picture; a flow needs two: add frames")
-    stems: dict[str, Path] = {}
-    for frame in frames:
-        if stems.setdefault(frame.stem, frame) is not frame:
-            names = f"{stems[frame.stem].name} and {frame.name}"
-            raise FleetflowError(f"{folder} holds {names}, whose results would have one name; rename one of them")
-    if output.resolve() == folder.resolve() and any(FORMATS[kind].endswith(IMAGE_SUFFIXES) for kind in formats):
-        raise FleetflowError(f"pictures written into {folder} would be taken for its frames; choose another output")
-    pairs = list(pairwise(frames))
+    _check_names(folder, frames, output, formats)
+    clips = [frames] if one_scene else scenes(frames)
+    check_sizes(clips)
+    pairs = [pair for clip in clips for pair in pairwise(clip)]
+    starts = {clip[0] for clip in clips}
     origin = [str(folder.resolve()), _stamp(frames[0])]  # with a new first frame it is another clip, with another scale
     request = {**predictor.label(), "warm": warm_start, "folder": origin, "scale": scale}
-    note = Note(output / f".{folder.resolve().name}.jsonl", request, again=again)
-    scale = scale or note.facts.get("scale")
-    if scale is None and set(formats) & set(PICTURES):
-        scouts = [map(read_image, pair) for pair in pairs[:: max(1, len(pairs) // SCOUTS)]]
-        scale = clip_scale([robust_scale(predictor(*images)) for images in scouts])
-    written: list[Path] = []
-    clip = _Clip(predictor, warm_start)
-    for k, (first, second) in enumerate(pairs):
-        paths = {kind: output / FORMATS[kind].format(first.stem) for kind in formats}
-        origin = [_stamp(first), second.name, _stamp(second)]
-        missing = [kind for kind, path in paths.items() if note.facts.get(path.name) != [_stamp(path), *origin]]
-        if missing:
-            image = read_image(first)
-            flow = clip.flow(k, image, read_image(second), first.name)
-            for kind in missing:
-                _write(paths[kind], kind, image, flow, scale)
-            note.add({"scale": scale, **{paths[kind].name: [_stamp(paths[kind]), *origin] for kind in missing}})
-        written += paths.values()
-        progress(Progress(k + 1, len(pairs)))
+    with lock_folder(output, f"predict {folder}"):
+        remove_leftovers(output)
+        note = Note(output, str(folder.resolve()), request, overwrite=overwrite)
+        note.check(output / FORMATS[kind].format(first.stem) for first, _ in pairs for kind in formats)
+        clip = _Clip(predictor, warm_start)
+        scale = scale or _noted_scale(note)
+        if scale is None and set(formats) & set(PICTURES):
+            found = ((k, *map(read_image, pairs[k]), pairs[k][0].name) for k in scouts(len(pairs)))
+            scale = clip.scout(found, progress)
+        written: list[Path] = []
+        for k, (first, second) in enumerate(pairs):
+            paths = {kind: output / FORMATS[kind].format(first.stem) for kind in formats}
+            origin = [_stamp(first), second.name, _stamp(second)]
+            missing = [kind for kind, path in paths.items() if note.facts.get(path.name) != [_stamp(path), *origin]]
+            if first in starts:
+                clip.last = None
+            if missing:
+                image = read_image(first)
+                flow = clip.flow(k, image, read_image(second), first.name)
+                note.claim(paths.values())
+                for kind in missing:
+                    _write(paths[kind], kind, image, flow, scale)
+                note.add({"scale": scale, **{paths[kind].name: [_stamp(paths[kind]), *origin] for kind in missing}})
+            written += paths.values()
+            progress(Progress(k + 1, len(pairs)))
     return written
 
 
@@ -189,84 +223,150 @@ def predict_video(
     *,
     scale: float | None = None,
     warm_start: bool = False,
-    again: bool = False,
+    overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[list[Path], str | None]:
     """Predicts the flow between consecutive frames of a video; memory does not grow with its length.
 
     Pictures become one mp4 for each kind, OUTPUT/NAME_color.mp4, with one color scale for the whole clip; other
-    formats one numbered file a pair. The work is done in parts of 200 pairs, kept in OUTPUT/NAME.parts until the end:
-    an interrupted run continues behind the last whole part, and a finished one is kept, unless `again`, it was another
+    formats one numbered file a pair. The work is done in parts of 200 pairs, kept in a hidden folder in `output` until
+    the end: an interrupted run continues behind the last whole part, and a finished one is kept, unless it was another
     request (a hidden note in `output` says which), or its files have changed.
-    warm_start: each pair starts from where the one before it ended, but the first of each part.
-    Returns the files, and what is wrong with the video if it ends too early.
+
+    Args:
+        predictor: of the flow.
+        video: the file.
+        output: a folder that no other run is using.
+        formats: keys of FORMATS; None takes DEFAULT.
+        scale: pixels at full color; None chooses one for the whole clip from a few of its pairs, once.
+        warm_start: each pair starts from where the one before it ended, but the first of each part.
+        overwrite: compute anew what was finished, and replace what is in the way.
+        progress: called after each pair.
+
+    Returns:
+        The files, and what is wrong with the video if it ends too early.
+
+    Raises:
+        FleetflowError: for a file that is no video or has one frame, and for files in the output that are not ours or
+            belong to another source.
     """
     formats = _known(formats, scale)
     _check_folder(output)
     try:
-        with VideoReader(video):  # raises before anything is written
-            pass
+        reader = VideoReader(video)  # raises before anything is written
     except FleetflowError:
         if video.suffix.lower() in IMAGE_SUFFIXES:
             raise FleetflowError(f"{video} is one picture; a flow needs two: give the second one, too") from None
         raise
     origin = [str(video.resolve()), _stamp(video)]
     request = {**predictor.label(), "warm": warm_start, "video": origin, "scale": scale, "formats": sorted(formats)}
-    note = Note(output / f".{video.name}.jsonl", request, again=again)
-    done = note.facts.get("files", {})
-    if done and _unchanged(output, done):
-        return [output / name for name in done], note.facts["problem"]
-    films = [kind for kind in formats if kind in PICTURES]
-    others = [kind for kind in formats if kind not in PICTURES]
-    scale = scale or note.facts.get("scale")
-    if films and scale is None:
-        scale = _clip_scale(predictor, video)
+    with lock_folder(output, f"predict {video}"):
+        remove_leftovers(output)
+        note = Note(output, str(video.resolve()), request, overwrite=overwrite)
+        film = _Film(predictor, reader, output, formats, note)
+        if not (done := note.facts.get("files")) or not _unchanged(output, done):
+            film.predict(scale, warm_start, progress)
+            done = film.join()
+        note.remove_folder(film.parts)
+        return [output / name for name in done], note.facts.get("problem")
 
-    parts = output / f"{video.stem}.parts"
-    whole = len(list(takewhile(lambda part: _unchanged(output, note.facts.get(f"part {part}")), count())))
-    last = whole
-    with VideoReader(video, start=whole * PART_FRAMES) as reader:
-        total = reader.frames and max(reader.frames - 1, 1)
+
+class _Film:
+    """The results of one video, in parts until it is whole."""
+
+    def __init__(self, predictor: Predictor, reader: VideoReader, output: Path, formats: list[str], note: Note):
+        self.predictor, self.reader, self.output, self.note = predictor, reader, output, note
+        self.films = [kind for kind in formats if kind in PICTURES]
+        self.others = [kind for kind in formats if kind not in PICTURES]
+        self.stem = reader.path.stem
+        self.targets = {kind: output / f"{self.stem}_{kind}.mp4" for kind in self.films}
+        key = hashlib.sha256(note.source.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        self.parts = output / f".{self.stem}-{key}.parts"
+
+    def predict(self, scale: float | None, warm_start: bool, progress: Callable[[Progress], None]) -> None:
+        """Predicts the parts that are not there yet."""
+        if self.parts.is_symlink():
+            raise FleetflowError(f"{self.parts} is a link; unfinished results go there: remove it")
+        note = self.note
+        whole = len(list(takewhile(lambda part: _unchanged(self.output, note.facts.get(f"part {part}")), count())))
+        if not whole:
+            note.remove_folder(self.parts)  # those of another request
+        note.check([*self.targets.values(), *self._paths(whole, whole * PART_FRAMES)])
+        clip = _Clip(self.predictor, warm_start)
+        scale = scale or _noted_scale(note)
+        if self.films and scale is None:
+            found = ((k, *images, self._name(k)) for k, *images in video_scouts(self.reader))
+            scale = clip.scout(found, progress)
+        reader = self.reader.part(whole * PART_FRAMES)
         pairs = enumerate(pairwise(reader), whole * PART_FRAMES)
         for part in count(whole):
             batch = islice(pairs, PART_FRAMES)
             first = next(batch, None)
             if first is None:
                 break
-            clip, paths = _Clip(predictor, warm_start), [parts / f"{part:05d}_{kind}.mp4" for kind in films]
-            with ExitStack() as stack:
-                clock = {"time_base": reader.time_base}
-                writers = [stack.enter_context(VideoWriter(path, reader.fps, **clock)) for path in paths]
-                for k, (image1, image2) in chain((first,), batch):
-                    flow = clip.flow(k, image1, image2, f"frame {k} of {video.name}")
-                    for kind, writer in zip(films, writers):
-                        writer.write(_picture(kind, image1, flow, scale), image1.time, image2.time - image1.time)
-                    for kind in others:
-                        paths.append(output / FORMATS[kind].format(f"{video.stem}_{k:06d}"))
-                        _write(paths[-1], kind, image1, flow, scale)
-                    progress(Progress(k + 1, total))
-            note.add({"scale": scale, f"part {part}": _stamps(output, paths)})
-            last = part + 1
-        problem = reader.problem
-    if not last:
-        raise FleetflowError(f"{video} has one frame only; a flow needs two: give a longer video")
-    written = [output / f"{video.stem}_{kind}.mp4" for kind in films]
-    for kind, film in zip(films, written):
-        join_videos([parts / f"{part:05d}_{kind}.mp4" for part in range(last)], film)
-    names = [name for part in range(last) for name in note.facts[f"part {part}"]]
-    for kind in others:
-        written += [output / name for name in names if name.endswith(FORMATS[kind].format(""))]
-    note.add({"files": _stamps(output, written), "problem": problem})
-    shutil.rmtree(parts, ignore_errors=True)
-    return written, problem
+            clip.last = None
+            paths = self._part(part, chain((first,), batch), clip, scale, progress)
+            note.add({"scale": scale, f"part {part}": _stamps(self.output, paths)})
+        if "part 0" not in note.facts:
+            raise FleetflowError(f"{reader.path} has one frame only; a flow needs two: give a longer video")
+        note.add({"problem": reader.problem})
+
+    def _part(self, part: int, pairs: Iterable, clip: "_Clip", scale: float | None, progress: Callable) -> list[Path]:
+        """Writes what belongs to the pairs of one part; returns the files."""
+        total = self.reader.frames and max(self.reader.frames - 1, 1)
+        paths = [self.parts / f"{part:05d}_{kind}.mp4" for kind in self.films]
+        with ExitStack() as stack:
+            clock = {"time_base": self.reader.time_base}
+            writers = [stack.enter_context(VideoWriter(path, self.reader.fps, **clock)) for path in paths]
+            for k, (image1, image2) in pairs:
+                flow = clip.flow(k, image1, image2, self._name(k))
+                self.note.claim(self._paths(part, k))
+                for kind, writer in zip(self.films, writers):
+                    writer.write(_picture(kind, image1, flow, scale), image1.time, image2.time - image1.time)
+                for kind, path in zip(self.others, self._numbered(k)):
+                    paths.append(path)
+                    _write(path, kind, image1, flow, scale)
+                progress(Progress(k + 1, total))
+        return paths
+
+    def join(self) -> dict[str, list[int] | None]:
+        """Makes whole films of the parts; returns the names of all results, and how they were left."""
+        parts = list(takewhile(lambda part: f"part {part}" in self.note.facts, count()))
+        self.note.claim(self.targets.values())
+        for kind, film in self.targets.items():
+            join_videos([self.parts / f"{part:05d}_{kind}.mp4" for part in parts], film)
+        names = [name for part in parts for name in self.note.facts[f"part {part}"]]
+        written = list(self.targets.values())
+        for kind in self.others:
+            written += [self.output / name for name in names if name.endswith(FORMATS[kind].format(""))]
+        self.note.add({"files": _stamps(self.output, written)})
+        return self.note.facts["files"]
+
+    def _paths(self, part: int, k: int) -> list[Path]:
+        """The files that pair k is written into: the films of a part, and its own."""
+        return [*(self.parts / f"{part:05d}_{kind}.mp4" for kind in self.films), *self._numbered(k)]
+
+    def _numbered(self, k: int) -> list[Path]:
+        return [self.output / FORMATS[kind].format(f"{self.stem}_{k:06d}") for kind in self.others]
+
+    def _name(self, k: int) -> str:
+        return f"frame {k} of {self.reader.path.name}"
 
 
-def _clip_scale(predictor: Predictor, video: Path) -> float:
-    """The color scale for a whole clip, from a few pairs spread over it."""
-    with VideoReader(video) as reader:
-        every = max(1, (reader.frames or 25 * SCOUTS) // SCOUTS)
-        scales = [robust_scale(predictor(*pair)) for k, pair in enumerate(pairwise(reader)) if k % every == 0]
-        return clip_scale(scales or [1.0])
+def _noted_scale(note: Note) -> float | None:
+    scale = note.facts.get("scale")
+    return scale if isinstance(scale, float | int) and scale > 0 else None
+
+
+def _check_names(folder: Path, frames: Sequence[Path], output: Path, formats: Sequence[str]) -> None:
+    """Raises FleetflowError where results would have one name, or be taken for frames by the next run."""
+    stems: dict[str, Path] = {}
+    for frame in frames:
+        if stems.setdefault(frame.stem, frame) is not frame:
+            names = f"{stems[frame.stem].name} and {frame.name}"
+            raise FleetflowError(f"{folder} holds {names}, whose results would have one name; rename one of them")
+    if output.resolve() == folder.resolve() and any(FORMATS[kind].endswith(IMAGE_SUFFIXES) for kind in formats):
+        raise FleetflowError(f"pictures written into {folder} would be taken for its frames; choose another output")
 
 
 def _known(formats: Sequence[str] | None, scale: float | None) -> list[str]:
@@ -327,4 +427,4 @@ def _stamps(folder: Path, paths: Sequence[Path]) -> dict[str, list[int] | None]:
 
 
 def _unchanged(folder: Path, stamps: dict[str, list[int]] | None) -> bool:
-    return stamps is not None and all(_stamp(folder / name) == stamp for name, stamp in stamps.items())
+    return isinstance(stamps, dict) and all(_stamp(folder / name) == stamp for name, stamp in stamps.items())

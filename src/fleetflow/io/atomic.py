@@ -157,12 +157,13 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
 
 
 @contextmanager
-def lock_folder(folder: str | os.PathLike, what: str) -> Iterator[None]:
+def lock_folder(folder: str | os.PathLike, what: str, *, patience: float = 0) -> Iterator[None]:
     """Keeps other runs out of a folder, which is created, until the block ends or this process dies.
 
     Args:
         folder: where the results of a run lie.
         what: the run, for the message that another one gets, such as "predict clip.mp4".
+        patience: seconds to wait for the run that has it.
 
     Raises:
         FleetflowError: another run has the folder; the message says which, its process, its machine, and since when.
@@ -171,7 +172,7 @@ def lock_folder(folder: str | os.PathLike, what: str) -> Iterator[None]:
     path = folder / LOCK
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = _locked_file(path)
+        file = _locked_file(path, time.monotonic() + patience)
     holder = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M")}
     _open_locks.add(file)
     try:
@@ -190,7 +191,7 @@ def lock_folder(folder: str | os.PathLike, what: str) -> Iterator[None]:
             file.close()
 
 
-def _locked_file(path: Path) -> BinaryIO:
+def _locked_file(path: Path, until: float) -> BinaryIO:
     """Returns the lock file at `path`, open and locked; raises FleetflowError where another run has it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -200,6 +201,9 @@ def _locked_file(path: Path) -> BinaryIO:
         file.seek(0)
         if free is False or (free is None and not _dead(text)):
             file.close()
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                continue
             raise FleetflowError(_holder(path, text, free is None))
         with suppress(OSError):
             if free is None or os.path.samestat(os.fstat(descriptor), os.stat(path)):

@@ -145,6 +145,17 @@ class VideoReader:
         """True where the last iteration met a problem."""
         return self.problem is not None
 
+    @property
+    def seekable(self) -> bool:
+        """True where a `start` far into the video is sought, not decoded up to; the file is looked through once."""
+        return self._packets().sound
+
+    def _packets(self) -> "_PacketIndex":
+        if self._index is None:
+            with self._open() as container:
+                self._index = _PacketIndex(container, self._picture_stream(container))
+        return self._index
+
     def part(self, start: int, stop: int | None = None, every: int = 1) -> "VideoReader":
         """Returns a reader of the same file for other pictures, without opening it anew: cheap, for looking here and
         there. Arguments as of the class."""
@@ -187,10 +198,7 @@ class VideoReader:
         """Yields (index, frame): from the first, or from `start` if the file can be sought that exactly."""
         if self.start < _WORTH_SEEKING:
             return enumerate(self._decode(container))
-        if self._index is None:
-            with self._open() as other:
-                self._index = _PacketIndex(other, self._picture_stream(other))
-        place = self._index.place(self.start)
+        place = self._packets().place(self.start)
         if place is None:
             return enumerate(self._decode(container))
         stream = self._picture_stream(container)
