@@ -30,10 +30,10 @@ def train(
     save_memory: bool = False,
     checkpoint_every: int = 250,
 ) -> None:
-    """Train a recipe; the averaged weights lie in FOLDER/weights.safetensors.
+    """Train a recipe, or fine-tune a network on pairs of your own; the weights lie in FOLDER/weights.safetensors.
 
     Args:
-        recipe: such as fastflownet_synthetic; `fleetflow recipes` lists them.
+        recipe: such as fastflownet_synthetic; `fleetflow recipes` lists them. finetune takes the network of --start.
         folder: where the run lives; default runs/RECIPE.
         resume: continue exactly where the last checkpoint left off, with what the run was begun with.
         start: a network or NETWORK:CHECKPOINT whose weights the run starts from (two for FlowNet2: --start A B).
@@ -43,7 +43,7 @@ def train(
         data: train on this data set instead, in the folder --root: folder, folder:split=train, sintel:render=final ...
         textures: a folder of photographs for the surfaces of generated pairs; default: procedural ones.
         minutes: stop after so long; the run can be resumed.
-        steps: stop at this step; the run can be resumed.
+        steps: stop at this step; the run can be resumed. With finetune the whole length, which the schedule fits.
         seed: of weights and data; default 0.
         repeat: so many runs with seeds from SEED on, in FOLDER/seed-N, with their mean and spread.
         device: auto, cpu, cuda, ...
@@ -84,6 +84,11 @@ def train(
             checkpoint_every=checkpoint_every,
         )  # fmt: skip
         print(f"step {outcome.step} of {outcome.steps}, EPE of the last steps {outcome.epe:.2f} px")
+        if outcome.best:
+            best = outcome.best
+            print(
+                f"held-back pairs: EPE {best.start:.3f} px before, {best.epe:.3f} px at step {best.step}, which is kept"
+            )
         print(outcome.weights)
         outcomes.append(outcome.epe)
         first = first or outcome.checkpoint

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+from safetensors import SafetensorError
 
 try:
     import fcntl
@@ -51,7 +52,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 def writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, av.FFmpegError, SafetensorError) as error:
         message = f"{path} cannot be written ({reason(error)}); check the folder and the space left"
         raise FleetflowError(message) from error
 

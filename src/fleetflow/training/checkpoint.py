@@ -1,6 +1,7 @@
 """What a run keeps on disk: what was asked of it (`Run`), where it stands (`Checkpoint`), which files are its own."""
 
 import dataclasses
+import io
 import json
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from fleetflow.registry import unknown
 from fleetflow.training.dataloader import on_data
 from fleetflow.training.recipe import Recipe, changed
 from fleetflow.training.recipes import recipe
+from fleetflow.training.recipes.finetune import FINETUNE, finetune
 from fleetflow.types import FleetflowError
 
 NOTE = "run.json"  # in the folder of a run: what was asked, and the names of the files that are its own
@@ -42,7 +44,8 @@ class Run:
 
     def plan(self) -> Recipe:
         """Returns the recipe, or the one stage of it that is trained, with the settings and the data of the run."""
-        plan = recipe(self.recipe)
+        kind, _, network = self.recipe.partition(":")
+        plan = finetune(network) if kind == FINETUNE else recipe(self.recipe)
         plan = changed(_only(plan, self.stage) if self.stage else plan, self.settings)
         return on_data(plan, self.data) if self.data else plan
 
@@ -207,9 +210,10 @@ def read_archive(path: Path) -> object:
 
 
 def save_archive(state: object, path: Path) -> None:
-    """Writes with torch.save; a full disk is an OSError."""
-    with path.open("wb") as file:
-        torch.save(state, file)
+    """Writes with torch.save, by way of memory, so that a full disk is an OSError; torch itself raises RuntimeError."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def damaged(path: Path, why: str) -> FleetflowError:

@@ -12,12 +12,15 @@ import torch
 from torch.utils.data import Dataset
 
 from fleetflow.data.augment.geometry import crop
+from fleetflow.data.augment.own import own
 from fleetflow.data.dataset import Files, datasets, open_files
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.textures import Textures
 from fleetflow.data.workers import Ahead
 from fleetflow.training.recipe import Recipe, Source, Stage
 from fleetflow.types import FleetflowError, Sample
+
+HELD_BACK = 0.2  # share of the pairs on which fine-tuning is measured: the last ones, which are of other scenes
 
 
 class Feed(Dataset):
@@ -73,13 +76,27 @@ def open_sources(sources: tuple[Source, ...], root: Path | None) -> list[tuple[S
 
 @dataclass(frozen=True)
 class Chosen:
-    """Reads a data set that the user named: what `Source.files` is in a recipe."""
+    """Reads a data set that the user named: what `Source.files` is in a recipe.
+
+    part: "learned" and "held back" are all pairs with known flow but the last fifth, and that fifth: at most 100.
+    """
 
     dataset: str
     options: tuple[str, ...]
+    part: str = ""
 
     def __call__(self, root: Path) -> Files:
-        return open_files(self.dataset, root, options=self.options)
+        files = open_files(self.dataset, root, options=self.options)
+        if not self.part:
+            return files
+        known = [pair for pair in files.pairs if pair.truth is not None]
+        if len(known) < 2:
+            raise FleetflowError(
+                f"{root} has {len(known)} pairs with known flow; fine-tuning needs two at least, one of them to measure "
+                "on (fleetflow adapt learns from frames alone)"
+            )
+        count = min(max(1, round(HELD_BACK * len(known))), 100)
+        return Files(known[:-count] if self.part == "learned" else known[-count:])
 
 
 def dataset_of(source: Source) -> str:
@@ -93,7 +110,8 @@ def on_data(plan: Recipe, data: str) -> Recipe:
 
     data: NAME or NAME:option=value,option=value, as of `fleetflow evaluate`. The pairs are augmented as those of the
     first data set of each stage; those of a stage on generated pairs are only cropped. With split=train, the stages are
-    validated on split=val; else not at all. Raises FleetflowError for an unknown data set.
+    validated on split=val; else not at all, but fine-tuning holds back the last fifth of the pairs.
+    Raises FleetflowError for an unknown data set.
     """
     name, _, options = data.partition(":")
     datasets[name]  # an unknown name is said before all else
@@ -101,7 +119,10 @@ def on_data(plan: Recipe, data: str) -> Recipe:
     held = replace(chosen, options=tuple(option.replace("split=train", "split=val") for option in chosen.options))
     stages = []
     for stage in plan.stages:
-        source = Source(chosen, "", augment=stage.sources[0].augment if stage.sources else None)
+        if stage.keep_best and held == chosen:
+            chosen, held = replace(chosen, part="learned"), replace(chosen, part="held back")
+        augment = own if stage.keep_best else stage.sources[0].augment if stage.sources else None
+        source = Source(chosen, "", augment=augment)
         validation = () if held == chosen else (Source(held, ""),)
         stages.append(replace(stage, sources=(source,), validation=validation))
     return replace(plan, stages=tuple(stages))

@@ -40,6 +40,7 @@ from fleetflow.training.distributed import Signals, Team
 from fleetflow.training.logging import Log, header
 from fleetflow.training.recipe import Recipe, Source, Stage
 from fleetflow.training.recipes import recipe
+from fleetflow.training.recipes.finetune import FINETUNE, crop_for, network_of
 from fleetflow.training.step import BAD_STEPS, History, StepResult, Training, train_step
 from fleetflow.types import FleetflowError, Sample
 
@@ -104,7 +105,7 @@ def train(
     SIGINT, SIGTERM and SIGHUP end a run after the step in progress, with a checkpoint.
 
     Args:
-        name: a recipe, such as "fastflownet_synthetic".
+        name: a recipe, such as "fastflownet_synthetic"; "finetune" takes the network from `start`.
         folder: where the run lives; default runs/NAME. A run that is there is only continued, with `resume`.
         resume: continue exactly where the last checkpoint left off. What decides the numbers (stage, settings, start,
             root, data, textures, precision, seed, gradient_accumulation) need not be given again, and may not differ
@@ -118,7 +119,7 @@ def train(
         data: a data set instead of those of the recipe, in the folder `root` (`dataloader.on_data`).
         textures: a folder of photographs for generated pairs.
         minutes: stop after so long; the run can be resumed.
-        steps: stop at this step; the run can be resumed.
+        steps: stop at this step; the run can be resumed. Of "finetune" the whole length, to which its schedule fits.
         seed: of weights and data; None takes 0.
         device: "auto", "cpu", "cuda", ...
         precision: of the convolutions.
@@ -145,7 +146,8 @@ def train(
         ("workers", workers, 0), ("gradient-accumulation", gradient_accumulation, 1),
         ("checkpoint-every", checkpoint_every, 1),
     )  # fmt: skip
-    recipe(name)  # an unknown name is said before all else
+    if name != FINETUNE:
+        recipe(name)  # an unknown name is said before all else
     places = [str(Path(place).resolve()) if place else None for place in (root, textures)]
     asked = Run(
         name, stage, settings or {}, tuple(start), places[0], data, places[1],
@@ -206,6 +208,7 @@ class _Session:
         self.history.recent.extend((loss, epe) for loss, epe in (self.state.recent if self.state else ()))
         self.best = Best(**self.state.best) if self.state and self.state.best else None
         self.log: Log | None = None
+        self.claimed = False
         self.began = time.monotonic()
 
     @property
@@ -223,6 +226,8 @@ class _Session:
 
     def _decided(self, asked: Run, known: dict[str, object]) -> Run:
         """What the run goes on with, nothing left open."""
+        if asked.recipe == FINETUNE:
+            asked = self._finetuned(asked, known)
         run = asked.continued(known, self.options.folder)
         self.dtype = choose_dtype(run.precision or "auto", self.team.device)
         parts = run.gradient_accumulation or self.team.world
@@ -231,6 +236,26 @@ class _Session:
             raise FleetflowError(f"{parts} parts do not divide among {self.team.world} processes; {hint}")
         run = replace(run, precision=PRECISIONS[self.dtype], seed=run.seed or 0, gradient_accumulation=parts)
         return run.with_start()
+
+    def _finetuned(self, asked: Run, known: dict[str, object]) -> Run:
+        """What is asked of a run that fine-tunes: its network named, its length, and crops that fit the frames."""
+        if known:
+            name = known["recipe"]
+            asked = replace(asked, recipe=name if name.startswith(f"{FINETUNE}:") else FINETUNE)
+        else:
+            asked = replace(asked, recipe=f"{FINETUNE}:{network_of(asked.start)}")
+            if not asked.data or not asked.root:
+                raise FleetflowError("fine-tuning needs pairs of your own; give --data folder --root DIR")
+        settings = dict(asked.settings)
+        if self.options.steps:  # the schedule fits the steps that are asked for
+            settings["steps"] = str(self.options.steps)
+            self.options = replace(self.options, steps=None)
+        if not known:
+            plan = asked.plan()
+            (source, files), *_ = open_sources(plan.stages[0].sources, Path(asked.root))
+            height, width = crop_for(plan.network, files, plan.stages[0].batches[0])
+            settings = {"height": str(height), "width": str(width), **settings}
+        return replace(asked, settings=settings)
 
     def _expect_data(self) -> None:
         """Raises FleetflowError where data is missing that this stage needs, or a later one."""
@@ -243,9 +268,10 @@ class _Session:
 
     def _claim_folder(self) -> None:
         """Says which files of the folder are the run's; raises FleetflowError where one of them is somebody else's."""
-        if self.team.rank == 0:
+        if self.team.rank == 0 and not self.claimed:
             begun = self.state is not None
             disk.claim(self.options.folder, self.run, self.plan, self.team.world, begun=begun)
+            self.claimed = True
 
     def run_stages(self) -> Outcome:
         """Trains the stages that are left; returns what was reached."""

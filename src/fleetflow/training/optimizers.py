@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonal updates for weights of two or more axes.
+    """Momentum with orthogonal updates for weights of two or more axes (`torch.optim.Muon` takes 2-D weights only).
 
     A weight [outputs, ...] counts as the matrix [outputs, everything else]. The update has spectral norm about 1 and is
     scaled by sqrt(rows / columns) where that is over 1, so `learning_rate` means the same for every layer.
