@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import fleetflow
 from fleetflow.layers.residual_encoder import InstanceNorm
-from fleetflow.layers.update import SMALLEST, grown, shrunk
+from fleetflow.layers.small_frames import SMALLEST, enlarged, reduced_flow
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.layers.warm_start import carry_forward
 from fleetflow.models.gma import GMA, Attention
@@ -72,7 +72,9 @@ def watched(model) -> dict[str, list]:
     if isinstance(model, GMA):
         block.aggregator.register_forward_hook(lambda _, inputs, output: seen["motion_global"].append(output))
         model.att.register_forward_hook(
-            lambda _, inputs, mix: seen["attention"].append(mix(torch.eye(16 * 24)[None, None]))
+            lambda own, inputs, attended: seen["attention"].append(
+                own.mix(attended, inputs[1], torch.eye(16 * 24)[None, None])
+            )
         )
     return seen
 
@@ -273,14 +275,14 @@ def test_small_frames(small, size):
 
 
 def test_small_frames_are_enlarged_and_the_flow_comes_back():
-    assert grown(torch.zeros(1, 3, 64, 96)).shape[2:] == (128, 192), "one factor for both sides"
-    assert grown(torch.zeros(1, 3, 8, 64)).shape[2:] == (128, 512)
-    assert grown(torch.zeros(1, 3, 8, 1000)).shape[2:] == (128, 1000), "but not beyond reason"
+    assert enlarged(torch.zeros(1, 3, 64, 96)).shape[2:] == (128, 192), "one factor for both sides"
+    assert enlarged(torch.zeros(1, 3, 8, 64)).shape[2:] == (128, 512)
+    assert enlarged(torch.zeros(1, 3, 8, 1000)).shape[2:] == (128, 1000), "but not beyond reason"
     large = torch.zeros(1, 3, SMALLEST, 400)
-    assert grown(large) is large
+    assert enlarged(large) is large
     flow = torch.tensor([4.0, 8.0]).view(1, 2, 1, 1).expand(1, 2, 128, 192)
-    assert shrunk(flow, (128, 192)) is flow
-    assert shrunk(flow, (64, 48))[0, :, 5, 5].tolist() == [1.0, 4.0]
+    assert reduced_flow(flow, (128, 192)) is flow
+    assert reduced_flow(flow, (64, 48))[0, :, 5, 5].tolist() == [1.0, 4.0]
 
 
 @pytest.mark.parametrize("memory_limit", [2**31, 0])
@@ -310,7 +312,8 @@ def test_unused_position_embeddings_are_not_trained():
 
 def test_attention_beyond_the_embeddings_is_refused():
     with torch.no_grad(), pytest.raises(FleetflowError, match="cover 1280"):
-        Attention(1, content=False, position=True)(torch.zeros(1, 128, 1, 161), 0)(torch.zeros(1, 1, 161, 128))
+        attention = Attention(1, content=False, position=True)
+        attention.mix(attention(torch.zeros(1, 128, 1, 161), 0), 0, torch.zeros(1, 1, 161, 128))
     with pytest.raises(FleetflowError, match="nothing to attend to"):
         GMA(content=False)
 

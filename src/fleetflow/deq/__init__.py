@@ -11,7 +11,7 @@ from fleetflow.deq.gradients import Implicit, Phantom, Unrolled
 from fleetflow.deq.newton_krylov import NewtonKrylov
 from fleetflow.deq.picard import Picard
 from fleetflow.deq.regularize import VariationalDropout, held, remove_norm, reset_dropout, spectral_norm, weight_norm
-from fleetflow.deq.solve import Gradient, Solution, Solver, fixed_point
+from fleetflow.deq.solve import Gradient, NotFinite, Solution, Solver, fixed_point
 
 __all__ = [
     "DEQ",
@@ -20,6 +20,7 @@ __all__ = [
     "Gradient",
     "Implicit",
     "NewtonKrylov",
+    "NotFinite",
     "Options",
     "Phantom",
     "Picard",

@@ -68,6 +68,9 @@ def held(module: nn.Module) -> Iterator[None]:
 
     Use it around the solve. Backward passes outside it need Implicit(order=1), because order 2 evaluates f once more.
     """
+    if torch.jit.is_tracing():  # which refuses what is computed once
+        yield
+        return
     with parametrize.cached():
         for layer in module.modules():
             if parametrize.is_parametrized(layer, "weight"):

@@ -16,6 +16,10 @@ from fleetflow.deq.checks import able, flag, number, rising, whole
 from fleetflow.deq.vectors import Layout, State
 
 
+class NotFinite(ValueError):
+    """The first evaluation of f is not finite: there is nothing to go on from."""
+
+
 class Solution(NamedTuple):
     """What `fixed_point` returns for N samples."""
 
@@ -124,7 +128,7 @@ def iterate(
 
     restrict: sample numbers -> f for these samples only. strict: whether a first evaluation that is not finite raises.
     """
-    every = _look_every(z.device)
+    every, captured = _look_every(z.device), _captured()
     count = z.new_zeros(z.shape[0])
     whole = part = Track(z, z, count, count + torch.inf, count.long(), count.bool())
     rows = torch.arange(z.shape[0], device=z.device)
@@ -133,21 +137,23 @@ def iterate(
     for step in range(1, stop.max_steps + 1):
         fz = f(z)
         residual = stop.measure(z, fz)
-        if torch.is_grad_enabled():  # what is not finite must not enter the graph, where zero times infinity is no zero
+        if (
+            torch.is_grad_enabled() and not captured
+        ):  # what is not finite must not enter the graph, where zero times infinity is no zero
             lost = ~(residual.isfinite() | part.done)
             if bool(lost.any()):
                 fz = f(torch.where(lost[:, None], part.point, z))
         part = part.after(z, fz, residual, step, stop)
-        if strict and step == 1 and not bool(part.residual.isfinite().all()):
+        if strict and step == 1 and not captured and not bool(part.residual.isfinite().all()):
             bad = int((~part.residual.isfinite()).sum())
-            raise ValueError(f"f(z0) is not finite for {bad} of {z.shape[0]} samples; look at f and z0")
+            raise NotFinite(f"f(z0) is not finite for {bad} of {z.shape[0]} samples; look at f and z0")
         trace.append(whole.residual.index_copy(0, rows, part.residual))
         if step in keep:
             best = whole.scatter(rows, part)
             kept.append((best.point, best.image))
         if step == stop.max_steps:
             break
-        if step % every == 0:
+        if step % every == 0 and not captured:
             going = ~part.done
             left = int(going.sum())
             if left == 0:
@@ -238,6 +244,11 @@ def _restricted(
             raise ValueError(f"compact asked f for {len(rows)} samples, it failed: {words}; {way}") from error
 
     return restricted
+
+
+def _captured() -> bool:
+    """Whether this is exported, compiled or traced: then all steps are made, and nothing is looked at on the way."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _look_every(device: torch.device) -> int:

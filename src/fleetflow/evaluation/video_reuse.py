@@ -21,7 +21,7 @@ from fleetflow.data.generate.worlds import MIXTURE, blank_world, draw_scene, sti
 from fleetflow.deq import Anderson, Broyden, Picard, Solver, fixed_point, held
 from fleetflow.io.images import list_frames, read_image
 from fleetflow.io.video import VideoReader
-from fleetflow.layers.update import SMALLEST
+from fleetflow.layers.small_frames import SMALLEST
 from fleetflow.models.deq_flow import DEQFlow, State
 from fleetflow.types import FleetflowError
 

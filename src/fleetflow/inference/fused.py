@@ -95,16 +95,16 @@ class FusedGRU(_Packing):
 
     def forward(self, hidden: Tensor, terms: list[Tensor], motion: Tensor) -> Tensor:
         """Returns the next state, [N, hidden, h, w], for terms from `prepare`."""
-        width, seen = hidden.shape[1], torch.cat((hidden, motion), 1).to(terms[0].dtype)
+        width, dtype = hidden.shape[1], terms[0].dtype
+        seen = torch.cat((hidden.to(dtype), motion.to(dtype)), 1)
         seen = seen.contiguous(memory_format=torch.channels_last)
         layers = list(zip(self.packed, terms, (geometry for *_, geometry in self.layers)))
         for gates, candidate in zip(layers[::2], layers[1::2]):
             z, r = _plus(seen, *gates).sigmoid_().chunk(2, 1)
             state = seen[:, :width]  # of this step; in `seen` the candidate finds what is not reset, and then the next
-            hidden = state.clone()
             state.mul_(r)
-            change = _plus(seen, *candidate).tanh_().sub_(hidden)
-            torch.addcmul(hidden, z, change, out=hidden)
+            change = _plus(seen, *candidate).tanh_().to(hidden.dtype).sub_(hidden)
+            hidden = torch.addcmul(hidden, z.to(hidden.dtype), change)  # as wide as it is given
             state.copy_(hidden)
         return hidden
 

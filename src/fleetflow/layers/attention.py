@@ -1,6 +1,7 @@
 """Global motion aggregation: pixels that look alike in frame1 share their motion features (GMA, arXiv 2104.02409)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,14 @@ class PositionEmbedding(nn.Module):
         return vertical[..., None] + horizontal[..., None, :]
 
 
+class Attended(NamedTuple):
+    """What an attention knows of a context."""
+
+    queries: Tensor  # [N, heads, h, w, d]
+    keys: Tensor  # [N, heads, h, w, d]
+    stored: Tensor | None = None  # [N, heads, h * w, h * w], the weights
+
+
 class Attention(nn.Module):
     """Which pixels of the context are alike, in content or relative position or both (section 3.1, eqs. 3 to 5).
 
@@ -56,8 +65,8 @@ class Attention(nn.Module):
             scores = part.flatten(2, 3) @ keys.flatten(2, 3).mT + scores
         return scores.softmax(-1)
 
-    def forward(self, context: Tensor, memory_limit: int) -> Callable[[Tensor], Tensor]:
-        """Returns the function that mixes values [N, heads, h * w, d] by the attention of context [N, channels, h, w].
+    def forward(self, context: Tensor, memory_limit: int) -> Attended:
+        """Returns what `mix` needs to know of the context [N, channels, h, w].
 
         The matrix of heads * (h w)^2 weights is stored, or, where it would take more than `memory_limit` bytes,
         computed anew a few rows at a time whenever it is used.
@@ -67,18 +76,22 @@ class Attention(nn.Module):
         height = keys.shape[2]
         line = keys[..., 0].numel() * keys.shape[3] * keys.element_size()  # bytes of one row's weights
         if line * height <= memory_limit:
-            stored = self.weights(queries, keys, 0, height)
-            return lambda values: stored.to(values.dtype) @ values
+            return Attended(queries, keys, self.weights(queries, keys, 0, height))
+        return Attended(queries, keys)
+
+    def mix(self, attended: Attended, memory_limit: int, values: Tensor) -> Tensor:
+        """Returns values [N, heads, h * w, d], mixed by the attention; the limit is that of `forward`."""
+        queries, keys, stored = attended
+        if stored is not None:
+            return stored.to(values.dtype) @ values
+        height = keys.shape[2]
+        line = keys[..., 0].numel() * keys.shape[3] * keys.element_size()
         rows = max(memory_limit // (4 * line), 1)  # scores, their sum and the softmax exist together
-
-        def mix(values: Tensor) -> Tensor:
-            parts = (
-                self.weights(queries, keys, top, min(top + rows, height)).to(values.dtype) @ values
-                for top in range(0, height, rows)
-            )
-            return torch.cat(tuple(parts), 2)
-
-        return mix
+        parts = (
+            self.weights(queries, keys, top, min(top + rows, height)).to(values.dtype) @ values
+            for top in range(0, height, rows)
+        )
+        return torch.cat(tuple(parts), 2)
 
 
 class Aggregate(nn.Module):

@@ -1,20 +1,18 @@
-"""The recurrent update of RAFT (arXiv 2003.12039, section 3.3) and its descendants, in parts, and the loop over it.
+"""The recurrent update of RAFT (arXiv 2003.12039, section 3.3) and its descendants, in parts, and the plain loop over it.
 
 Every part takes its widths, so that larger and smaller descendants are built of the same ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fleetflow.ops.all_pairs import AllPairs, lookup
-from fleetflow.ops.constant import constant
-from fleetflow.ops.warp import pixel_grid
 
 LEVELS = 4  # of the correlation pyramid
-SMALLEST = 128  # pixels of a frame's side; below, the coarsest level of the pyramid would be a single pixel
+State = tuple[Tensor, Tensor]  # hidden [N, C, h, w], flow [N, 2, h, w] in pixels of the coarse grid
 
 
 class ConvReLU(nn.Conv2d):
@@ -74,12 +72,13 @@ class GRU(nn.Module):
         return context
 
     def forward(self, hidden: Tensor, context: Tensor, motion: Tensor) -> Tensor:
-        """Returns the next state, [N, hidden, h, w] like the one given."""
+        """Returns the next state, [N, hidden, h, w] like the one given, which may be of a wider dtype than the rest."""
         x = torch.cat((context, motion), 1)
         for update, reset, candidate in self.units():
-            both = torch.cat((hidden, x), 1)
+            near = hidden.to(x.dtype)
+            both = torch.cat((near, x), 1)
             z, r = torch.sigmoid(update(both)), torch.sigmoid(reset(both))
-            q = torch.tanh(candidate(torch.cat((r * hidden, x), 1)))
+            q = torch.tanh(candidate(torch.cat((r * near, x), 1)))
             hidden = (1 - z) * hidden + z * q
         return hidden
 
@@ -112,48 +111,29 @@ class MaskHead(nn.Sequential):
         return 0.25 * super().forward(hidden)
 
 
-def refine(
-    update: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-    pyramid: AllPairs,
-    hidden: Tensor,
-    flow: Tensor,
-    radius: int,
-    iterations: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the hidden state and the flow [N, 2, h, w] float32 after each of `iterations` iterations.
+class Features(NamedTuple):
+    """What the frames tell a recurrent network; the same in all steps."""
 
-    update: (hidden, correlation, flow) -> (hidden, change of the flow), flow in pixels of the coarse grid.
-    No gradient flows from one step's flow to the step before, only through the hidden state.
-    """
-    grid = pixel_grid(*flow.shape[-2:], flow)
+    pyramid: AllPairs
+    context: Any  # as the GRU prepared it
+    grid: Tensor  # [2, h, w] the x and the y of every pixel of the coarse grid
+    attended: Any = None  # as the attention prepared it, in networks that have one
+
+
+def look(features: Features, flow: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Returns the correlation around where the flow [N, 2, h, w] leads, and the flow, both in the context's dtype."""
+    correlation = lookup(features.pyramid, features.grid + flow, radius)
+    context = features.context if isinstance(features.context, Tensor) else features.context[0]
+    dtype = context.dtype
+    return correlation.to(dtype), flow.to(dtype, memory_format=torch.channels_last)  # like what they are put beside
+
+
+def iterated(
+    step: Callable[[State], State], state: State, iterations: int, every: bool
+) -> tuple[list[State], dict[str, Tensor]]:
+    """Returns the states after the steps (`every` one of them, or the last), and what the next pair begins with."""
+    states = []
     for _ in range(iterations):
-        flow = flow.detach()
-        correlation = lookup(pyramid, grid + flow, radius)
-        moved = flow.to(hidden.dtype, memory_format=torch.channels_last)  # like the features it is put beside
-        hidden, change = update(hidden, correlation.to(hidden.dtype), moved)
-        flow = flow + change.to(flow.dtype)
-        yield hidden, flow
-
-
-def grown(frame: Tensor) -> Tensor:
-    """Returns the frame [N, C, H, W], enlarged bilinearly until no side is shorter than SMALLEST.
-
-    Both sides grow by one factor, as long as the longer one stays within four times SMALLEST. On crops of 64x64 pixels
-    of real pairs this halves the error of the published RAFT-small against repeating the edge pixels up to 128x128
-    (0.70 px, 1.36 px).
-    """
-    height, width = frame.shape[-2:]
-    factor = SMALLEST / min(height, width)
-    if factor <= 1:
-        return frame
-    size = tuple(max(side, SMALLEST, min(int(side * factor), 4 * SMALLEST) // 8 * 8) for side in (height, width))
-    return F.interpolate(frame, size=size, mode="bilinear", align_corners=False)
-
-
-def shrunk(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns the flow [N, 2, H, W] of grown frames for frames of `size` (height, width), in their pixels."""
-    height, width = flow.shape[-2:]
-    if (height, width) == tuple(size):
-        return flow
-    factors = constant((size[1] / width, size[0] / height), flow)[:, None, None]
-    return F.interpolate(flow, size=size, mode="bilinear", align_corners=False) * factors
+        state = step(state)
+        states.append(state)
+    return states if every else states[-1:], {"state": state[1].detach()}

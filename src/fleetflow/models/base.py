@@ -2,29 +2,35 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fleetflow.layers.small_frames import enlarged, reduced_flow
 from fleetflow.ops.constant import constant
+from fleetflow.ops.kernels import is_captured
 from fleetflow.types import FleetflowError, Prediction
 
 FITS = ("pad", "pad_bottom", "scale")
+LOWEST, HIGHEST = -0.5, 1.5  # of a pixel: black is 0, white is 1, and resampling may overshoot
+SPARSE = 16  # pixels: one of so many is looked at first, to see whether two frames are the same
 
 
 class FlowModel(nn.Module, ABC):
     """An optical-flow network. Subclasses are final; they write `prepare`, `estimate` and their parts, nothing else.
 
-    stride: frames reach `estimate` with height and width divisible by it.
-    fit: how they get there, as the published system does it: "pad" (edge pixels repeated on all sides, cut off again),
-        "pad_bottom" (as "pad", but nothing above the frame) or "scale" (bilinear resize and back). A network that pads
-        may be told which way: RAFT and its descendants take `model.fit = "pad_bottom"` for KITTI.
-    iterations: the published number of refinement iterations, None for a network without refinement.
-    translate: published checkpoint -> names of this network, where they differ; "module." is gone before it is called.
-    grid, paper, license: for the catalog: stride of the flow that the network computes, before it is enlarged; whose
-        paper it is, where it appeared; license of the published code and checkpoints.
+    Attributes:
+        stride: frames reach `estimate` with height and width divisible by it.
+        fit: how they get there, as the published system does it: "pad" (edge pixels repeated on all sides, cut off
+            again), "pad_bottom" (as "pad", but nothing above the frame) or "scale" (bilinear resize and back). A
+            network that pads may be told which way: RAFT and its descendants take `model.fit = "pad_bottom"` for KITTI.
+        iterations: the published number of refinement iterations, None for a network without refinement.
+        translate: published checkpoint -> names of this network, where they differ; "module." is gone before that.
+        grid, paper, license: for the catalog: stride of the flow that the network computes, before it is enlarged;
+            whose paper it is, where it appeared; license of the published code and checkpoints.
     """
 
     stride: ClassVar[int]
@@ -51,7 +57,8 @@ class FlowModel(nn.Module, ABC):
     def iterations_of(self, iterations: int | None) -> int | None:
         """Returns the number of refinement iterations where `iterations` is asked for; None takes the network's own.
 
-        Raises FleetflowError for a network without refinement, and for less than one.
+        Raises:
+            FleetflowError: for a network without refinement, and for less than one iteration.
         """
         if iterations is not None and self.iterations is None:
             raise FleetflowError(f"{type(self).__name__} has no refinement iterations; leave iterations out")
@@ -65,73 +72,166 @@ class FlowModel(nn.Module, ABC):
     ) -> Prediction:
         """Returns the flow from frame1 to frame2.
 
-        frame1, frame2: [N, 3, H, W] float in [0, 1], RGB, any H and W >= 1. In training, networks that pad want
-            multiples of `stride`, and those that scale return no intermediate flows for other sizes: only the flow can be judged.
-        previous: for networks that refine, where to begin: their own prediction for the pair before this one; or a
-            prediction without a state, such as FastFlowNet's for this very pair, whose flow [N, 2, H, W] they refine.
-        iterations: number of refinement iterations, for networks that refine; None takes the network's own.
-        Raises FleetflowError for frames of other shapes, types or ranges.
+        In evaluation the flow is zero where nothing can have been seen to move: in a pair of identical frames, and in
+        one of which a frame has a single color.
+
+        Args:
+            frame1, frame2: [N, 3, H, W] float in [0, 1], RGB, any H and W >= 1. In training, networks that pad want
+                multiples of `stride`, and those that scale return no intermediate flows for other sizes: only the flow
+                can be judged.
+            previous: for networks that refine, where to begin: their own prediction for the pair before this one; or a
+                prediction without a state, such as FastFlowNet's for this very pair, whose flow [N, 2, H, W] they
+                refine.
+            iterations: number of refinement iterations, for networks that refine; None takes the network's own.
+
+        Raises:
+            FleetflowError: for frames of other shapes or types; on the CPU also for values that are not finite or far
+                from [0, 1]. On a GPU and in exported models values are not looked at, as that would stop it.
         """
         _check(frame1, frame2)
-        if (
-            previous is not None
-            and previous.state is None
-            and previous.flow.shape != (len(frame1), 2, *frame1.shape[2:])
-        ):
-            raise FleetflowError(
-                f"the flow to begin with is {list(previous.flow.shape)}; expected "
-                f"{[len(frame1), 2, *frame1.shape[2:]]}: resize it"
-            )
+        _check_start(previous, frame1)
         iterations = self.iterations_of(iterations)
         if self.fit not in FITS:
             raise FleetflowError(f'fit is "{self.fit}"; expected {", ".join(FITS[:-1])} or {FITS[-1]}')
-        height, width = frame1.shape[-2:]
-        new_height, new_width = (-(-size // self.stride) * self.stride for size in (height, width))
-        exact = (height, width) == (new_height, new_width)
+        size = frame1.shape[-2:]
+        fitted = tuple(-(-side // self.stride) * self.stride for side in size)
+        # A size that is a symbol (torch.export) is fitted always, which changes nothing where it is exact.
+        exact = not any(isinstance(side, torch.SymInt) for side in size) and tuple(size) == fitted
         if self.training and not exact and self.fit != "scale":
+            crop = "x".join(str(max(side // self.stride, 1) * self.stride) for side in size)
             raise FleetflowError(
-                f"frames are {height}x{width}; {type(self).__name__} trains on multiples of {self.stride}: "
-                f"crop to {max(height // self.stride, 1) * self.stride}x{max(width // self.stride, 1) * self.stride}"
+                f"frames are {size[0]}x{size[1]}; {type(self).__name__} trains on multiples of {self.stride}: "
+                f"crop to {crop}"
             )
-        frame1, frame2 = self.prepare(frame1, frame2)
+        both = self.prepare(frame1, frame2)
         if self.fit == "scale":
             if not exact:
-                frame1, frame2 = (resize(frame, (new_height, new_width)) for frame in (frame1, frame2))
-            prediction = self.estimate(frame1, frame2, previous, iterations)
-            if exact and prediction.flow.shape[-2:] == (height, width):
-                return prediction
-            flow = resize(prediction.flow.float(), (height, width))
-            factors = constant((width / new_width, height / new_height), flow)
-            return prediction._replace(
-                flow=flow * factors[:, None, None],
-                intermediate_flows=prediction.intermediate_flows if exact else (),  # else they are of the scaled frames
-                **_maps(prediction, lambda plane: resize(plane[:, None], (height, width))[:, 0]),
-            )
-        if exact:
-            return self.estimate(frame1, frame2, previous, iterations)
-        left = (new_width - width) // 2
-        top = 0 if self.fit == "pad_bottom" else (new_height - height) // 2
-        sides = (left, new_width - width - left, top, new_height - height - top)
-        if previous is not None and previous.state is None:
-            previous = previous._replace(flow=F.pad(previous.flow, sides, mode="replicate"))
-        prediction = self.estimate(
-            F.pad(frame1, sides, mode="replicate"), F.pad(frame2, sides, mode="replicate"), previous, iterations
-        )
-        window = (..., slice(top, top + height), slice(left, left + width))
-        return prediction._replace(flow=prediction.flow[window], **_maps(prediction, lambda plane: plane[window]))
+                both = tuple(resize(frame, fitted) for frame in both)
+            prediction = _scaled_back(self.estimate(*both, previous, iterations), size, fitted, exact)
+        elif exact:
+            prediction = self.estimate(*both, previous, iterations)
+        else:
+            sides = _sides(size, fitted, self.fit)
+            both = tuple(F.pad(frame, sides, mode="replicate") for frame in both)
+            prediction = _cut_back(self.estimate(*both, _padded(previous, sides), iterations), size, sides)
+        return prediction if self.training else _still(frame1, frame2, prediction)
+
+
+class RefiningModel(FlowModel):
+    """A network that improves its flow step by step, in three pure parts; the loop over `step` is not theirs.
+
+    A state is a pair (hidden [N, C, h, w], flow [N, 2, h, w] in pixels of its grid of stride 8). Features are all that
+    the frames tell, a tuple of tensors that stay what they are in all steps. Subclasses are final.
+    """
+
+    stride = 8
+    grid = 8
+
+    @abstractmethod
+    def encode(self, frame1: Tensor, frame2: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """Returns the features, and the state at rest, for prepared frames of at least 128 pixels a side."""
+
+    @abstractmethod
+    def step(self, features: Any, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the next state."""
+
+    @abstractmethod
+    def decode(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        """Returns the flow of a state, [N, 2, H, W] pixels of the frames that `encode` saw."""
+
+    @abstractmethod
+    def search(
+        self,
+        step: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]],
+        rest: tuple[Tensor, Tensor],
+        previous: Prediction | None,
+        iterations: int,
+    ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Any]]:
+        """Returns the states to be decoded, the result last, and other fields of the prediction, on the coarse grid.
+
+        `step` and `rest` are those of `encode`; `previous` says where to begin instead.
+        """
+
+    def estimate(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """Returns the prediction; in training its intermediate flows are those of all states that `search` returns."""
+        size = frame1.shape[-2:]
+        features, rest = self.encode(enlarged(frame1), enlarged(frame2))
+        states, others = self.search(partial(self.step, features), rest, previous, iterations)
+        flows = [reduced_flow(self.decode(state), size) for state in states]
+        if "residual" in others:
+            others["residual"] = resize(others["residual"][:, None], size)[:, 0]
+        return Prediction(flows[-1], tuple(flows) if self.training else (), **others)
 
 
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns the picture [N, C, h, w], bilinearly resized to `size` (height, width), pixel edges aligned."""
     if picture.shape[1] <= 2:
         picture = picture.contiguous()  # a flow as two planes: three times faster than as pairs
-    return F.interpolate(picture, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(picture, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _scaled_back(prediction: Prediction, size: tuple[int, int], fitted: tuple[int, int], exact: bool) -> Prediction:
+    """The prediction for frames of size `fitted`, or of a coarser grid of theirs, for those of `size`."""
+    if exact and tuple(prediction.flow.shape[-2:]) == tuple(size):
+        return prediction
+    flow = prediction.flow
+    flow = resize(flow.to(torch.promote_types(flow.dtype, torch.float32)), size)
+    factors = constant((size[1] / fitted[1], size[0] / fitted[0]), flow)
+    return prediction._replace(
+        flow=flow * factors[:, None, None],
+        intermediate_flows=prediction.intermediate_flows if exact else (),  # else they are of the scaled frames
+        **_maps(prediction, lambda plane: resize(plane[:, None], size)[:, 0]),
+    )
+
+
+def _sides(size: tuple[int, int], fitted: tuple[int, int], fit: str) -> tuple[int, int, int, int]:
+    """How many pixels are added left, right, above and below."""
+    left, top = (fitted[1] - size[1]) // 2, (fitted[0] - size[0]) // 2
+    if fit == "pad_bottom":
+        top = 0
+    return left, fitted[1] - size[1] - left, top, fitted[0] - size[0] - top
+
+
+def _padded(previous: Prediction | None, sides: tuple[int, int, int, int]) -> Prediction | None:
+    """A flow to begin with, padded as the frames are; states stay what they are."""
+    if previous is None or previous.state is not None:
+        return previous
+    return previous._replace(flow=F.pad(previous.flow, sides, mode="replicate"))
+
+
+def _cut_back(prediction: Prediction, size: tuple[int, int], sides: tuple[int, int, int, int]) -> Prediction:
+    """The prediction without what was added to the frames."""
+    left, _, top, _ = sides
+    window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+    return prediction._replace(flow=prediction.flow[window], **_maps(prediction, lambda plane: plane[window]))
 
 
 def _maps(prediction: Prediction, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The maps [N, h, w] that the prediction has besides its flow, changed alike."""
     maps = {name: getattr(prediction, name) for name in ("residual", "uncertainty", "occlusion")}
     return {name: change(plane) for name, plane in maps.items() if plane is not None}
+
+
+def _still(frame1: Tensor, frame2: Tensor, prediction: Prediction) -> Prediction:
+    """The prediction with a flow of zero for pairs that show no motion: identical frames, or one of a single color.
+
+    What networks see there is their habit: the largest flow that explains nothing is none. Almost always a few pixels
+    are enough to see that a pair is another one.
+    """
+    if frame1.device.type == "cpu" and not is_captured():
+        few = (frame[..., ::SPARSE, ::SPARSE] for frame in (frame1, frame2))
+        if not bool(_shows_no_motion(*few).any()):
+            return prediction
+    still = _shows_no_motion(frame1, frame2)[:, None, None, None]
+    return prediction._replace(flow=prediction.flow.masked_fill(still, 0))
+
+
+def _shows_no_motion(frame1: Tensor, frame2: Tensor) -> Tensor:
+    """Returns [N] bool."""
+    pairs = ((frame1, frame2), (frame1, frame1[..., :1, :1]), (frame2, frame2[..., :1, :1]))
+    return torch.stack([(one == other).flatten(1).all(1) for one, other in pairs]).any(0)
 
 
 def _check(frame1: Tensor, frame2: Tensor) -> None:
@@ -145,8 +245,24 @@ def _check(frame1: Tensor, frame2: Tensor) -> None:
         raise FleetflowError(
             f"frames are {list(frame1.shape)} and {list(frame2.shape)}; both must have the same size: resize one"
         )
-    if frame1.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if frame1.device.type != "cpu" or is_captured():
         return  # reading a value would stop the GPU or the trace
-    high = max(frame1.amax().item(), frame2.amax().item())
-    if high > 1.5:  # a bright frame is 1.0; resampling may overshoot a little; 255 is the mistake to catch
-        raise FleetflowError(f"frames reach {high:.4g}; expected values in [0, 1]: divide uint8 frames by 255")
+    for name, frame in (("frame1", frame1), ("frame2", frame2)):
+        low, high = (bound.item() for bound in torch.aminmax(frame))
+        if low >= LOWEST and high <= HIGHEST:
+            continue
+        if not (low > float("-inf") and high < float("inf")):  # neither holds for NaN
+            raise FleetflowError(
+                f"{name} has values that are not finite; expected values in [0, 1]: look at its source"
+            )
+        advice = (
+            "divide uint8 frames by 255" if low >= LOWEST else "undo the normalization, the networks have their own"
+        )
+        raise FleetflowError(f"frames reach {high if low >= LOWEST else low:.4g}; expected values in [0, 1]: {advice}")
+
+
+def _check_start(previous: Prediction | None, frame1: Tensor) -> None:
+    """Raises FleetflowError unless a flow to begin with has the size of the frames."""
+    expected = [len(frame1), 2, *frame1.shape[2:]]
+    if previous is not None and previous.state is None and list(previous.flow.shape) != expected:
+        raise FleetflowError(f"the initial flow is {list(previous.flow.shape)}; expected {expected}: resize it")

@@ -11,25 +11,46 @@ wider flow heads. Its width b is that of deq_flow_b, under other names, which ar
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fleetflow.deq import Anderson, Broyden, Gradient, Phantom, Picard, Solver, fixed_point, held, weight_norm
+from fleetflow.deq import (
+    Anderson,
+    Broyden,
+    Gradient,
+    NotFinite,
+    Phantom,
+    Picard,
+    Solver,
+    fixed_point,
+    held,
+    weight_norm,
+)
 from fleetflow.layers.attention import Aggregate, Attention
 from fleetflow.layers.residual_encoder import ResidualEncoder
-from fleetflow.layers.update import GRU, LEVELS, SEPARABLE, FlowHead, MaskHead, MotionEncoder, grown, shrunk
+from fleetflow.layers.update import (
+    GRU,
+    LEVELS,
+    SEPARABLE,
+    Features,
+    FlowHead,
+    MaskHead,
+    MotionEncoder,
+    State,
+    look,
+)
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.layers.warm_start import reduced
-from fleetflow.models.base import FlowModel, resize
-from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs, lookup
+from fleetflow.models.base import FlowModel, RefiningModel
+from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 
 RADIUS = 4
-State = tuple[Tensor, Tensor]  # hidden [N, C, h, w], flow [N, 2, h, w] in pixels of the grid of stride 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,7 @@ class UpdateBlock(nn.Module):
         motion = self.encoder(correlation, flow)
         seen = motion if self.gma is None else torch.cat((motion, self.gma(motion, mix)), 1)
         hidden = self.gru(hidden, context, seen)
-        return hidden, self.flow_head(hidden)
+        return hidden, self.flow_head(hidden.to(motion.dtype))
 
 
 class Result:
@@ -142,16 +163,14 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-class DEQFlow(FlowModel):
+class DEQFlow(RefiningModel):
     """width: of all parts. attention: the update is GMA's instead of RAFT's.
 
     equilibrium: how the fixed point is found and trained. memory_limit: bytes that the stored correlations, and the
     stored attention, may take.
     """
 
-    stride = 8
     fit = "pad"
-    grid = 8
     paper = "Bai et al., CVPR 2022, arXiv 2204.08442"
     license = "AGPL-3.0"
     translate: ClassVar = staticmethod(own_names)
@@ -179,25 +198,35 @@ class DEQFlow(FlowModel):
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return 2 * frame1 - 1, 2 * frame2 - 1
 
-    def equation(self, frame1: Tensor, frame2: Tensor) -> tuple[Callable[[State], State], State]:
-        """Returns f, whose fixed point is to be found, and the cold start, which is zero, for prepared frames."""
+    def encode(self, frame1: Tensor, frame2: Tensor) -> tuple[Features, State]:
+        """Returns the features, and zero: where a search begins that knows nothing."""
         pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
         context = self.cnet(frame1).relu()
-        mix = None if self.attn is None else self.attn(context, self.memory_limit)
-        hidden = torch.zeros_like(context, dtype=torch.float32)
-        grid, dtype = pixel_grid(*context.shape[-2:], hidden), context.dtype
+        attended = None if self.attn is None else self.attn(context, self.memory_limit)
+        # The state is that of an equation: it stays in float32 (or wider) whatever the precision of the layers.
+        hidden = torch.zeros_like(context, dtype=torch.promote_types(context.dtype, torch.float32))
+        flow = hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:])
         context = self.update_block.gru.prepare(context)
+        return Features(pyramid, context, pixel_grid(*flow.shape[-2:], flow), attended), (hidden, flow)
 
-        def f(z: State) -> State:
-            hidden, flow = z
-            if not self.equilibrium.through_flow:
-                flow = flow.detach()
-            correlation = lookup(pyramid, grid + flow, RADIUS).to(dtype)
-            near, moved = (part.to(dtype, memory_format=torch.channels_last) for part in (hidden, flow))
-            hidden, change = self.update_block(near, context, mix, correlation, moved)
-            return hidden, flow + change.to(flow.dtype)
+    def step(self, features: Features, state: State) -> State:
+        """Returns f(z) for the state z; its fixed point is the result."""
+        hidden, flow = state
+        if not self.equilibrium.through_flow:
+            flow = flow.detach()
+        mix = None if self.attn is None else partial(self.attn.mix, features.attended, self.memory_limit)
+        hidden = hidden.contiguous(memory_format=torch.channels_last)
+        hidden, change = self.update_block(hidden, features.context, mix, *look(features, flow, RADIUS))
+        return hidden, flow + change.to(flow.dtype)
 
-        return f, (hidden, hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:]))
+    def decode(self, state: State) -> Tensor:
+        hidden, flow = state
+        return convex_upsample(flow, self.mask(hidden.to(self.mask[0].weight.dtype)))
+
+    def equation(self, frame1: Tensor, frame2: Tensor) -> tuple[Callable[[State], State], State]:
+        """Returns f, whose fixed point is to be found, and the cold start, which is zero, for prepared frames."""
+        features, rest = self.encode(frame1, frame2)
+        return partial(self.step, features), rest
 
     def solve(self, f: Callable[[State], State], z: State, iterations: int) -> tuple[list[State], Tensor]:
         """Returns the states to be decoded, the fixed point last, and f(z) - z [N, C, h, w] there."""
@@ -223,30 +252,22 @@ class DEQFlow(FlowModel):
             z = tuple(part.detach() for part in z)
         return states, change
 
-    def estimate(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
-    ) -> Prediction:
-        """Returns the prediction; in training its intermediate flows are the full flows at the kept points and the last one.
+    def search(
+        self, step: Callable[[State], State], rest: State, previous: Prediction | None, iterations: int
+    ) -> tuple[list[State], dict[str, Any]]:
+        """Returns the states: in training those at the kept points and the last one.
 
-        memory: the fixed point (hidden, flow), where a following pair begins. residual: the length of f(z) - z at each
-        pixel, over the channels of hidden state and flow, enlarged bilinearly.
+        The next pair may begin with the fixed point (hidden, flow). The residual is the length of f(z) - z at each
+        pixel, over the channels of hidden state and flow.
         """
-        size = frame1.shape[-2:]
-        frame1, frame2 = grown(frame1), grown(frame2)
-        f, start = self.equation(frame1, frame2)
         with held(self.update_block):
             try:
-                states, change = self.solve(f, _started(previous, start), iterations)
-            except ValueError as error:
-                if "not finite" not in str(error):
-                    raise
+                states, change = self.solve(step, _started(previous, rest), iterations)
+            except NotFinite as error:
                 raise FleetflowError(
                     "the first step of the network is not finite; expected finite frames and weights: look at both"
                 ) from error
-        flows = [shrunk(convex_upsample(flow, self.mask(hidden)), size) for hidden, flow in states]
-        residual = resize(change.norm(dim=1, keepdim=True), size)[:, 0]
-        memory = tuple(part.detach() for part in states[-1])
-        return Prediction(flows[-1], tuple(flows) if self.training else (), memory, residual)
+        return states, {"state": tuple(part.detach() for part in states[-1]), "residual": change.norm(dim=1)}
 
 
 def _started(previous: Prediction | None, cold: State) -> State:

@@ -16,6 +16,7 @@ from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.correlation import local_correlation
 from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.ops.warp import warp
+from fleetflow.ops.widened import widened
 from fleetflow.registry import models
 from fleetflow.types import Prediction
 
@@ -126,13 +127,13 @@ class FastFlowNet(FlowModel):
         if coarser is None:
             flow = features1.new_zeros(features1.shape[0], 2, *features1.shape[2:])
         else:
-            flow = getattr(self, f"up{level + 1}")(coarser)
-            features2 = warp(features2, flow.float() * (FLOW_SCALE / 2**level))
+            flow = getattr(self, f"up{level + 1}")(coarser.to(features1.dtype))
+            features2 = warp(features2, widened(flow) * (FLOW_SCALE / 2**level))
         volume = local_correlation(features1, features2, 4, KEPT)
         features = getattr(self, f"rconv{level}")(features1)
         seen = torch.cat((volume, features, flow.to(volume.dtype)), 1)
         correction, hidden = getattr(self, f"decoder{level}")(seen)
-        return correction.float() if coarser is None else correction.float() + flow.float(), hidden
+        return widened(correction) if coarser is None else widened(correction) + widened(flow), hidden
 
     def estimate(
         self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None

@@ -8,17 +8,30 @@ Steps, padding and small frames as in `raft`; GMA's own evaluation takes 12 iter
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fleetflow.layers.attention import Aggregate, Attention
 from fleetflow.layers.residual_encoder import ResidualEncoder
-from fleetflow.layers.update import GRU, LEVELS, SEPARABLE, FlowHead, MaskHead, MotionEncoder, grown, refine, shrunk
+from fleetflow.layers.update import (
+    GRU,
+    LEVELS,
+    SEPARABLE,
+    Features,
+    FlowHead,
+    MaskHead,
+    MotionEncoder,
+    State,
+    iterated,
+    look,
+)
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.layers.warm_start import starting_flow
-from fleetflow.models.base import FlowModel
+from fleetflow.models.base import FlowModel, RefiningModel
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs
+from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 
@@ -45,15 +58,13 @@ class UpdateBlock(nn.Module):
         return hidden, self.flow_head(hidden)
 
 
-class GMA(FlowModel):
+class GMA(RefiningModel):
     """heads: of the attention. content, position: what it compares; at least one of them.
 
     iterations: refinement iterations. memory_limit: bytes that the stored correlations and the stored attention may take each.
     """
 
-    stride = 8
     fit = "pad"
-    grid = 8
     paper = "Jiang et al., ICCV 2021, arXiv 2104.02409"
     license = "WTFPL"
 
@@ -79,30 +90,30 @@ class GMA(FlowModel):
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return 2 * frame1 - 1, 2 * frame2 - 1
 
-    def estimate(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
-    ) -> Prediction:
-        """Returns the prediction; intermediate flows and state are those of RAFT: all full flows, and the last one at stride 8."""
-        size = frame1.shape[-2:]
-        frame1, frame2 = grown(frame1), grown(frame2)
+    def encode(self, frame1: Tensor, frame2: Tensor) -> tuple[Features, State]:
         pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
         hidden, context = self.cnet(frame1).chunk(2, 1)
-        hidden, context = hidden.tanh(), context.relu()
-        mix = self.att(context, self.memory_limit)
+        flow, context = starting_flow(None, hidden), context.relu()
+        attended = self.att(context, self.memory_limit)
         context = self.update_block.gru.prepare(context)
+        return Features(pyramid, context, pixel_grid(*flow.shape[-2:], flow), attended), (hidden.tanh(), flow)
 
-        def update(hidden: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-            return self.update_block(hidden, context, mix, correlation, flow)
+    def step(self, features: Features, state: State) -> State:
+        """Returns the next state. No gradient flows to the flow of the state before, only to its hidden part."""
+        hidden, flow = state[0], state[1].detach()
+        mix = partial(self.att.mix, features.attended, self.memory_limit)
+        hidden, change = self.update_block(hidden, features.context, mix, *look(features, flow, RADIUS))
+        return hidden, flow + change.to(flow.dtype)
 
-        def enlarge(hidden: Tensor, flow: Tensor) -> Tensor:
-            return shrunk(convex_upsample(flow, self.update_block.mask(hidden)), size)
+    def decode(self, state: State) -> Tensor:
+        hidden, flow = state
+        return convex_upsample(flow, self.update_block.mask(hidden))
 
-        refined = refine(update, pyramid, hidden, starting_flow(previous, hidden), RADIUS, iterations)
-        flows = []
-        for hidden, flow in refined:
-            if self.training:
-                flows.append(enlarge(hidden, flow))
-        return Prediction(flows[-1] if flows else enlarge(hidden, flow), tuple(flows), flow.detach())
+    def search(
+        self, step: Callable[[State], State], rest: State, previous: Prediction | None, iterations: int
+    ) -> tuple[list[State], dict[str, Tensor]]:
+        """Returns the states, all of them in training; the next pair may begin with the last flow."""
+        return iterated(step, (rest[0], starting_flow(previous, rest[0])), iterations, self.training)
 
 
 @models.register

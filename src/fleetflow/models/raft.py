@@ -23,17 +23,19 @@ from fleetflow.layers.update import (
     LEVELS,
     SEPARABLE,
     ConvReLU,
+    Features,
     FlowHead,
     MaskHead,
     MotionEncoder,
-    grown,
-    refine,
-    shrunk,
+    State,
+    iterated,
+    look,
 )
 from fleetflow.layers.upsample import convex_upsample
 from fleetflow.layers.warm_start import starting_flow
-from fleetflow.models.base import FlowModel
+from fleetflow.models.base import FlowModel, RefiningModel
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs
+from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
 from fleetflow.types import Prediction
 
@@ -132,16 +134,14 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-class RAFT(FlowModel):
+class RAFT(RefiningModel):
     """update: the class of the recurrent block; encoder: makes a feature network of so many outputs and such a norm.
 
     context: channels and norm of the context network, of which the first start the hidden state.
     iterations: refinement iterations. memory_limit: bytes that the stored correlations may take (see `all_pairs`).
     """
 
-    stride = 8
     fit = "pad"
-    grid = 8
     paper = "Teed, Deng, ECCV 2020, arXiv 2003.12039"
     license = "BSD-3-Clause"
     translate: ClassVar = staticmethod(own_names)
@@ -165,29 +165,27 @@ class RAFT(FlowModel):
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return 2 * frame1 - 1, 2 * frame2 - 1
 
-    def estimate(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
-    ) -> Prediction:
-        """Returns the prediction; in training its intermediate flows are the full-resolution flows after every iteration.
-
-        Its memory is the last flow [N, 2, h, w] on the grid of stride 8, with which a following pair may begin.
-        """
-        size = frame1.shape[-2:]
-        frame1, frame2 = grown(frame1), grown(frame2)
+    def encode(self, frame1: Tensor, frame2: Tensor) -> tuple[Features, State]:
         pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
         hidden, context = self.cnet(frame1).tensor_split([self.update_block.hidden], 1)
-        hidden, context = hidden.tanh(), self.update_block.gru.prepare(context.relu())
+        flow = starting_flow(None, hidden)
+        context = self.update_block.gru.prepare(context.relu())
+        return Features(pyramid, context, pixel_grid(*flow.shape[-2:], flow)), (hidden.tanh(), flow)
 
-        def update(hidden: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-            return self.update_block(hidden, context, correlation, flow)
+    def step(self, features: Features, state: State) -> State:
+        """Returns the next state. No gradient flows to the flow of the state before, only to its hidden part."""
+        hidden, flow = state[0], state[1].detach()
+        hidden, change = self.update_block(hidden, features.context, *look(features, flow, self.update_block.radius))
+        return hidden, flow + change.to(flow.dtype)
 
-        refined = refine(update, pyramid, hidden, starting_flow(previous, hidden), self.update_block.radius, iterations)
-        flows = []
-        for hidden, flow in refined:
-            if self.training:
-                flows.append(shrunk(self.update_block.enlarge(hidden, flow), size))
-        full = flows[-1] if flows else shrunk(self.update_block.enlarge(hidden, flow), size)
-        return Prediction(full, tuple(flows), flow.detach())
+    def decode(self, state: State) -> Tensor:
+        return self.update_block.enlarge(*state)
+
+    def search(
+        self, step: Callable[[State], State], rest: State, previous: Prediction | None, iterations: int
+    ) -> tuple[list[State], dict[str, Tensor]]:
+        """Returns the states, all of them in training; the next pair may begin with the last flow."""
+        return iterated(step, (rest[0], starting_flow(previous, rest[0])), iterations, self.training)
 
 
 def _small_encoder(outputs: int, norm: str) -> ResidualEncoder:

@@ -1,11 +1,14 @@
 """Weights: load a network by name, from the package, or from a published or our own checkpoint; save; never execute.
 
 Our format is safetensors with a header that says everything needed to use the weights: the network, where they come
-from, their license and their scores.
+from, their license, their scores and a checksum.
 """
 
+import hashlib
 import json
-import pickle
+import re
+import warnings
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -17,39 +20,44 @@ from torch import Tensor, nn
 from fleetflow.io.atomic import write_atomically
 from fleetflow.models.base import FlowModel
 from fleetflow.models.caffe import read_caffemodel
+from fleetflow.models.spec import EXPORTED, ModelSpec
+from fleetflow.models.torch_files import Ignored, Stored, TorchFile
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".caffemodel")  # of a name that is a bare path
 FLOW_SCALE = 20  # pixels per unit of flow in which published networks are trained, unless a checkpoint says otherwise
+CHECKSUM = "sha256"  # in the header: of names, types, shapes and numbers, see `checksum`
+DEPTH = 4  # of dictionaries in dictionaries that are looked through for weights
 
 
-def load(name: str | Path, *, weights: bool = True) -> FlowModel:
+def load(name: str | Path | ModelSpec, *, weights: bool = True) -> FlowModel:
     """Returns a network in evaluation mode.
 
-    name: "fastflownet" takes our own weights from the package; "fastflownet:PATH" reads a checkpoint (.safetensors,
-    .caffemodel, or whatever torch.save wrote); a bare path to one of our .safetensors files works too: its header
-    names the network.
-    weights: False returns the network with fresh random weights.
-    Raises FleetflowError for an unknown name, a missing or damaged file, and a checkpoint that does not fit.
+    Args:
+        name: what `ModelSpec.parse` reads: "fastflownet" takes our own weights from the package; "fastflownet:PATH"
+            reads a checkpoint (.safetensors, .caffemodel, or whatever torch.save wrote); a path by itself works where
+            the file names its network (ours do) or can be recognized.
+        weights: False returns the network with fresh random weights.
+
+    Raises:
+        FleetflowError: for an unknown name, a missing or damaged file, and a checkpoint that does not fit.
     """
-    name = str(name)
-    if "+" in name and all(part.partition(":")[0] in models for part in name.split("+")):
-        raise FleetflowError(f"{name} names several networks; blends are gone (docs/weights.md): name one")
-    variant, _, path = name.partition(":")
-    if name.endswith(SUFFIXES) and (not path or Path(name).is_file()):
-        path = name
-        variant = header(path).get("network", "") if path.endswith(".safetensors") else ""
-        if not variant:
-            raise FleetflowError(f"{path} does not name its network; call it as NETWORK:{path}")
+    spec = name if isinstance(name, ModelSpec) else ModelSpec.parse(name)
+    if spec.exported:
+        kinds = ", ".join(EXPORTED)
+        raise FleetflowError(f"{spec.path} is an exported model ({kinds}); open it with fleetflow.Session")
+    if not weights:
+        if spec.path:
+            raise FleetflowError(f"weights=False and a checkpoint ({spec.path}) were both asked for; drop one")
+        return models[spec.network]().eval()
+    path = spec.path or shipped(spec.network)
+    candidates = list(_candidates(path))
+    variant = spec.network or _network_of(path, candidates)
     model = models[variant]()
-    if weights:
-        file = path or shipped(variant)
-        state = _without_prefix(read_state(file))
-        _check_fits(model, variant, state, str(file))
-        model.load_state_dict(_translated(model, state))
-    elif path:
-        raise FleetflowError(f"weights=False and a checkpoint ({path}) were both asked for; drop one")
+    model.load_state_dict(_fitting(model, variant, candidates, path))
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise FleetflowError(f"{path} is damaged: {key} has values that are not finite; get the file again")
     return model.eval()
 
 
@@ -67,7 +75,8 @@ def shipped(variant: str) -> Path:
 def save(model: nn.Module, path: str | Path, header: dict[str, object], dtype: torch.dtype = torch.float16) -> None:
     """Writes the model's weights in our format: temporary file, then rename.
 
-    header: at least "network" and "license"; values that are not strings are stored as JSON.
+    Args:
+        header: at least "network" and "license"; values that are not strings are stored as JSON. A checksum is added.
     """
     for key in ("network", "license"):
         if key not in header:
@@ -80,7 +89,18 @@ def save(model: nn.Module, path: str | Path, header: dict[str, object], dtype: t
         for key, value in model.state_dict().items()
     }
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
+    text[CHECKSUM] = checksum(state)
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata=text))
+
+
+def checksum(state: dict[str, Tensor]) -> str:
+    """Returns the SHA-256 of names, types, shapes and numbers, in hexadecimal."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].contiguous()
+        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def header(path: str | Path) -> dict[str, str]:
@@ -92,19 +112,30 @@ def header(path: str | Path) -> dict[str, str]:
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of a checkpoint by name, in float32; code in the file is never executed.
 
-    Reads .safetensors, what `torch.save` wrote (a state dictionary, bare or under "state_dict" or "model"), and
-    .caffemodel, whose arrays are called by their layer and a number: "conv1.0", its weights, "conv1.1", its bias.
+    Reads .safetensors, what `torch.save` wrote, and .caffemodel, whose arrays are called by their layer and a number:
+    "conv1.0", its weights, "conv1.1", its bias. Of a file that holds several state dictionaries the first is taken:
+    "state_dict" and "model" come before averaged weights.
     """
-    path = Path(path)
+    return next(_candidates(Path(path)))
+
+
+def _candidates(path: Path) -> Iterator[dict[str, Tensor]]:
+    """Yields the state dictionaries that a file holds, likeliest first, at least one."""
     if path.suffix == ".safetensors":
         with _open(path) as file:
             state = {key: file.get_tensor(key) for key in file.keys()}
+            told = (file.metadata() or {}).get(CHECKSUM)
+        if told is not None and told != checksum(state):
+            raise FleetflowError(f"{path} is damaged: its numbers do not have the checksum of its header; get it again")
+        states = iter([state])
     elif path.suffix == ".caffemodel":
         layers = read_caffemodel(path)
-        state = {f"{layer}.{k}": torch.from_numpy(array) for layer in layers for k, array in enumerate(layers[layer])}
+        arrays = {f"{layer}.{k}": torch.from_numpy(array) for layer in layers for k, array in enumerate(layers[layer])}
+        states = iter([arrays])
     else:
-        state = _read_torch(path)
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        states = _torch_states(path)
+    for state in states:
+        yield {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 def _open(path: str | Path):
@@ -116,65 +147,78 @@ def _open(path: str | Path):
         raise FleetflowError(f"{path} is no complete .safetensors file ({error}); fetch it again") from None
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _torch_states(path: Path) -> Iterator[dict[str, Tensor]]:
     if not path.is_file():
         raise FleetflowError(f"there is no file {path}; give the path of a checkpoint")
-    try:
-        with torch.serialization.safe_globals([(_Dropped, name) for name in DROPPED]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    file = TorchFile(path)
+    content = file.content
+    found = sorted(_dictionaries(content, (), DEPTH), key=lambda item: _rank(item[0]))
+    if not found:
+        code = "; it carries code, which fleetflow never runs" if _has_code(content) else ""
         raise FleetflowError(
-            f"{path} is no plain checkpoint, it is damaged or carries code, which fleetflow never runs; "
-            "save its state_dict() alone with torch.save"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise FleetflowError(
-            f"{path} cannot be read as a checkpoint ({reason}); expected what torch.save wrote"
-        ) from None
-    flow_scale = content.get("div_flow") if isinstance(content, dict) else None
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(map(_is_named_tensor, content.items())):
-        raise FleetflowError(f"{path} holds no state dictionary; expected names with dense tensors of real numbers")
-    if isinstance(flow_scale, int | float) and flow_scale != FLOW_SCALE:
-        content = {**content, "div_flow": torch.tensor(float(flow_scale))}
-    return content
+            f"{path} holds no state dictionary{code}; expected names with dense tensors of real numbers, as "
+            "torch.save(model.state_dict(), path) writes them"
+        )
+    scale = content.get("div_flow") if isinstance(content, dict) else None
+    for _, stored in found:
+        state = {key: file.tensor(value) for key, value in stored.items()}
+        if isinstance(scale, int | float) and scale != FLOW_SCALE:
+            state["div_flow"] = torch.tensor(float(scale))
+        yield state
 
 
-class _Dropped:
-    """Stands for an object that a checkpoint carries beside its tensors: its contents are thrown away."""
-
-    def __init__(self, *_):
-        pass
-
-    def __setstate__(self, _):
-        pass
-
-
-# Scores of numpy's types and the arguments of a command line; in place of these classes `_Dropped` is made.
-DROPPED = (
-    "argparse.Namespace",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-)
+def _dictionaries(content: object, place: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """Yields the dictionaries of names and tensors, however they are nested, with the keys that lead there."""
+    if not isinstance(content, dict) or not content or depth == 0:
+        return
+    tensors = {key: value for key, value in content.items() if isinstance(value, Stored) and isinstance(key, str)}
+    rest = [value for key, value in content.items() if key not in tensors]
+    if len(tensors) > len(content) / 2 and all(isinstance(value, int | float | str | None) for value in rest):
+        yield place, tensors
+        return
+    for key, value in content.items():
+        if not any(word in str(key).lower() for word in ("optim", "sched", "scaler")):
+            yield from _dictionaries(value, (*place, str(key)), depth - 1)
 
 
-def _is_named_tensor(item: tuple) -> bool:
-    key, value = item
-    if not (isinstance(key, str) and isinstance(value, Tensor)):
-        return False
-    odd = value.is_meta or value.is_quantized or value.is_nested or value.is_complex()
-    return value.layout == torch.strided and not odd
+def _rank(place: tuple[str, ...]) -> int:
+    """Which dictionary comes first: the weights themselves, then others, then averaged ones."""
+    text = ".".join(place).lower()
+    if any(word in text for word in ("ema", "average", "swa")):
+        return 2
+    return 0 if not place or place[-1] in ("state_dict", "model", "model_state_dict", "net", "network") else 1
 
 
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state without the "module." that DataParallel puts before every name."""
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+def _has_code(content: object) -> bool:
+    values = content.values() if isinstance(content, dict) else [content]
+    return any(isinstance(value, Ignored) for value in values)
+
+
+def _spellings(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yields the state with its names as they are, then without what wrappers put before or between them.
+
+    "module." is DataParallel's and AveragedModel's, which counts in "n_averaged"; "_orig_mod." is torch.compile's; a
+    LightningModule calls the network as its author did, and may have other parts.
+    """
+    yield state
+    state = {re.sub(r"(^|\.)(?:module|_orig_mod)\.", r"\1", _once(key)): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if key != "n_averaged"}
+    yield state
+    for _ in range(2):
+        heads = [key.partition(".")[0] for key in state if "." in key]
+        for head in sorted(dict.fromkeys(heads), key=lambda head: (_rank((head,)), -heads.count(head)))[:4]:
+            inner = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(head + ".")}
+            if len(inner) > 1:
+                yield inner
+        if not heads:
+            return
+        first = max(set(heads), key=heads.count)
+        state = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(first + ".")}
+
+
+def _once(key: str) -> str:
+    """The key with doubled wrappers ("module.module.") made one."""
+    return re.sub(r"(?:module\.|_orig_mod\.)+", lambda found: found.group().split(".")[0] + ".", key)
 
 
 def differences(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
@@ -190,27 +234,56 @@ def differences(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
     return found
 
 
-def _translated(model: FlowModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a checkpoint with the names of the network."""
-    return state if model.translate is None else type(model).translate(state)
+def _read_as(model: FlowModel, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The state with the names of the network, in the spelling that fits best, and what is left of differences."""
+    best: tuple[dict[str, Tensor], list[str]] | None = None
+    counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    for spelling in _spellings(state):
+        own = spelling if model.translate is None else type(model).translate(spelling)
+        if counters and not counters.keys() & own.keys():  # files of torch before 0.4.1, which nobody needs
+            own = {**own, **{key: torch.zeros_like(value, device="cpu") for key, value in counters.items()}}
+        found = differences(model, own)
+        if best is None or len(found) < len(best[1]):
+            best = own, found
+        if not found:
+            break
+    assert best is not None
+    return best
 
 
-def _check_fits(model: FlowModel, variant: str, state: dict[str, Tensor], path: str) -> None:
-    """Raises FleetflowError with the likely network and the first three differences unless the checkpoint fits."""
-    found = differences(model, _translated(model, state))
+def _fitting(model: FlowModel, variant: str, candidates: list[dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """The state that fits the network; raises FleetflowError with the likely network and the first differences."""
+    read = [_read_as(model, state) for state in candidates]
+    state, found = min(read, key=lambda each: len(each[1]))
     if not found:
-        return
-    near = {}
-    for name in models:
-        with torch.device("meta"):
-            other = models[name]()
-        near[name] = len(differences(other, _translated(other, state)))
-    best = min(near, key=near.get)
+        return state
+    best, count = _nearest(candidates)
     guess = "no network here"
-    if near[best] < len(state) / 2 and best != variant:
-        guess = best
-    elif best == variant and near[best] < len(state) / 2:
-        guess = f"{variant}, changed"
+    if count < len(state) / 2:
+        guess = best if best != variant else f"{variant}, changed"
     raise FleetflowError(
         f"{path} does not fit {variant} ({len(found)} differences: {'; '.join(found[:3])}); it looks like {guess}"
     )
+
+
+def _nearest(candidates: list[dict[str, Tensor]]) -> tuple[str, int]:
+    """The network that differs least from what a file holds, and by how much."""
+    near = {}
+    for name in models:
+        with torch.device("meta"):
+            model = models[name]()
+        near[name] = min(len(_read_as(model, state)[1]) for state in candidates)
+    best = min(near, key=lambda name: near[name])
+    return best, near[best]
+
+
+def _network_of(path: Path, candidates: list[dict[str, Tensor]]) -> str:
+    """The network that a path by itself stands for: that of the header, or the one which the tensors fit."""
+    named = header(path).get("network", "") if path.suffix == ".safetensors" else ""
+    if named:
+        return named
+    best, count = _nearest(candidates)
+    if count:
+        raise FleetflowError(f"{path} does not name its network; call it as NETWORK:{path}")
+    warnings.warn(f"{path} does not name its network; it is read as {best}", stacklevel=3)
+    return best

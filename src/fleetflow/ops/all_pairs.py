@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import switched
 
 MEMORY_LIMIT = 2 * 2**30  # bytes; beyond, correlations are computed when they are looked up
@@ -80,10 +81,10 @@ def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
     centers = positions.to(offsets.dtype).nan_to_num(-1e6).permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
     windows = []
     for level, volume in enumerate(volumes):
-        size = offsets.new_tensor(volume.shape[:1:-1])
-        if size.min() == 0:
+        if min(volume.shape[2:]) == 0:
             windows.append(volume.new_zeros(count, side * side, height, width))
             continue
+        size = constant(volume.shape[:1:-1], offsets)
         grid = (2 * (centers / 2**level + offsets) + 1) / size - 1  # pixel k has its middle at (2 k + 1) / size - 1
         sampled = F.grid_sample(volume.flatten(0, 1)[:, None], grid, padding_mode="zeros", align_corners=False)
         windows.append(sampled.view(count, height, width, side * side).permute(0, 3, 1, 2))
