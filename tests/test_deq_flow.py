@@ -7,6 +7,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from functools import partial
 from functools import lru_cache
 
 import numpy as np
@@ -163,14 +164,15 @@ def test_reproduces_the_official_outputs(shared, filled, rule, file):
 def fitted(model, frames):
     """The map of the fitted frames and its cold start, as the network makes them."""
     made = {}
-    original = model.equation
-    model.equation = lambda *given: made.setdefault("map", original(*given))
+    original = model.encode
+    model.encode = lambda *given: made.setdefault("encoded", original(*given))
     model.equilibrium, before = replace(model.equilibrium, solver=Picard()), model.equilibrium
     with torch.no_grad():
         model(*frames, iterations=1)
-    del model.equation
+    del model.encode
     model.equilibrium = before
-    return made["map"]
+    features, rest = made["encoded"]
+    return partial(model.step, features), rest
 
 
 @pytest.mark.parametrize("file", ["deq_flow_v2_tiny_odd", "deq_flow_v1_b", "deq_flow_v1_h", "deq_flow_v2_h"])
