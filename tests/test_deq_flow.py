@@ -7,8 +7,7 @@ import json
 import math
 import os
 from dataclasses import replace
-from functools import partial
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest

@@ -159,3 +159,44 @@ def test_registry_says_what_was_meant():
         return 5
 
     assert empty["thing"]() == 5
+
+
+@pytest.mark.parametrize("size", [(64, 128), (70, 131)])
+@pytest.mark.parametrize("name", sorted(path.stem for path in weights.shipped("fastflownet").parent.iterdir()))
+@torch.no_grad()
+def test_nothing_moves_where_nothing_moves(name, size):
+    """Identical frames, whatever they show, and frames of a single color, alike or not; every weight of the package."""
+    model = weights.load(name)
+    gray, noise = torch.full((1, 3, *size), 0.4), torch.rand(1, 3, *size)
+    ramp = torch.linspace(0, 1, size[1]).expand(1, 3, *size).contiguous()
+    for frame1, frame2 in (
+        (gray, gray),
+        (noise, noise),
+        (ramp, ramp),
+        (gray, gray + 0.1),
+        (gray, noise),
+        (noise, gray),
+    ):
+        flow = model(frame1, frame2).flow
+        assert flow.shape == (1, 2, *size) and flow.abs().max() == 0
+    both = model(torch.cat((noise, noise)), torch.cat((noise, noise.roll(2, 3)))).flow
+    assert both[0].abs().max() == 0 and both[1].abs().max() > 0, "each pair by itself"
+    almost = noise.clone()
+    almost[..., -1, -1] = 1 - almost[..., -1, -1]
+    assert model(noise, almost).flow.abs().max() > 0, "one pixel makes it another pair"
+
+
+def test_still_pairs_are_left_alone_in_training():
+    model, frame = models["fastflownet"]().train(), torch.rand(1, 3, 64, 64)
+    assert model(frame, frame).flow.abs().max() > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -2.0, 255.0])
+def test_frames_of_values_that_are_no_colors(value):
+    model, good = models["fastflownet"]().eval(), torch.rand(1, 3, 64, 64)
+    bad = good.clone()
+    bad[0, 1, 20, 30] = value
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(FleetflowError, match=r"not finite|expected values in \[0, 1\]") as caught:
+            model(*pair)
+        assert "\n" not in str(caught.value)

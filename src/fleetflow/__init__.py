@@ -9,6 +9,7 @@ The names below are imported at their first use.
 import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 # OpenMP's threads wait for work by spinning, up to 14 ms by default, which starves whatever else runs on the machine.
 # This must be set before torch starts them; what the user has set stays. GNU's (torch's own) and Intel's (conda's).
@@ -17,24 +18,61 @@ if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:  # for editors and type checkers; `_HOME` says the same, to be imported at the first use
+    from fleetflow.inference.predictor import Predictor as Predictor
+    from fleetflow.io.flow import read_flow as read_flow
+    from fleetflow.io.flow import write_flow as write_flow
+    from fleetflow.io.images import read_image as read_image
+    from fleetflow.io.video import read_video as read_video
+    from fleetflow.models.spec import ModelSpec as ModelSpec
+    from fleetflow.models.weights import load as load
+    from fleetflow.models.weights import save as save
+    from fleetflow.motion.consistency import occlusion as occlusion
+    from fleetflow.motion.warping import warp as warp
+    from fleetflow.ops.kernels import reference as reference
+    from fleetflow.types import FleetflowError as FleetflowError
+    from fleetflow.types import Prediction as Prediction
+    from fleetflow.types import Sample as Sample
+    from fleetflow.visualise import flow_to_color as flow_to_color
+
 _HOME = {
-    "Sample": "types",
-    "Prediction": "types",
-    "FleetflowError": "types",
-    "load": "models.weights",
-    "save": "models.weights",
     "Predictor": "inference.predictor",
-    "reference": "ops.kernels",
-    "read_image": "io.images",
-    "read_video": "io.video",
     "read_flow": "io.flow",
     "write_flow": "io.flow",
+    "read_image": "io.images",
+    "read_video": "io.video",
+    "ModelSpec": "models.spec",
+    "load": "models.weights",
+    "save": "models.weights",
+    "occlusion": "motion.consistency",
+    "warp": "motion.warping",
+    "reference": "ops.kernels",
+    "FleetflowError": "types",
+    "Prediction": "types",
+    "Sample": "types",
     "flow_to_color": "visualise",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "FleetflowError",
+    "ModelSpec",
+    "Prediction",
+    "Predictor",
+    "Sample",
+    "__version__",
+    "flow_to_color",
+    "load",
+    "occlusion",
+    "read_flow",
+    "read_image",
+    "read_video",
+    "reference",
+    "save",
+    "warp",
+    "write_flow",
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"fleetflow.{_HOME[name]}"), name)
     try:

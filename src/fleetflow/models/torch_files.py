@@ -69,14 +69,9 @@ class Stored(NamedTuple):
 class Ignored:
     """Stands for an object of an unknown class, and takes without effect whatever a pickle does to it."""
 
-    def __new__(cls, *_, **__):
-        return object.__new__(cls)
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __call__(self, *_, **__):
-        return self
+    __new__ = staticmethod(lambda cls, *_, **__: object.__new__(cls))
+    __init__ = lambda self, *_, **__: None  # noqa: E731
+    __call__ = lambda self, *_, **__: self  # noqa: E731
 
     def __setstate__(self, _):
         pass
