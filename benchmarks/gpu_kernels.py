@@ -417,7 +417,10 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--part", choices=PARTS, help="only this part, and only its lines")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts")
+    parser.add_argument("--seconds", type=float, help="longest time of each part")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=SIZE, help="of the frames")
     given = parser.parse_args()
+    SIZE, SECONDS = tuple(given.size), {part: given.seconds or most for part, most in SECONDS.items()}
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRITON_CACHE_DIR", str(given.folder / "triton"))
     measure(given.part) if given.part else main(given.folder, given.only)

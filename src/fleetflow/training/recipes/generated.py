@@ -131,6 +131,20 @@ GENERATED: dict[str, Recipe] = {
         ),
         "ours: large frames and motions, after fastflownet_synthetic (--start fastflownet)",
     ),
+    "fastflownet_gpu": Recipe(
+        "fastflownet",
+        (
+            Stage(
+                "generated",
+                (Batches(2_000, 96, 256, 320), Batches(1_000, 48, 384, 512)),
+                learning_rate=0.004,
+                schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.4),
+                loss=partial(losses.multi_scale, power=1.0),
+                weight_decay=0.01,
+            ),
+        ),
+        "ours: minutes of one GPU, which makes the pairs too (--start fastflownet; benchmarks/gpu_run.py)",
+    ),
     "fastflownet_refine_synthetic": Recipe(
         "fastflownet_refine",
         (

@@ -1,0 +1,64 @@
+"""The command for a machine with a GPU: its dry run on the CPU, phases that fail or take too long, what it carries."""
+
+import json
+import sys
+
+import gpu_run
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def test_every_step_of_the_dry_run(tmp_path):
+    found = gpu_run.run(tmp_path / "out", None, "fastflownet", 9.0, True)
+    assert json.loads((tmp_path / "out" / "gpu_run.json").read_text()) == found
+    assert list(found["phases"]) == ["checks", "networks", "kernels", "train", "score"]
+    rows = {name: phase["rows"] for name, phase in found["phases"].items()}
+    assert "failed" not in found["phases"]["train"], found["phases"]["train"]
+    assert [row["name"] for row in rows["train"]] == ["trial", "train"] and rows["train"][1]["step"] == 4
+    assert [row["name"] for row in rows["score"]] == ["fastflownet", "weights.safetensors"]
+    assert all(np.isfinite(row["epe"]) for row in rows["score"])
+    assert any("eager_ms" in row for row in rows["networks"]) and rows["kernels"]
+    assert 1e6 < found["weights_bytes"] <= gpu_run.WEIGHTS
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"gpu_run.json", "gpu_run.log", "weights.safetensors"}
+
+
+def test_a_phase_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch):
+    def python(code):
+        return [sys.executable, "-c", code]
+
+    todo = [
+        gpu_run.Phase("breaks", python("print('oh'); raise SystemExit(3)"), 60),
+        gpu_run.Phase("hangs", python("import time; print('{\"a\": 1}', flush=True); time.sleep(600)"), 8),
+        gpu_run.Phase("rest", python("import os; print('{\"s\": ' + os.environ['PHASE_SECONDS'] + '}')"), 0),
+        gpu_run.Phase("last", python("print('{\"b\": 2}')"), 20),
+    ]
+    monkeypatch.setattr(gpu_run, "phases", lambda *_: todo)
+    found = gpu_run.run(tmp_path, None, "fastflownet", 4.0, True)["phases"]
+    assert found["breaks"]["failed"] == "exit status 3: oh"
+    assert found["hangs"]["failed"] == "it took longer than 8 s" and found["hangs"]["rows"] == [{"a": 1}]
+    assert 100 < found["rest"]["rows"][0]["s"] < 4 * 60 - 20 - 20  # what is left, but for the last
+    assert found["last"]["rows"] == [{"b": 2}]
+
+
+def test_no_time_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "phases", lambda *_: [gpu_run.Phase("late", [sys.executable, "-c", ""], 60)])
+    assert gpu_run.run(tmp_path, None, "fastflownet", 0.1, True)["phases"] == {"late": {"failed": "no time was left"}}
+
+
+@pytest.mark.parametrize("limit", [10**9, 30_000])
+def test_photographs_are_shrunk_under_their_names(tmp_path, limit):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 700, 4), dtype=np.uint8)
+    (tmp_path / "from" / "a").mkdir(parents=True)
+    for name in ("a/1.jpg", "2.jpg"):
+        Image.fromarray(noise[..., :3]).save(tmp_path / "from" / name)
+    Image.fromarray(noise[:60, :50]).save(tmp_path / "from" / "cut.png")
+    (tmp_path / "from" / "notes.txt").write_text("no picture")
+    total = gpu_run.shrink(tmp_path / "from", tmp_path / "to", limit)
+    names = sorted(path.name for path in (tmp_path / "to").iterdir())
+    assert names == (["1.jpg", "2.jpg", "cut.png"] if limit == 10**9 else ["cut.png"])
+    assert total == sum(path.stat().st_size for path in (tmp_path / "to").iterdir()) <= limit
+    assert Image.open(tmp_path / "to" / "cut.png").size == (50, 60)
+    if limit == 10**9:
+        assert Image.open(tmp_path / "to" / "1.jpg").size == (560, 320)
