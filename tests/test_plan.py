@@ -52,6 +52,7 @@ CHANGES = {
     "network": "raft",
     "build": partial(deq_flow_b, equilibrium=ANDERSON),
     "initial_flow": "fastflownet",
+    "teacher": "fastflownet",
     "init": partial(print, "weights"),
     "grow": print,
     "needs_weights": True,

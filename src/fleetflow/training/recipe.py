@@ -53,6 +53,7 @@ class Stage:
     network: of this stage, where it differs from the recipe's.
     build: makes the network, where training needs arguments of it.
     initial_flow: a network with weights of ours, whose flow every other pair starts from (those between start from 0).
+    teacher: a network with weights of ours, whose flow the stage learns where it is not wrong (`distill.taught`).
     init: what is done to fresh weights, where nothing comes before.
     grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to like.
     needs_weights: the stage starts from trained weights only.
@@ -77,6 +78,7 @@ class Stage:
     network: str | None = None
     build: Callable[[], FlowModel] | None = None
     initial_flow: str | None = None
+    teacher: str | None = None
     init: Callable[[FlowModel], None] | None = None
     grow: Callable[..., None] | None = None
     needs_weights: bool = False

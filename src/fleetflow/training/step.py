@@ -21,6 +21,7 @@ from fleetflow.inference.device import autocast
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
 from fleetflow.training.checkpoint import Checkpoint
+from fleetflow.training.distill import taught
 from fleetflow.training.distributed import Team
 from fleetflow.training.recipe import Stage
 from fleetflow.types import FleetflowError, Prediction, Sample
@@ -97,6 +98,7 @@ class Training:
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.scaler = torch.amp.GradScaler(team.device.type, enabled=dtype == torch.float16)
         self.first_flow = weights.load(stage.initial_flow).to(team.device) if stage.initial_flow else None
+        self.teacher = weights.load(stage.teacher).to(team.device) if stage.teacher else None
         if save_memory:
             _compute_again(model)
         self.called = _wrapped(model, team, compile)  # the model, for all processes
@@ -173,7 +175,8 @@ def _accumulate_gradient(training: Training, parts: list[Sample], accumulated: i
         start = initial_flow(training.first_flow, sample, step)
         with autocast(device, training.dtype):
             prediction = training.called(*sample[:2], start, iterations=stage.iterations)
-        loss = stage.loss(prediction, sample)
+            target = taught(training.teacher, sample)
+        loss = stage.loss(prediction, target)
         training.scaler.scale(loss / len(parts)).backward()
         error = end_point_error(prediction.flow.detach().float(), sample.flow)[sample.valid]
         known = error.new_tensor(error.numel() > 0)

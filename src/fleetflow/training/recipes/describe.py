@@ -31,6 +31,7 @@ def described(stage: Stage) -> str:
         _built(stage.build) if stage.build else "",
         f"{stage.iterations} iterations" if stage.iterations else "",
         f"half start from {stage.initial_flow}" if stage.initial_flow else "",
+        f"learns from {stage.teacher}" if stage.teacher else "",
         f"begins by {_called(stage.init)}" if stage.init else "",
         f"grows by {_called(stage.grow)}" if stage.grow else "",
         "norm frozen" if stage.freeze_norm else "",

@@ -51,7 +51,12 @@ def _pyramid(
 
 
 def _comparing(
-    name: str, mixture: dict[worlds.World, float], size: Batches, cooldown: float, init: Callable | None = None
+    name: str,
+    mixture: dict[worlds.World, float],
+    size: Batches,
+    cooldown: float,
+    init: Callable | None = None,
+    teacher: str | None = None,
 ) -> Stage:
     """A stage for Light Flow: AdamW, of which a step takes half the time that Muon's takes and learns as much."""
     return Stage(
@@ -63,6 +68,7 @@ def _comparing(
         weight_decay=1e-4,
         mixture=mixture,
         init=init,
+        teacher=teacher,
         build=partial(lightflow.LightFlow, stored=True),
     )
 
@@ -169,6 +175,15 @@ GENERATED: dict[str, Recipe] = {
             _comparing("widens", MODERATE, Batches(3_150, 8, 192, 320), 0.3),
         ),
         "ours: an hour on two CPU cores",
+    ),
+    "lightflow_distilled": Recipe(
+        "lightflow",
+        (
+            _comparing("matches", SHAPES, Batches(1_000, 16, 128, 192), 0.0, lightflow.start_as_matcher, "fastflownet"),
+            _comparing("widens", MODERATE, Batches(20_000, 16, 128, 192), 0.0, teacher="fastflownet"),
+            _comparing("roams", worlds.MIXTURE, Batches(20_000, 8, 192, 320), 0.5, teacher="fastflownet"),
+        ),
+        "ours: half a million small pairs, ten hours of one CPU core",
     ),
     "liteflownet2_synthetic": Recipe(
         "liteflownet2",
