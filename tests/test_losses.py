@@ -265,3 +265,15 @@ def test_motion_beyond_all_reach_has_no_weight():
     half = Sample(*sample_of(flow)[:2], flow, flow[:, 0] < 400)
     assert losses.multi_scale(prediction, sample_of(flow)) == losses.multi_scale(prediction, half)
     assert losses.multi_scale(prediction, sample_of(flow), max_flow=600) > 10
+
+
+def test_what_was_trained_before_moves_slowly():
+    model = torch.nn.ModuleDict({"old": torch.nn.Conv2d(3, 4, 3), "new": torch.nn.Conv2d(3, 4, 3)})
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    for optimizer in optimize.optimizers(model, 0.02, 0.0, slow="old"):
+        optimizer.step()
+    moved = {name: (weight - before[name]).norm().item() for name, weight in model.named_parameters()}
+    for kind in ("weight", "bias"):
+        assert moved[f"old.{kind}"] == pytest.approx(0.1 * moved[f"new.{kind}"], rel=1e-3), moved

@@ -50,11 +50,15 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def optimizers(model: nn.Module, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def optimizers(
+    model: nn.Module, learning_rate: float, weight_decay: float, *, slow: str | None = None, share: float = 0.1
+) -> list[torch.optim.Optimizer]:
     """Returns Muon for the inner convolutions and AdamW for biases, enlargements and the layers that give the flow.
 
     learning_rate is Muon's; AdamW takes a twentieth of it. Where weights are normalized, Muon moves their directions.
+    slow: a part of the model that has been trained before; its weights take `share` of either rate.
     """
+    slower = set(map(id, model.get_submodule(slow).parameters())) if slow else set()
     inner, other, seen = [], [], set()
     for module in model.modules():
         plain = isinstance(module, nn.Conv2d) and module.out_channels > 2
@@ -63,9 +67,14 @@ def optimizers(model: nn.Module, learning_rate: float, weight_decay: float) -> l
                 matrix = weight.dim() == 4 and weight[0].numel() > 1  # a length for each output is none
                 (inner if plain and matrix else other).append(weight)
                 seen.add(id(weight))
+
+    def by_rate(weights: list[Tensor], rate: float) -> list[dict]:
+        groups = ([weight for weight in weights if (id(weight) in slower) == late] for late in (False, True))
+        return [{"params": group, "lr": r} for group, r in zip(groups, (rate, share * rate)) if group]
+
     return [
-        Muon(inner, learning_rate, weight_decay=weight_decay),
-        torch.optim.AdamW(other, learning_rate / 20, weight_decay=0.0),
+        Muon(by_rate(inner, learning_rate), learning_rate, weight_decay=weight_decay),
+        torch.optim.AdamW(by_rate(other, learning_rate / 20), weight_decay=0.0),
     ]
 
 

@@ -8,7 +8,7 @@ from fleetflow.models import deq_flow, fastflownet_refine, lightflow, liteflowne
 from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import start_as_matcher
 from fleetflow.training import losses, schedules
-from fleetflow.training.optimizers import adamw
+from fleetflow.training.optimizers import adamw, optimizers
 from fleetflow.training.recipe import Batches, Recipe, Stage
 from fleetflow.training.recipes.raft_family import equilibrium_of
 
@@ -156,12 +156,12 @@ GENERATED: dict[str, Recipe] = {
         (
             Stage(
                 "generated",
-                (Batches(40_000, 6, 256, 320), Batches(10_000, 4, 384, 512)),
-                learning_rate=0.003,
+                (Batches(10_000, 6, 192, 256), Batches(40_000, 6, 256, 320), Batches(10_000, 4, 384, 512)),
+                learning_rate=0.006,
                 schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.4),
                 loss=partial(losses.multi_scale, weights=0.8, power=1.0),  # four levels, then the iterations
+                optimizer=partial(optimizers, slow="fastflownet"),  # what is trained already moves by a tenth
                 weight_decay=0.01,
-                clip=100.0,
                 iterations=4,
                 grow=fastflownet_refine.grow,
             ),
