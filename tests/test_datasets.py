@@ -1,9 +1,12 @@
 """Data sets: each layout is built in miniature from the docstring of its reader, and read back."""
 
+import io
 import json
 import os
 import re
 import time
+import tracemalloc
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -206,6 +209,24 @@ def test_a_missing_frame_is_named(name, tmp_path):
     sequences = ("hd1k", "viper", "kubric")  # there the clip ends earlier
     with pytest.raises(FleetflowError, match="holds no" if name in sequences else lost.name):
         datasets[name](tmp_path)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_files_that_do_not_belong_there(name, tmp_path):
+    """Hidden ones, as other systems and killed runs leave them, are not seen; other names are no traceback."""
+    prepared(name, tmp_path)
+    count = len(datasets[name](tmp_path))
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        for hidden in (f"._{path.name}", f".part-0123456789ab{path.suffix}"):
+            path.with_name(hidden).write_bytes(b"x")
+    assert len(datasets[name](tmp_path)) == count
+    for path in [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".")]:
+        for other in (f"copy_of_{path.name}", f"{path.stem}_copy{path.suffix}", f"{path.stem}x{path.suffix}"):
+            path.with_name(other).write_bytes(b"x")
+    try:
+        assert len(datasets[name](tmp_path)) >= count  # where any name is a pair, a copy of all its files is one
+    except FleetflowError as error:
+        assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("name, option", [("sintel", "split"), ("spring", "side"), ("kubric", "direction")])
@@ -424,6 +445,99 @@ def test_names_with_blanks_in_a_list(line, tmp_path):
     (tmp_path / "train.txt").write_text(line.replace("1.png", "lost.png"))
     with pytest.raises(FleetflowError, match="line 1 names .*(one.|a b/)lost.png, which does not exist"):
         datasets["folder"](tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    "low, high", [("NaN", "1"), ("-Infinity", "1"), ("1", "-1"), ('"a"', "1"), ("null", "1"), ("[]", "1")]
+)
+def test_ranges_of_kubric_that_are_none(low, high, tmp_path):
+    prepared("kubric", tmp_path)
+    for text in (
+        f'{{"forward_flow": {{"min": {low}, "max": {high}}}}}',
+        '{"forward_flow": 5}',
+        "[]",
+        "\udcff{",
+        "[" * 9999,
+    ):
+        (tmp_path / "0" / "data_ranges.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(FleetflowError, match="data_ranges.json") as caught:
+            datasets["kubric"](tmp_path)[0]
+        assert "\n" not in str(caught.value)
+
+
+def test_lists_that_are_no_text(tmp_path):
+    prepared("folder", tmp_path / "f")
+    (tmp_path / "f" / "train.txt").write_bytes(b"a/00001_img1.ppm \xff\xfe\n")
+    with pytest.raises(FleetflowError, match="train.txt cannot be read as a list of pairs in UTF-8"):
+        datasets["folder"](tmp_path / "f", split="train")
+    (tmp_path / "f" / "train.txt").write_bytes(b"\xef\xbb\xbfa/00001_img1.ppm a/00001_img2.ppm\r\n")
+    assert len(datasets["folder"](tmp_path / "f", split="train")) == 1, "as an editor of Windows writes it"
+    prepared("flyingchairs", tmp_path / "c")
+    (tmp_path / "c" / "FlyingChairs_train_val.txt").write_bytes(b"1\n\xff\n")
+    with pytest.raises(FleetflowError, match="cannot be read as the published split"):
+        datasets["flyingchairs"](tmp_path / "c")
+
+
+def header_of(shape: tuple[int, ...], dtype: str, content: bytes) -> bytes:
+    """A .npy stream that claims a shape."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + content
+
+
+@pytest.mark.parametrize("name", ["viper", "tartanair", "pairs"])
+def test_small_files_that_claim_gigabytes(name, tmp_path):
+    """A few hundred bytes that say they are an array of 2 GiB, packed and not, in what only one reader reads."""
+    prepared(name, tmp_path)
+    if name == "pairs":
+        for path in (tmp_path).rglob("flow.png"):
+            path.unlink()
+    path = {
+        "viper": "train/flow/001/001_00001.npz", "pairs": "SET/NAME/flow.npz",
+        "tartanair": "abandonedfactory/Easy/P000/flow/000000_000001_mask.npy",
+    }[name]  # fmt: skip
+    claims = header_of((2**14, 2**14), "<f8", b"0" * 100)
+    if name == "tartanair":
+        (tmp_path / path).write_bytes(claims)
+    else:
+        members = {"viper": ("u", "v"), "pairs": ("flow", "valid")}[name]
+        with zipfile.ZipFile(tmp_path / path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member in members:
+                archive.writestr(f"{member}.npy", claims)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FleetflowError, match="claims 16384x16384 pixels but is too short"):
+            datasets[name](tmp_path)[0]
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_arrays_of_other_shapes_and_kinds(tmp_path):
+    prepared("viper", tmp_path / "v")
+    truth = tmp_path / "v" / "train/flow/001/001_00001.npz"
+    for arrays in (
+        {"u": np.zeros((4, 4)), "v": np.zeros((4, 5))},
+        {"u": np.zeros((4, 4))},
+        {"u": np.array([{}]), "v": 1},
+    ):
+        np.savez(truth, **arrays)
+        with pytest.raises(FleetflowError, match="001_00001.npz"):
+            datasets["viper"](tmp_path / "v")[0]
+    prepared("tartanair", tmp_path / "t")
+    np.save(tmp_path / "t" / "abandonedfactory/Easy/P000/flow/000000_000001_mask.npy", np.zeros(7, np.uint8))
+    with pytest.raises(FleetflowError, match=r"_mask.npy is \[7\], its flow"):
+        datasets["tartanair"](tmp_path / "t")[0]
+    prepared("pairs", tmp_path / "p")
+    (tmp_path / "p/SET/NAME/flow.png").unlink(missing_ok=True)
+    for arrays in (
+        {"flow": np.zeros((12, 16, 2), np.float16), "valid": np.zeros(3, np.uint8)},
+        {"flow": np.zeros((12, 16), np.float16), "valid": np.zeros(24, np.uint8)},
+        {"flow": np.zeros((12, 16, 2), np.float16), "valid": np.zeros(200)},
+    ):
+        np.savez(tmp_path / "p/SET/NAME/flow.npz", **arrays)
+        with pytest.raises(FleetflowError, match="expected flow .H, W, 2. and valid of H x W bits"):
+            datasets["pairs"](tmp_path / "p")[0]
 
 
 def test_kubric_stores_steps_down_before_steps_right(tmp_path):

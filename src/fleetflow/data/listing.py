@@ -22,6 +22,11 @@ SMALL = 1000  # so many names are listed faster than an index is read
 SETTLED = 2e9  # nanoseconds: a folder that changed just now may change again within the same tick of the clock
 
 
+def digits(count: int) -> str:
+    """Returns the pattern of so many digits, for `Listing.find`: other names, which are no frames, do not match."""
+    return "[0-9]" * count
+
+
 class Listing:
     """What lies below `root`. Paths here are relative to it, with slashes."""
 

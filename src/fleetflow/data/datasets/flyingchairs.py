@@ -6,6 +6,7 @@ from typing import Literal
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets, read_masks
 from fleetflow.data.listing import Listing
+from fleetflow.io.atomic import reading
 from fleetflow.io.flow import read_flow
 from fleetflow.types import FleetflowError
 
@@ -45,7 +46,8 @@ def flyingchairs(root: Path, *, split: ChairsSplit = "train") -> Files:
 def _sides(path: Path) -> list[str]:
     if not path.is_file():
         raise FleetflowError(f'{path} does not exist; get the published split, or take split "all"')
-    return path.read_text().split()
+    with reading(path, "the published split"):
+        return path.read_text().split()
 
 
 @datasets.register

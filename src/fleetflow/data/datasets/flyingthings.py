@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets, read_masks
-from fleetflow.data.listing import Listing
+from fleetflow.data.listing import Listing, digits
 from fleetflow.io.flow import read_flow
 
 Split = Literal["train", "test"]
@@ -51,7 +51,9 @@ def flyingthings3d(
     found, truths = [], []
     for folder in listing.find(f"{images}/*/*/{side}"):
         scene = folder.removeprefix(f"{images}/").removesuffix(f"/{side}")
-        numbers = [int(name[:-4]) for name in listing.names(folder) if name.endswith(".png")] or [0]
+        numbers = [
+            int(name[:-4]) for name in listing.names(folder) if name[:-4].isdigit() and name.endswith(".png")
+        ] or [0]
         for number in range(min(numbers), max(numbers)):  # every one, so that a frame that is not there is missed
             for way in FOLDER if direction == "both" else (direction,):
                 here, there = (number, number + 1) if way == "forward" else (number + 1, number)
@@ -97,7 +99,7 @@ def flyingthings3d_subset(
     listing.require("the subset archives image and flow", f"{split}/image_{render}/{side}", f"{split}/flow/{side}")
     found = []
     for way in FOLDER if direction == "both" else (direction,):
-        for truth in listing.find(f"{split}/flow/{side}/{FOLDER[way]}/*.flo"):
+        for truth in listing.find(f"{split}/flow/{side}/{FOLDER[way]}/{digits(7)}.flo"):
             here = int(Path(truth).stem)
             there = here + 1 if way == "forward" else here - 1
             frames = [listing.root / f"{split}/image_{render}/{side}/{k:07d}.png" for k in (here, there)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets
+from fleetflow.io.atomic import reading
 from fleetflow.io.flow import read_flow
 from fleetflow.io.images import IMAGE_SUFFIXES, list_frames
 from fleetflow.types import FleetflowError
@@ -51,8 +52,10 @@ def folder(root: Path, *, split: Split = "all") -> Files:
 def _listed(root: Path, path: Path) -> list[Pair]:
     if not path.is_file():
         raise FleetflowError(f'{path} does not exist; write lines of "frame1 frame2 flow", or take split "all"')
+    with reading(path, "a list of pairs in UTF-8"):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     found = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         readings = [words for words in _readings(line) if len(words) in (2, 3)]

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from fleetflow.data.dataset import Files, Pair, datasets
-from fleetflow.data.listing import Listing
+from fleetflow.data.listing import Listing, digits
 from fleetflow.io.flow import read_flow
 
 ARCHIVE = "hd1k_input.zip and hd1k_flow_gt.zip"
@@ -24,7 +24,7 @@ def hd1k(root: Path) -> Files:
     listing = Listing(root)
     listing.require(ARCHIVE, "hd1k_input/image_2", "hd1k_flow_gt/flow_occ")
     found, truths = [], []
-    for first in listing.find("hd1k_input/image_2/*_*.png"):
+    for first in listing.find(f"hd1k_input/image_2/{digits(6)}_{digits(4)}.png"):
         sequence, frame = Path(first).stem.split("_")
         second = f"hd1k_input/image_2/{sequence}_{int(frame) + 1:04d}.png"
         if second in listing:

@@ -1,6 +1,7 @@
 """Kubric (Greff et al., CVPR 2022): scenes as its workers write them, MOVi-A to MOVi-F among them."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -8,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets
-from fleetflow.data.listing import Listing
+from fleetflow.data.listing import Listing, digits
 from fleetflow.io.atomic import existing, reading
 from fleetflow.io.images import read_deep_image
+from fleetflow.types import FleetflowError
 
 Direction = Literal["forward", "backward", "both"]
 WAYS = {"forward": ("forward_flow", 1), "backward": ("backward_flow", -1)}
@@ -35,7 +37,7 @@ def kubric(root: Path, *, direction: Direction = "forward") -> Files:
     found = []
     for way in WAYS if direction == "both" else (direction,):
         name, step = WAYS[way]
-        for truth in listing.find(f"*/{name}_*.png"):
+        for truth in listing.find(f"*/{name}_{digits(5)}.png"):
             folder, number = truth.split("/")[0], int(truth[-9:-4])
             frames = [f"{folder}/rgba_{k:05d}.png" for k in (number, number + step)]
             if frames[1] not in listing:  # the flow out of the clip at its end
@@ -56,6 +58,8 @@ def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with reading(ranges, "the ranges of a Kubric scene"):
         span = json.loads(ranges.read_text())[path.stem.rpartition("_")[0]]
         low, high = float(span["min"]), float(span["max"])
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise FleetflowError(f"{ranges} says flow from {low} to {high} pixels; expected two numbers, the lower first")
     stored = read_deep_image(path)[..., 1::-1].astype(np.float32)
     flow = stored * np.float32((high - low) / 65535) + np.float32(low)
     return flow, np.ones(flow.shape[:2], bool)

@@ -1,5 +1,6 @@
 """A folder of sets of pairs with truth: how test pairs of many sources are kept side by side."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from fleetflow.data.dataset import Files, Pair, datasets, read_masks
 from fleetflow.io.arrays import read_npz
-from fleetflow.io.atomic import reading
+from fleetflow.io.atomic import existing, reading
 from fleetflow.io.flow import read_flow
 from fleetflow.types import FleetflowError
 
@@ -48,8 +49,12 @@ def _masks(folder: Path) -> dict[str, np.ndarray]:
 def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix != ".npz":
         return read_flow(path)
-    with reading(path, "a flow .npz"):
-        flow, packed = read_npz(path, "flow", "valid")
-        flow = flow.astype(np.float32)
-        valid = np.unpackbits(packed)[: flow.shape[0] * flow.shape[1]].reshape(flow.shape[:2]).astype(bool)
+    with reading(existing(path), "a flow .npz"):
+        flow, bits = read_npz(path, "flow", "valid")
+    flow, count = flow.astype(np.float32), math.prod(flow.shape[:2])
+    if flow.ndim != 3 or flow.shape[2] != 2 or bits.dtype != np.uint8 or 8 * bits.size < count:
+        held = f"flow {list(flow.shape)} and valid {bits.dtype} {list(bits.shape)}"
+        raise FleetflowError(f"{path} holds {held}; expected flow [H, W, 2] and valid of H x W bits")
+    valid = np.unpackbits(bits)[:count].reshape(flow.shape[:2]).astype(bool)
+    valid &= np.isfinite(flow).all(-1)
     return np.where(valid[..., None], flow, 0), valid

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets, read_masks
-from fleetflow.data.listing import Listing
+from fleetflow.data.listing import Listing, digits
 from fleetflow.io.flow import read_flow
 
 Split = Literal["all", "train", "val", "test"]
@@ -50,9 +50,9 @@ def sintel(root: Path, *, split: Split = "all", render: Render = "final", valida
     archive = "MPI-Sintel-complete.zip"
     listing.require(archive, f"{part}/{render}", *(["training/flow"] if part == "training" else []))
     if part == "test":
-        firsts = [frame for frame in listing.find(f"test/{render}/*/frame_*.png") if _next(frame) in listing]
+        firsts = [frame for frame in listing.find(f"test/{render}/*/frame_{digits(4)}.png") if _next(frame) in listing]
     else:
-        firsts = listing.find("training/flow/*/frame_*.flo")
+        firsts = listing.find(f"training/flow/*/frame_{digits(4)}.flo")
     found = []
     for first in firsts:
         scene, name = first.split("/")[-2], Path(first).stem

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets
-from fleetflow.data.listing import Listing
+from fleetflow.data.listing import Listing, digits
 from fleetflow.io.flow import read_flow
 
 Split = Literal["train", "test"]
@@ -41,7 +41,7 @@ def spring(root: Path, *, split: Split = "train", side: Side = "left", direction
     for way in WAYS if direction == "both" else (direction,):
         letters, step = WAYS[way]
         kind = f"flow_{letters}_{side}" if split == "train" else f"frame_{side}"
-        for here in listing.find(f"{split}/*/{kind}/{kind}_*"):
+        for here in listing.find(f"{split}/*/{kind}/{kind}_{digits(4)}.*"):
             scene, number = here.split("/")[1], int(here.rpartition("_")[2][:4])
             frames = [f"{split}/{scene}/frame_{side}/frame_{side}_{k:04d}.png" for k in (number, number + step)]
             if split == "test" and frames[1] not in listing:

@@ -11,6 +11,7 @@ from fleetflow.data.listing import Listing
 from fleetflow.io.arrays import read_npy
 from fleetflow.io.atomic import existing, reading
 from fleetflow.io.flow import read_flow
+from fleetflow.types import FleetflowError
 
 Difficulty = Literal["both", "Easy", "Hard"]
 OUT_OF_VIEW = 100  # in the mask; 1 and 10 are two kinds of occlusion (castacks/tartanair_tools, flow_and_warping_error)
@@ -47,7 +48,10 @@ def tartanair(root: Path, *, difficulty: Difficulty = "both") -> Files:
 
 def _truth(path: Path, mask: Path) -> tuple[np.ndarray, np.ndarray]:
     flow, valid = read_flow(path)
-    valid &= _mask(mask) != OUT_OF_VIEW
+    hidden = _mask(mask)
+    if hidden.shape != valid.shape:
+        raise FleetflowError(f"{mask} is {list(hidden.shape)}, its flow {list(valid.shape)}; get both again")
+    valid &= hidden != OUT_OF_VIEW
     flow[~valid] = 0
     return flow, valid
 

@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 
 from fleetflow.data.dataset import Files, Pair, chosen, datasets
-from fleetflow.data.listing import Listing
+from fleetflow.data.listing import Listing, digits
 from fleetflow.io.arrays import read_npz
 from fleetflow.io.atomic import existing, reading
+from fleetflow.types import FleetflowError
 
 Split = Literal["train", "val", "test"]
 LIMIT = 512  # pixels; the float16 files mark unknown vectors by larger values
@@ -32,7 +33,7 @@ def viper(root: Path, *, split: Split = "train") -> Files:
     listing = Listing(root)
     listing.require(f"the VIPER archives of {split}", f"{split}/img", *([f"{split}/flow"] if split != "test" else []))
     found = []
-    for first in listing.find(f"{split}/img/*/*.jpg", f"{split}/img/*/*.png"):
+    for first in listing.find(*(f"{split}/img/*/{digits(3)}_{digits(5)}{kind}" for kind in (".jpg", ".png"))):
         place = Path(first)
         sequence, frame = place.stem.split("_")
         second = place.with_name(f"{sequence}_{int(frame) + 1:05d}{place.suffix}")
@@ -45,7 +46,10 @@ def viper(root: Path, *, split: Split = "train") -> Files:
 
 def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with reading(existing(path), "a VIPER flow"):
-        flow = np.stack(read_npz(path, "u", "v"), -1).astype(np.float32)
+        u, v = read_npz(path, "u", "v")
+    if u.ndim != 2 or u.shape != v.shape:
+        raise FleetflowError(f"{path} holds u {list(u.shape)} and v {list(v.shape)}; expected two arrays [H, W]")
+    flow = np.stack((u, v), -1).astype(np.float32)
     valid = (np.abs(flow) <= LIMIT).all(-1)
     flow[~valid] = 0
     return flow, valid
