@@ -5,6 +5,7 @@ Tensors come through shared memory where there is room, else through the pipe of
 """
 
 import signal
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -34,6 +35,8 @@ class Ahead:
             self._items = iter(loader)
         except OSError as error:  # no semaphores, no processes left
             raise FleetflowError(f"worker processes cannot start ({reason(error)}); use --workers 0") from None
+        if workers:  # or Python, at its end, would wait for workers that do not hear its SIGTERM
+            weakref.finalize(self, self._items._shutdown_workers)
 
     def __iter__(self) -> "Ahead":
         return self
