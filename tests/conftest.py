@@ -1,6 +1,8 @@
 """What several test files need: the reference data beside the repository, and small generated inputs."""
 
+import os
 import shutil
+import signal
 import sys
 from importlib import resources
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from fleetflow.types import FleetflowError
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -61,3 +65,50 @@ def lay_out_example(folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+def in_child(action) -> tuple[int, str]:
+    """Runs `action` in a forked process; returns its exit code, below 0 for a signal, and the line that it ended with."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        except FleetflowError as error:
+            os.write(writer, str(error).encode())
+        except KeyboardInterrupt:
+            code = 130
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+            code = 99
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        text = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
+
+
+def killed_at(rename: int, when: str, action) -> bool:
+    """Runs `action` in a child that is killed before or after so many renames; False where it made fewer."""
+
+    def run():
+        count, real = 0, os.replace
+
+        def replace(*args, **named):
+            nonlocal count
+            count += 1
+            if count == rename and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(*args, **named)
+            if count == rename:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = replace
+        action()
+
+    code, text = in_child(run)
+    assert code in (0, -signal.SIGKILL), text
+    return code != 0

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import killed_at
 
 from fleetflow.cli.main import main
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
 from fleetflow.inference.predictor import Predictor
+from fleetflow.io.atomic import lock_folder
 from fleetflow.io.images import write_image
 from fleetflow.io.video import VideoWriter
 from fleetflow.models import weights
@@ -319,10 +321,40 @@ def test_files_that_are_in_the_way(folder, tmp_path):
     (tmp_path / "own-other.safetensors").write_text("mine")
     with pytest.raises(FleetflowError, match="own-other.safetensors is there already"):
         job.adapt(pairs, output, other="fastflownet")
-    output.write_text("half")
+    output.write_text("mine")
     (tmp_path / "own-unfinished.pt").write_text("half")
-    with pytest.raises(FleetflowError, match="own-unfinished.pt is damaged"):
+    with pytest.raises(FleetflowError, match="own.safetensors is there already"):
         job.adapt(pairs, output, steps=1, report=quiet)
+    assert output.read_text() == "mine"
+    output.unlink()
+    for content in ("half", {"request": 1, "step": "a", "bad": 0, "students": []}):
+        if isinstance(content, dict):
+            torch.save(content, tmp_path / "own-unfinished.pt")
+        with pytest.raises(FleetflowError, match="own-unfinished.pt is damaged") as error:
+            job.adapt(pairs, output, steps=1, report=quiet)
+        assert "\n" not in str(error.value)
+    with lock_folder(tmp_path, "train it"), pytest.raises(FleetflowError, match='in use by "train it"'):
+        job.adapt(pairs, output, steps=1, report=quiet)
+
+
+def test_killed_at_every_rename(layers, tmp_path, monkeypatch):
+    """Whatever was written, the same call leaves what an uninterrupted run leaves, and nothing else."""
+    monkeypatch.setattr(job, "film", lambda frames, camera, generator: frames)
+    frames = [frame[:64, :64] for frame in layers.frames[:4]]
+    options = {"steps": 2, "batch": 1, "measure_every": 1, "size": (64, 64), "precision": "fp32", "report": quiet}
+    pairs = list(zip(frames, frames[1:]))
+    job.adapt(pairs, tmp_path / "whole" / "own.safetensors", **options)
+    whole = weights.read_state(tmp_path / "whole" / "own.safetensors")
+    for n, when in [(n, when) for n in range(1, 20) for when in ("before", "after")]:
+        output = tmp_path / f"{n}-{when}" / "own.safetensors"
+        if not killed_at(n, when, lambda output=output: job.adapt(pairs, output, **options)):
+            break
+        if not output.exists() or output.with_name("own-unfinished.pt").exists():
+            job.adapt(pairs, output, **options)
+        state = weights.read_state(output)
+        assert all(torch.equal(state[key], whole[key]) for key in whole), f"killed {when} rename {n}"
+        assert [path.name for path in output.parent.iterdir()] == ["own.safetensors"], f"killed {when} rename {n}"
+    assert n >= 5, "state and weights of the start, and the states of both steps"
 
 
 def test_long_clips_are_thinned_evenly(folder, layers, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_child, killed_at
 
 from fleetflow.cli.main import main
 from fleetflow.data.datasets.folder import folder as folder_pairs
@@ -58,53 +59,6 @@ def cheap(monkeypatch):
 
 
 OPTIONS = {"workers": 0, "report": quiet, "precision": "fp32", "threads": 1, "checkpoint_every": 1}
-
-
-def in_child(action) -> tuple[int, str]:
-    """Runs `action` in a forked process; returns its exit code, below 0 for a signal, and the line that it ended with."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        except FleetflowError as error:
-            os.write(writer, str(error).encode())
-        except KeyboardInterrupt:
-            code = 130
-        except BaseException as error:
-            os.write(writer, f"{type(error).__name__}: {error}".encode())
-            code = 99
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        text = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
-
-
-def killed_at(rename: int, when: str, action) -> bool:
-    """Runs `action` in a child that is killed before or after so many renames; False where it made fewer."""
-
-    def run():
-        count, real = 0, os.replace
-
-        def replace(*args, **named):
-            nonlocal count
-            count += 1
-            if count == rename and when == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(*args, **named)
-            if count == rename:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.replace = replace
-        action()
-
-    code, text = in_child(run)
-    assert code in (0, -signal.SIGKILL), text
-    return code != 0
 
 
 def same(one: Path, two: Path) -> bool:

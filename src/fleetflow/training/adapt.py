@@ -7,6 +7,8 @@ warping error is measured, the best weights are chosen, and a collapse to zero f
 import copy
 import math
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,14 +23,16 @@ from fleetflow.data.dataset import to_frame
 from fleetflow.data.generate.camera import draw_camera, film
 from fleetflow.inference.device import Precision, autocast, choose_device, choose_dtype
 from fleetflow.inference.predictor import Predictor
-from fleetflow.io.atomic import reason, write_atomically
+from fleetflow.io.atomic import lock_folder, reason, remove_leftovers, write_atomically
 from fleetflow.io.images import list_frames, read_image
 from fleetflow.io.video import VideoReader
 from fleetflow.models import weights
 from fleetflow.ops.warp import pixel_grid, warp
-from fleetflow.training.loop import BAD_STEPS, expect
+from fleetflow.training.checkpoint import read_archive, save_archive
+from fleetflow.training.loop import expect
 from fleetflow.training.optimizers import optimizers
 from fleetflow.training.schedules import warm_flat_cool
+from fleetflow.training.step import BAD_STEPS, check_sizes
 from fleetflow.training.unsupervised import (
     Occlusion,
     census_distance,
@@ -120,6 +124,22 @@ def warping_error(predictor: Predictor, pairs: Pairs, masks: list[Tensor]) -> Wa
     return WarpingError(*(sum(column) / len(rows) for column in zip(*rows)))
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a run and decides its numbers; an interrupted run may not differ from it."""
+
+    networks: tuple[str, ...]
+    frames: str
+    pairs: int
+    steps: int
+    batch: int
+    size: tuple[int, int]
+    learning_rate: float
+    occlusion: Occlusion
+    order: int
+    seed: int
+
+
 def adapt(
     pairs: Pairs,
     output: Path,
@@ -140,15 +160,35 @@ def adapt(
     threads: int = 0,
     report=print,
 ) -> list[Outcome]:
-    """Fine-tunes a network on pairs without truth; returns its outcome, and that of the other network if there is one.
+    """Fine-tunes a network on pairs without truth.
 
-    pairs: from `read_pairs`. output: the .safetensors file of the best weights; it is there, whole, from the first
-    measurement on. Those of `other` lie beside it, as STEM-other.safetensors.
-    start, other: as `fleetflow.load` takes them; with `other` each learns what the other is sure of.
-    name: of the frames, for the header. size: height and width of the crops, at most that of the frames.
-    learning_rate: of Muon (`optimize.optimizers`). order: of the smoothness, 1 or 2. measure_every: steps.
     An interrupted run leaves STEM-unfinished.pt beside the output; the same call goes on from there, exactly.
-    Raises FleetflowError where the output is there already, and after too many steps without a finite loss.
+
+    Args:
+        pairs: from `read_pairs`.
+        output: the .safetensors file of the best weights; it is there, whole, from the first measurement on. Those of
+            `other` lie beside it, as STEM-other.safetensors.
+        start: the network, as `fleetflow.load` takes it.
+        other: a second network; each learns what the other is sure of.
+        name: of the frames, for the header.
+        steps: of training.
+        batch: pairs in a step.
+        size: height and width of the crops, at most that of the frames.
+        learning_rate: of Muon (`optimizers.optimizers`).
+        occlusion: how hidden pixels are found (`unsupervised.visible`).
+        order: of the smoothness, 1 or 2.
+        measure_every: steps.
+        seed: of crops and views.
+        device: "auto", "cpu", "cuda", ...
+        precision: of the convolutions in training; all measuring is in float32.
+        threads: 0 takes as many as torch does.
+        report: is given each line on how the run goes.
+
+    Returns:
+        The outcome of the network, and that of the other one if there is one.
+
+    Raises:
+        FleetflowError: the output is there already, or too many steps had no finite loss.
     """
     if output.suffix != ".safetensors":
         raise FleetflowError(f"{output} does not end in .safetensors; name the output so")
@@ -156,77 +196,133 @@ def adapt(
         ("steps", steps, 0), ("batch", batch, 1), ("size", min(size), 1), ("learning-rate", learning_rate, 1e-12),
         ("measure-every", measure_every, 1), ("seed", seed, 0), ("threads", threads, 0),
     )  # fmt: skip
-    checkpoint = output.with_name(f"{output.stem}-unfinished.pt")
-    places = [output, output.with_name(f"{output.stem}-other.safetensors")][: 2 if other else 1]
-    taken = [place for place in places if place.exists()]
-    if taken and not checkpoint.exists():
-        raise FleetflowError(f"{taken[0]} is there already; choose another output or delete it")
-    where = choose_device(device)
-    dtype = choose_dtype(precision, where)
-    if dtype == torch.float16:
-        raise FleetflowError("adapting in fp16 is not possible; use bf16 or fp32")
     if threads:
         torch.set_num_threads(threads)
-    learned, held = split(pairs)
-    held = held[:: math.ceil(len(held) / MEASURED)]
-    names = [start] + ([other] if other else [])
-    about = {"recipe": "adapt", "frames": name, "pairs": len(learned), "steps": steps}
-    students = [_Student(*both, about, learning_rate, where) for both in zip(names, places, strict=True)]
-    request = [names, name, len(pairs), steps, batch, list(size), learning_rate, occlusion, order, seed]
-    for student in students:
-        student.begin(held)
-    first = bad = 0
-    if output.exists():
-        state = _left(checkpoint, where)
-        if state["request"] != request:
-            raise FleetflowError(f"{checkpoint} is of a run that was asked for something else; delete it to begin anew")
-        first, bad = state["step"], state["bad"]
-        for student, saved in zip(students, state["students"], strict=True):
-            student.restore(saved)
-    else:
-        for student in students:
-            student.keep(0, student.start)
-        _interruptible(checkpoint, request, 0, 0, students)
+    networks = (start, other) if other else (start,)
+    request = Request(networks, name, len(pairs), steps, batch, tuple(size), learning_rate, occlusion, order, seed)
+    with lock_folder(output.parent, f"adapt {name}"):
+        remove_leftovers(output.parent)
+        run = _Adaptation(request, pairs, output, choose_device(device), precision)
+        return run.finish(measure_every, report)
 
-    began = time.monotonic()
-    stopped = None
-    for step in range(first, steps):
-        generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % 2**63)
-        frame1, frame2 = (frames.to(where) for frames in _batch(learned, batch, size, students, generator))
+
+class _Adaptation:
+    """A run: the networks that learn, the pairs they learn from, and the pairs on which they are measured."""
+
+    def __init__(self, request: Request, pairs: Pairs, output: Path, device: torch.device, precision: Precision):
+        self.request, self.device = request, device
+        self.dtype = choose_dtype(precision, device)
+        if self.dtype == torch.float16:
+            raise FleetflowError("adapting in fp16 is not possible; use bf16 or fp32")
+        self.checkpoint = output.with_name(f"{output.stem}-unfinished.pt")
+        places = [output, output.with_name(f"{output.stem}-other.safetensors")][: len(request.networks)]
+        begun = self.checkpoint.exists()
+        for place in places:
+            if place.exists() and not (begun and _is_adapted(place)):
+                raise FleetflowError(f"{place} is there already; choose another output or delete it")
+        self.learned, held = split(pairs)
+        self.held = held[:: math.ceil(len(held) / MEASURED)]
+        about = {"recipe": "adapt", "frames": request.frames, "pairs": len(self.learned), "steps": request.steps}
+        both = zip(request.networks, places, strict=True)
+        self.students = [_Student(name, place, about, request.learning_rate, device) for name, place in both]
+        for student in self.students:
+            student.begin(self.held)
+        self.step = self.bad = 0
+        if begun:
+            self._restore()
+        else:
+            for student in self.students:
+                student.step, student.best = 0, student.start
+            self._save()  # first: it says that the files are ours
+        for student in self.students:
+            if not student.output.exists():
+                student.keep(student.step, student.best)
+
+    def finish(self, measure_every: int, report) -> list[Outcome]:
+        """Trains to the last step, or until a network gets worse; returns what became of each network."""
+        steps, began, first, stopped = self.request.steps, time.monotonic(), self.step, None
+        while self.step < steps and not stopped:
+            self._train_step()
+            if self.step % measure_every and self.step < steps:
+                continue
+            left = (time.monotonic() - began) / (self.step - first) * (steps - self.step)
+            stopped = self._measure(report, left)
+            if stopped:
+                report(f"stopped at step {self.step}: {stopped}")
+            else:
+                self._save()
+        self.checkpoint.unlink(missing_ok=True)
+        return [Outcome(s.network, s.output, s.start, s.best, s.step, stopped) for s in self.students]
+
+    def _train_step(self) -> None:
+        """One batch for each network: match the frames, smoothly, and agree with the teacher on another view."""
+        request, step, device = self.request, self.step, self.device
+        seed = (request.seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        frames = _batch(self.learned, request.batch, request.size, self.students, generator)
+        frame1, frame2 = (each.to(device) for each in frames)
         both = torch.cat((frame1, frame2)), torch.cat((frame2, frame1))  # there and back
-        with autocast(where, dtype):
-            flows = [student.model(*both).flow.float() for student in students]
-        for k, student in enumerate(students):
+        with autocast(device, self.dtype):
+            flows = [student.model(*both).flow.float() for student in self.students]
+        for k, student in enumerate(self.students):
             teacher = flows[k - 1].detach()  # the other network, or itself
-            loss = _match(*both, flows[k], occlusion, order)
-            trust = confidence(teacher, teacher.roll(batch, 0))
-            *view, taught, trust = _another_view(frame1, frame2, teacher[:batch], trust[:batch], generator)
-            with autocast(where, dtype):
+            loss = _match(*both, flows[k], request.occlusion, request.order)
+            trust = confidence(teacher, teacher.roll(request.batch, 0))
+            here = teacher[: request.batch], trust[: request.batch]
+            *view, taught, trust = _another_view(frame1, frame2, *here, generator)
+            with autocast(device, self.dtype):
                 again = student.model(*view).flow.float()
             loss = loss + TEACH * distillation(again, taught, trust)
-            if not student.learn(loss, warm_flat_cool(step, steps, warmup=10, cooldown=0.5)):
-                bad += 1
-        if bad >= BAD_STEPS:
-            raise FleetflowError(f"{bad} steps had a loss that is not a number; lower the learning rate")
-        if (step + 1) % measure_every and step + 1 < steps:
-            continue
-        left = (time.monotonic() - began) / (step + 1 - first) * (steps - step - 1)
-        for student in students:
-            error = student.measure(held)
+            if not student.learn(loss, warm_flat_cool(step, request.steps, warmup=10, cooldown=0.5)):
+                self.bad += 1
+        if self.bad >= BAD_STEPS:
+            raise FleetflowError(f"{self.bad} steps had a loss that is not a number; lower the learning rate")
+        self.step += 1
+
+    def _measure(self, report, left: float) -> str | None:
+        """Measures the networks on the held-back pairs and keeps what is better; returns why the run must end, if so."""
+        stopped = None
+        for student in self.students:
+            error = student.measure(self.held)
             report(
-                f"step {step + 1}/{steps}  {student.network}  held back: census {error.census:.3f} % "
+                f"step {self.step}/{self.request.steps}  {student.network}  held back: census {error.census:.3f} % "
                 f"(start {student.start.census:.3f})  L1 {error.l1:.3f} ({student.start.l1:.3f})  "
                 f"flow {error.length:.2f} px ({student.start.length:.2f})  {int(left // 60)}:{int(left % 60):02d} left"
             )
             if error.census < student.best.census and error.l1 <= student.start.l1:
-                student.keep(step + 1, error)
+                student.keep(self.step, error)
             stopped = stopped or verdict(student.start, error)
-        if stopped:
-            report(f"stopped at step {step + 1}: {stopped}")
-            break
-        _interruptible(checkpoint, request, step + 1, bad, students)
-    checkpoint.unlink(missing_ok=True)
-    return [Outcome(s.network, s.output, s.start, s.best, s.step, stopped) for s in students]
+        return stopped
+
+    def _save(self) -> None:
+        """Writes all that the run needs to go on."""
+        students = [student.state() for student in self.students]
+        state = {"request": vars(self.request), "step": self.step, "bad": self.bad, "students": students}
+        write_atomically(self.checkpoint, partial(save_archive, state))
+
+    def _restore(self) -> None:
+        """Takes over what an interrupted run left; raises FleetflowError where it is damaged or of another request."""
+        try:
+            state = read_archive(self.checkpoint)
+            same, self.step, self.bad = state["request"] == vars(self.request), int(state["step"]), int(state["bad"])
+            if same:
+                for student, saved in zip(self.students, state["students"], strict=True):
+                    student.restore(saved)
+        except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ...
+            raise FleetflowError(
+                f"{self.checkpoint} is damaged ({reason(error)[:80]}); delete it and the output to begin anew"
+            ) from None
+        if not same:
+            raise FleetflowError(
+                f"{self.checkpoint} is of a run that was asked for something else; delete it to begin anew"
+            )
+
+
+def _is_adapted(path: Path) -> bool:
+    """Whether a file is what a run of ours wrote."""
+    with suppress(FleetflowError):
+        return weights.header(path).get("recipe") == "adapt"
+    return False
 
 
 def verdict(start: WarpingError, now: WarpingError) -> str | None:
@@ -241,13 +337,13 @@ def verdict(start: WarpingError, now: WarpingError) -> str | None:
 class _Student:
     """A network that is adapted: its weights, their average (measured and saved), optimizers, and the best so far."""
 
-    def __init__(self, name: str, output: Path, about: dict[str, object], learning_rate: float, where: torch.device):
-        self.output, self.where = output, where
+    def __init__(self, name: str, output: Path, about: dict[str, object], learning_rate: float, device: torch.device):
+        self.output, self.device = output, device
         # Always in evaluation mode, so that normalization keeps its statistics.
-        self.model = weights.load(name).to(where, memory_format=torch.channels_last)
+        self.model = weights.load(name).to(device, memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-        self.updates = optimizers(self.model, learning_rate, 0.0)
-        self.rates = [[group["lr"] for group in update.param_groups] for update in self.updates]
+        self.optimizers = optimizers(self.model, learning_rate, 0.0)
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         variant, _, path = name.partition(":")
         file = Path(variant if variant.endswith(".safetensors") else path or weights.shipped(variant))
         origin = weights.header(file) if file.suffix == ".safetensors" else {}
@@ -263,7 +359,7 @@ class _Student:
     def _predictor(self) -> Predictor:
         """The averaged weights as they are saved, in half precision, ready to predict in float32."""
         model = copy.deepcopy(self.average.module).half().float()
-        return Predictor(model, device=str(self.where), precision="fp32")
+        return Predictor(model, device=str(self.device), precision="fp32")
 
     def measure(self, held: Pairs) -> WarpingError:
         return warping_error(self._predictor(), held, self.masks)
@@ -277,14 +373,14 @@ class _Student:
     def learn(self, loss: Tensor, factor: float) -> bool:
         """One step down the loss; returns False, and does nothing, where the loss or its gradient is no number."""
         loss.backward()
-        length = nn.utils.clip_grad_norm_(self.model.parameters(), 20.0)
-        good = math.isfinite(length.item() + loss.item())
-        for update, bases in zip(self.updates, self.rates, strict=True):
-            for group, base in zip(update.param_groups, bases, strict=True):
-                group["lr"] = base * factor
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), 20.0)
+        good = math.isfinite(grad_norm.item() + loss.item())
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
             if good:
-                update.step()
-            update.zero_grad(set_to_none=True)
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if good:
             self.average.update_parameters(self.model)
         return good
@@ -293,7 +389,7 @@ class _Student:
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizers": [update.state_dict() for update in self.updates],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "best": list(self.best),
         }
@@ -301,26 +397,10 @@ class _Student:
     def restore(self, saved: dict) -> None:
         self.model.load_state_dict(saved["model"])
         self.average.load_state_dict(saved["average"])
-        for update, state in zip(self.updates, saved["optimizers"], strict=True):
-            update.load_state_dict(state)
-        self.step, self.best = saved["step"], WarpingError(*saved["best"])
-
-
-def _interruptible(checkpoint: Path, request: list, step: int, bad: int, students: list[_Student]) -> None:
-    state = {"request": request, "step": step, "bad": bad, "students": [student.state() for student in students]}
-    write_atomically(checkpoint, partial(torch.save, state))
-
-
-def _left(checkpoint: Path, where: torch.device) -> dict:
-    """What an interrupted run left; raises FleetflowError where it is damaged or something else."""
-    try:
-        state = torch.load(checkpoint, map_location=where, weights_only=True)
-        lacks = [f"it has no {key}" for key in ("request", "step", "bad", "students") if key not in state]
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError, ...
-        lacks = [reason(error)[:80]]
-    if lacks:
-        raise FleetflowError(f"{checkpoint} is damaged ({lacks[0]}); delete it and the output to begin anew")
-    return state
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            check_sizes(optimizer, state)
+            optimizer.load_state_dict(state)
+        self.step, self.best = int(saved["step"]), WarpingError(*map(float, saved["best"]))
 
 
 def _batch(pairs: Pairs, count: int, size: tuple[int, int], students: list[_Student], generator: torch.Generator):

@@ -117,7 +117,7 @@ class Training:
         self.average.load_state_dict(checkpoint.average)
         self.scaler.load_state_dict(checkpoint.scaler)
         for optimizer, saved in zip(self.optimizers, checkpoint.optimizers, strict=True):
-            _check_sizes(optimizer, saved)
+            check_sizes(optimizer, saved)
             optimizer.load_state_dict(saved)
         torch.set_rng_state(checkpoint.random)
 
@@ -210,7 +210,7 @@ def _ema(decay: float):
     return update
 
 
-def _check_sizes(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+def check_sizes(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Raises ValueError unless the tensors in a saved state have the shapes of their weights: a copy takes memory."""
     shapes = [weight.shape for group in optimizer.param_groups for weight in group["params"]]
     for k, state in saved["state"].items():
