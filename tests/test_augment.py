@@ -1,16 +1,13 @@
 """Augmentation: the flow of every family is exact, validity and occlusion follow, colors do what they say."""
 
 import colorsys
-import io
 import math
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from fleetflow.data.augment import color, effects, flownet, geometry, irr, lightflow, liteflownet2, raft
+from fleetflow.data.augment import color, flownet, geometry, irr, lightflow, liteflownet2, own, raft
 from fleetflow.data.augment.dice import Dice
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.types import FleetflowError, Sample
@@ -29,7 +26,7 @@ FAMILIES = {
     "lightflow": lightflow.lightflow,
     "raft": raft.raft,
     "raft_sparse": partial(raft.raft_sparse, mirror=True),
-    "effects": partial(effects.effects, first=partial(raft.raft, scale=(-0.4, 0.8))),
+    "own": own.own,
 }
 SPARSE = ("irr_kitti", "liteflownet2_kitti", "liteflownet2_kitti_mixed", "raft_sparse")
 
@@ -71,9 +68,6 @@ def plain(monkeypatch):
         monkeypatch.setattr(color, name, lambda frames, *_, **__: frames.clone())
     monkeypatch.setattr(color, "paint", lambda sample, *_, **options: sample)
     monkeypatch.setattr(raft, "erased", lambda sample, *_: sample)
-    monkeypatch.setattr(effects, "compression", lambda frames, *_: frames)
-    monkeypatch.setattr(effects, "fog", lambda frames, *_: frames)
-    monkeypatch.setattr(effects, "motion_blur", lambda frames, *_: frames)
     monkeypatch.setattr(flownet.torch, "erfinv", torch.zeros_like)
 
 
@@ -172,7 +166,7 @@ def test_unknown_truth_does_not_spread(name):
     assert not new.valid.all() and new.valid.any()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("raft", "raft_sparse", "effects")])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("raft", "raft_sparse")])
 def test_frames_smaller_than_the_crop_are_refused(name):
     sample, _ = moving()
     with pytest.raises(FleetflowError, match="smaller than the crop 101x112"):
@@ -377,43 +371,6 @@ def test_jitter_keeps_frames_together_or_apart():
         differ = (changed[:, 0] - changed[:, 1]).abs().flatten(1).amax(1) > 1e-3
         assert abs(int(differ.sum()) - expected) <= (6 if apart == 0.2 else 0)
         assert (changed - frames).abs().flatten(1).amax(1).min() > 0.01
-
-
-@pytest.mark.parametrize("quality", [10, 50, 75, 95])
-def test_compression_is_that_of_jpeg(quality):
-    grid = pixel_grid(43, 61, torch.zeros(1))[None] * 4
-    image = (picture(grid) + 0.15 * torch.rand(1, 3, 43, 61, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    image = (255 * image).round() / 255
-    ours = effects.compression(image[:, None], torch.tensor([float(quality)]))[0, 0]
-    file = io.BytesIO()
-    pixels = (255 * image[0]).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
-    theirs = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 255
-    assert (ours - theirs).abs().mean() < 1.2 / 255, "libjpeg rounds once more on the way"
-    assert (theirs - image[0]).abs().mean() > 3 / 255
-    assert torch.equal(effects.compression(image[:, None], torch.tensor([100.0])), image[:, None])
-
-
-def test_motion_blur_runs_along_its_line():
-    dot = torch.zeros(3, 1, 3, 33, 33)
-    dot[..., 16, 16] = 1
-    blurred = effects.motion_blur(dot, torch.tensor([9.0, 9.0, 0.5]), torch.tensor([0.0, 45.0, 0.0]))
-    assert torch.equal(blurred[2], dot[2])
-    torch.testing.assert_close(blurred.sum((-2, -1)), torch.ones(3, 1, 3))
-    grid = pixel_grid(33, 33, dot) - 16
-    mean = (blurred[:, :, :1] * grid).sum((-2, -1))
-    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
-    x, y = blurred[0, 0, 0].sum(0), blurred[0, 0, 0].sum(1)
-    assert (x > 0).sum() == 9 and (y > 1e-6).sum() == 1
-    spread = (blurred[1, 0, 0] * grid[0] * grid[1]).sum()
-    assert spread > 0.4 * (blurred[0, 0, 0] * grid[0] ** 2).sum(), "at 45 degrees to the right and down"
-
-
-def test_fog_is_a_veil_before_both_frames():
-    black = torch.zeros(2, 2, 3, 20, 30)
-    veiled = effects.fog(black, torch.tensor([0.6, 0.0]).double(), dice(2))
-    assert torch.equal(veiled[1], black[1]) and torch.equal(veiled[0, 0], veiled[0, 1])
-    assert 0 < veiled.max() <= 0.6 and veiled[0].std() > 0.01
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,11 +2,11 @@
 
 `multi_scale` is ours. `pyramid` is the loss of the coarse-to-fine networks and takes three parts, plain functions all:
 
-how a step meets the truth    at_known, at_mean, at_largest, enlarged
+how a step meets the truth    at_known, at_mean, enlarged
 length of a difference        end_point, absolute, robust, charbonnier
 weights                       FLOWNET2, LITEFLOWNET2, ...: one for each step, coarsest first
 
-`sequence`, `correction` and `mixture` are the losses of the networks that refine one full-resolution flow.
+`sequence` and `correction` are the losses of the networks that refine one full-resolution flow.
 """
 
 import math
@@ -25,7 +25,6 @@ Measure = Callable[[Tensor], Tensor]  # difference [N, 2, h, w] -> [N, h, w], wi
 
 UNIT = 20.0  # pixels: the FlowNet family predicts flow / 20, and its losses are counted so ("div_flow")
 FLOWNET2 = (0.32, 0.08, 0.02, 0.01, 0.005)  # levels 6 to 2: FlowNet 2.0 in Caffe, PWC-Net (arXiv 1709.02371)
-FLOWNET2_PYTORCH = (0.02, 0.04, 0.08, 0.16, 0.32)  # NVIDIA's port turns them round: the finest weighs most
 LITEFLOWNET2 = (0.32, 0.08, 0.02, 0.01, 6.25e-4)  # levels 6 to 3, and the enlarged flow (arXiv 1903.07414, mmflow)
 MAX_FLOW = 400.0  # pixels: RAFT does not learn from faster motion
 
@@ -121,17 +120,6 @@ def at_mean(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
     return _difference(step, target, _any_known(sample, size), sample)
 
 
-def at_largest(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
-    """Compares a step with the largest positive plus the largest negative u (and v) of each cell.
-
-    The sparse rule of LightFlow's and FlowNetPytorch's code: a lone known pixel is not thinned out by its neighbors.
-    """
-    size = tuple(step.shape[-2:])
-    _, truth = _known(sample)
-    target = F.adaptive_max_pool2d(truth.clamp(min=0), size) - F.adaptive_max_pool2d((-truth).clamp(min=0), size)
-    return _difference(step, target / _stride(step, sample), _any_known(sample, size), sample)
-
-
 def enlarged(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
     """Compares a step, bilinearly enlarged, with the truth at full resolution: mmflow's fine-tuning of LiteFlowNet2."""
     known, truth = _known(sample)
@@ -175,13 +163,10 @@ def pyramid(
     return torch.stack(terms).sum()
 
 
-def lightflow(prediction: Prediction, sample: Sample, *, compare: Compare = at_mean) -> Tensor:
-    """Returns LightFlow's loss: mean |u| and |v| of the last step alone, in units of 20 px (arXiv 1804.05830).
-
-    compare: `at_largest` for sparse truth, as in its code.
-    """
+def lightflow(prediction: Prediction, sample: Sample) -> Tensor:
+    """Returns LightFlow's loss: mean |u| and |v| of the last step alone, in units of 20 px (arXiv 1804.05830)."""
     weights = (*(0.0 for _ in prediction.intermediate_flows[1:]), 1.0)
-    return pyramid(prediction, sample, weights=weights, measure=absolute, compare=compare, mean=True)
+    return pyramid(prediction, sample, weights=weights, measure=absolute, mean=True)
 
 
 def sequence(prediction: Prediction, sample: Sample, *, gamma: float = 0.8, max_flow: float = MAX_FLOW) -> Tensor:
@@ -191,7 +176,14 @@ def sequence(prediction: Prediction, sample: Sample, *, gamma: float = 0.8, max_
     max_flow pixels and more count as 0. gamma: 0.8, in fine-tuning 0.85 (arXiv 2003.12039; GMA and SEA-RAFT too).
     Raises FleetflowError for a prediction without steps (the network is not in training mode).
     """
-    return _decayed(prediction, sample, gamma, max_flow, lambda step, truth: (step.float() - truth).abs(), False)
+    if not prediction.intermediate_flows:
+        raise FleetflowError("the prediction has no steps; put the network in training mode with model.train()")
+    known, truth = _known(sample, max_flow)
+    known = known[:, None].expand_as(truth)
+    total = truth.new_zeros(())
+    for k, step in enumerate(reversed(prediction.intermediate_flows)):
+        total = total + gamma**k * torch.where(known, (step.float() - truth).abs(), 0).sum() / known.numel()
+    return total
 
 
 def correction(prediction: Prediction, sample: Sample, *, gamma: float = 0.8, max_flow: float = MAX_FLOW) -> Tensor:
@@ -200,45 +192,6 @@ def correction(prediction: Prediction, sample: Sample, *, gamma: float = 0.8, ma
     steps: the flows of the states that the solver passed, the fixed point's own last (arXiv 2204.08442).
     """
     return sequence(prediction, sample, gamma=gamma, max_flow=max_flow)
-
-
-def mixture(
-    prediction: Prediction, sample: Sample, *, gamma: float = 0.85, max_flow: float = MAX_FLOW, widest: float = 10.0
-) -> Tensor:
-    """Returns the negative log likelihood of the truth under a mixture of two Laplace distributions (SEA-RAFT).
-
-    steps: [N, 5, H, W]: the flow, the logits of the wide and of the plain distribution, the logarithm of the wide one's
-    scale (kept in [0, widest]; that of the plain one is 0). Mean over the known elements, steps weighed as in
-    `sequence` (arXiv 2405.14793: the plain distribution is the L1 loss, the wide one takes hopeless pixels).
-    Raises FleetflowError for other steps.
-    """
-    for step in prediction.intermediate_flows:
-        if step.shape[1] != 5:
-            raise FleetflowError(
-                f"a step has {step.shape[1]} channels; expected 5 (flow, two logits, log scale): use sequence"
-            )
-
-    def surprise(step: Tensor, truth: Tensor) -> Tensor:
-        flow, logits, scale = step.float().split((2, 2, 1), 1)
-        scales = torch.cat((scale.clamp(0, widest), torch.zeros_like(scale)), 1)
-        far = (flow - truth).abs()[:, :, None] * (-scales).exp()[:, None]  # [N, 2, 2 distributions, H, W]
-        inner = (logits - scales - math.log(2))[:, None] - far
-        return logits.logsumexp(1, keepdim=True) - inner.logsumexp(2)
-
-    return _decayed(prediction, sample, gamma, max_flow, surprise, True)
-
-
-def _decayed(prediction: Prediction, sample: Sample, gamma: float, max_flow: float, measure, share: bool) -> Tensor:
-    """The sum over the steps of gamma^(n - 1 - i) x mean of measure(step, truth); share: over known elements alone."""
-    if not prediction.intermediate_flows:
-        raise FleetflowError("the prediction has no steps; put the network in training mode with model.train()")
-    known, truth = _known(sample, max_flow)
-    known = known[:, None].expand_as(truth)
-    count = known.sum().clamp(min=1) if share else known.numel()
-    total = truth.new_zeros(())
-    for k, step in enumerate(reversed(prediction.intermediate_flows)):
-        total = total + gamma**k * torch.where(known, measure(step, truth), 0).sum() / count
-    return total
 
 
 def _known(sample: Sample, max_flow: float = math.inf) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ length; a run of another length stretches the table. Without `of` they are meant
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 
@@ -58,17 +57,8 @@ def cosine(step: int, steps: int, *, warmup: int = 0, end: float = 0.0) -> float
     return end + (1 - end) * (1 + math.cos(math.pi * place)) / 2
 
 
-def warmed(step: int, steps: int, *, schedule: Callable[[int, int], float], warmup: int, start: float = 0.01) -> float:
-    """Returns `schedule` after a straight line from `start` of it to all of it in `warmup` steps.
-
-    FlowNetC goes from 1e-6 to 1e-4 in 10,000 steps (arXiv 1504.06852): the default start.
-    """
-    return schedule(step, steps) * min(1.0, start + (1 - start) * step / warmup)
-
-
-# FlowNet 2.0 (arXiv 1612.01925), from 1e-4: 1.2 million steps on Chairs, or 600,000 that reach almost as far.
+# FlowNet 2.0 (arXiv 1612.01925), from 1e-4: 1.2 million steps on Chairs.
 s_long = partial(multi_step, milestones=(400_000, 600_000, 800_000, 1_000_000), of=1_200_000)
-s_short = partial(multi_step, milestones=(300_000, 400_000, 500_000), of=600_000)
 # Then from 1e-5 on Things: 500,000 steps (mmflow goes on to 600,000 and halves once more, at 500,000).
 s_fine = partial(multi_step, milestones=(200_000, 300_000, 400_000), of=500_000)
 

@@ -8,7 +8,7 @@ irr           IRR-PWC, and so FastFlowNet: the same with other ranges; KITTI
 liteflownet2  LiteFlowNet2 as mmflow trains it: Chairs and Things, Sintel, KITTI
 lightflow     Light Flow: shifts, turns, flips
 raft          RAFT, GMA, DEQ-Flow: scale, stretch, colors of both frames apart, erased boxes; sparse truth
-effects       ours: motion blur, fog, compression and noise after any of them
+own           ours, for pairs of any kind: crop, mirror, color
 
 `geometry` moves samples, `color` paints them.
 """
