@@ -26,7 +26,7 @@ from fleetflow.evaluation.machine import machine
 from fleetflow.inference.cuda_graphs import Graphed, Recording, record
 from fleetflow.inference.device import autocast
 from fleetflow.inference.predictor import Predictor
-from fleetflow.models.fastflownet import KEPT, start_as_matcher
+from fleetflow.models.fastflownet import KEPT, init_as_matcher
 from fleetflow.models.weights import load
 from fleetflow.ops import all_pairs, correlation, dilated_correlation, kernels, warp
 from fleetflow.registry import models
@@ -148,7 +148,7 @@ def train(batch: int, part: str) -> dict[str, object]:
     """Returns samples per second of pairs of 256x320 generated on the device, of training steps, or of both."""
     surfaces = default_textures().to(device)
     model = models["fastflownet"]()
-    start_as_matcher(model)
+    init_as_matcher(model)
     model = model.to(device, memory_format=torch.channels_last).train()
     updates = optimizers(model, 1e-4, 0.01)
     counter = iter(range(10**9))

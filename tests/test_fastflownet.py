@@ -8,7 +8,7 @@ import torch
 
 import fleetflow
 from fleetflow.data.generate import generate
-from fleetflow.models.fastflownet import KEPT, FastFlowNet, start_as_matcher
+from fleetflow.models.fastflownet import KEPT, FastFlowNet, init_as_matcher
 from fleetflow.ops.correlation import local_correlation
 
 
@@ -90,7 +90,7 @@ def test_the_matching_start_follows_the_correlation(level):
     """The laid-out path, without the random channels beside it, points to where the correlation is high."""
     torch.manual_seed(0)
     model = FastFlowNet()
-    start_as_matcher(model)
+    init_as_matcher(model)
     decoder = getattr(model, f"decoder{level}")
     with torch.no_grad():
         decoder.conv7.weight[:, 4:] = 0

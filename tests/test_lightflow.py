@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import fleetflow
-from fleetflow.models.lightflow import LEVELS, LightFlow, start_as_matcher
+from fleetflow.models.lightflow import LEVELS, LightFlow, init_as_matcher
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
@@ -109,7 +109,7 @@ def test_the_matching_start_compares_the_frames(after, shift):
     """One layer after frame2 was shifted and compared, sums of displacements point to where it has moved."""
     torch.manual_seed(0)
     model = LightFlow().train()
-    start_as_matcher(model)
+    init_as_matcher(model)
     texture = F.interpolate(torch.rand(1, 3, 256 // shift, 256 // shift), size=(256, 256), mode="bicubic").clamp(0, 1)
     ways = [(shift, 0), (-shift, 0), (0, shift), (0, -shift), (0, 0)]
     seen = []
@@ -126,7 +126,7 @@ def test_the_matching_start_compares_the_frames(after, shift):
 
 def test_the_matching_start_needs_channels():
     with pytest.raises(FleetflowError, match="width 1"):
-        start_as_matcher(LightFlow(0.75))
+        init_as_matcher(LightFlow(0.75))
 
 
 def test_stored_norms_do_not_depend_on_the_batch():

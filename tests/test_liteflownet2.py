@@ -18,7 +18,7 @@ from fleetflow.models.liteflownet2 import (
     Matching,
     from_caffe,
     grow,
-    start_as_matcher,
+    init_as_matcher,
 )
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
@@ -238,7 +238,7 @@ def test_the_matching_start_follows_the_motion(level):
     """The laid-out path, without the random channels beside it, points to where features have moved."""
     torch.manual_seed(0)
     model = models["liteflownet2"]()
-    start_as_matcher(model)
+    init_as_matcher(model)
     network = model.decoder["decoders"][f"level{level}"].NetM
     features = F.avg_pool2d(torch.randn(1, CHANNELS[level], 26, 26), 3, 1)
     with torch.no_grad():

@@ -22,7 +22,7 @@ WEIGHTS = sorted((Path(weights.__file__).parents[1] / "weights").glob("*.safeten
 NAMES = [path.stem for path in WEIGHTS]
 # Weights that were shipped before `footage` was there, and lose on it until those of a longer training take their place.
 LOSE_ON_FOOTAGE = {"fastflownet"}  # 2026-11-29: 12.1 px, 47.5 %; DIS 8.7, 53.0
-FEW = ("flyingchairs", "middlebury-flow", "yosemite")  # sets of real pairs
+FEW = ("eth3d", "middlebury-stereo")  # sets of real pairs, three in all
 
 
 def product(row: dict[str, float]) -> float:
@@ -66,7 +66,7 @@ def test_by_the_scores_in_the_header(path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_on_real_pairs(name, shared):
-    """Three sets, measured again: what the header says is what the weights do, and it is better than DIS."""
+    """Two sets, measured again: what the header says is what the weights do, and it is better than DIS."""
     files = pairs(shared / "data")
     files.pairs = [pair for pair in files.pairs if pair.group in FEW]
     table = evaluate(fleetflow.Predictor(fleetflow.load(name), device="cpu", precision="fp32"), files)
@@ -74,4 +74,4 @@ def test_on_real_pairs(name, shared):
     for group in FEW:
         epe, out3 = results.PEERS["OpenCV DIS"][results.SETS.index(group)]
         assert table[group]["epe"] == pytest.approx(scores[group]["epe"], rel=0.02, abs=0.02)
-        assert product(table[group]) < max(epe * out3, 0.1), group
+        assert product(table[group]) < epe * out3, group

@@ -150,7 +150,7 @@ class FastFlowNet(FlowModel):
 
 
 @torch.no_grad()
-def start_as_matcher(model: FastFlowNet) -> None:
+def init_as_matcher(model: FastFlowNet) -> None:
     """Changes fresh weights so that every decoder begins as a crude matcher: where the correlation is high, go there.
 
     From the published initialization the network predicts zero for its first thousands of steps, until a path from the

@@ -164,7 +164,7 @@ COMPARING = ("conv2", "conv3", "conv4a", "conv4b", "conv5a", "conv5b", "conv6a",
 
 
 @torch.no_grad()
-def start_as_matcher(model: LightFlow) -> None:
+def init_as_matcher(model: LightFlow) -> None:
     """Changes fresh weights so that every layer of the way down compares the frames at nine displacements.
 
     Nothing here correlates, and from the published initialization the network predicts no motion for tens of thousands

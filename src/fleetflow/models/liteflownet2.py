@@ -277,10 +277,10 @@ class LiteFlowNet2(FlowModel):
 
 
 @torch.no_grad()
-def start_as_matcher(model: LiteFlowNet2) -> None:
+def init_as_matcher(model: LiteFlowNet2) -> None:
     """Changes fresh weights so that every M begins as a crude matcher: where the correlation is high, go there.
 
-    As `fastflownet.start_as_matcher`, which says why. The first layer subtracts from each correlation the mean of all;
+    As `fastflownet.init_as_matcher`, which says why. The first layer subtracts from each correlation the mean of all;
     from the second on four channels carry the sums of the displacements to the right, left, down and up that they
     weigh, in pairs of opposite sign through the leaky layers. All else stays random, and everything is trained.
     """

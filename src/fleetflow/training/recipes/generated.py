@@ -6,7 +6,7 @@ from functools import partial
 from fleetflow.data.generate import worlds
 from fleetflow.models import deq_flow, fastflownet_refine, lightflow, liteflownet2
 from fleetflow.models.base import FlowModel
-from fleetflow.models.fastflownet import start_as_matcher
+from fleetflow.models.fastflownet import init_as_matcher
 from fleetflow.training import losses, schedules
 from fleetflow.training.optimizers import adamw, optimizers
 from fleetflow.training.recipe import Batches, Recipe, Stage
@@ -118,7 +118,7 @@ GENERATED: dict[str, Recipe] = {
                 learning_rate=0.006,
                 schedule=partial(schedules.warm_flat_cool, warmup=200, cooldown=0.25),
                 weight_decay=0.01,
-                init=start_as_matcher,
+                init=init_as_matcher,
             ),
         ),
         "ours: generated pairs only, sized for an afternoon on two CPU cores",
@@ -171,7 +171,7 @@ GENERATED: dict[str, Recipe] = {
     "lightflow_synthetic": Recipe(
         "lightflow",
         (
-            _comparing("matches", SHAPES, Batches(1_000, 16, 128, 192), 0.0, lightflow.start_as_matcher),
+            _comparing("matches", SHAPES, Batches(1_000, 16, 128, 192), 0.0, lightflow.init_as_matcher),
             _comparing("widens", MODERATE, Batches(3_150, 8, 192, 320), 0.3),
         ),
         "ours: an hour on two CPU cores",
@@ -179,7 +179,7 @@ GENERATED: dict[str, Recipe] = {
     "lightflow_distilled": Recipe(
         "lightflow",
         (
-            _comparing("matches", SHAPES, Batches(1_000, 16, 128, 192), 0.0, lightflow.start_as_matcher, "fastflownet"),
+            _comparing("matches", SHAPES, Batches(1_000, 16, 128, 192), 0.0, lightflow.init_as_matcher, "fastflownet"),
             _comparing("widens", MODERATE, Batches(20_000, 16, 128, 192), 0.0, teacher="fastflownet"),
             _comparing("roams", worlds.MIXTURE, Batches(20_000, 8, 192, 320), 0.5, teacher="fastflownet"),
         ),
@@ -194,7 +194,7 @@ GENERATED: dict[str, Recipe] = {
                 Batches(750, 8, 128, 192),
                 rate=0.006,
                 decay=0.01,
-                init=liteflownet2.start_as_matcher,
+                init=liteflownet2.init_as_matcher,
             ),
             _pyramid("roams", worlds.MIXTURE, Batches(620, 6, 256, 384), cooldown=0.4),
             _pyramid("sweeps", worlds.MIXTURE, Batches(1_000, 6, 256, 384), Batches(700, 4, 320, 576), cooldown=0.5),
