@@ -1,5 +1,6 @@
 """Networks as torch.export, torch.jit.trace and torch.compile see them, without a context manager; other dtypes."""
 
+import itertools
 import os
 
 import pytest
@@ -42,8 +43,10 @@ def captured(way: str, network: nn.Module, pair: tuple[torch.Tensor, ...]):
 
 
 @QUIETLY
-@pytest.mark.parametrize("way", ["trace", "export", *(["compile"] if SLOW else [])])
-@pytest.mark.parametrize("name", NAMES if SLOW else QUICK)
+@pytest.mark.parametrize(
+    "name,way",
+    itertools.product(NAMES, ("trace", "export", "compile")) if SLOW else zip(QUICK, ("trace", "export", "trace")),
+)
 @torch.no_grad()
 def test_networks_are_captured(name, way):
     network, pair = Flow(name), frames()
@@ -73,13 +76,11 @@ def test_the_compiler_keeps_a_registered_operator_as_one_node():
     assert "fleetflow.warp.default" in seen
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, *([torch.float16] if SLOW else [])])
+@pytest.mark.parametrize("name", NAMES if SLOW else ["fastflownet", "deq_flow_tiny", "lightflow_050", "pwcnet"])
 @torch.no_grad()
 def test_networks_of_other_dtypes_run_or_refuse_in_one_line(name, dtype):
     """float64 agrees with float32; half precision stays finite."""
-    if name == "flownet_cs" and dtype != torch.float64 and not SLOW:
-        pytest.skip("78 million weights; FLEETFLOW_SLOW=1 runs it")
     network, pair = Flow(name), frames()
     expected = network(*pair)
     try:

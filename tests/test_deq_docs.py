@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import fleetflow.deq
@@ -11,8 +12,10 @@ import fleetflow.deq
 PAGE = (Path(__file__).parents[1] / "docs" / "deq.md").read_text()
 
 
-def test_the_tutorial(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_tutorial(tmp_path, monkeypatch, capsys, threads):
     monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(threads)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     page = PAGE if importlib.util.find_spec("matplotlib") else re.sub(r"(?m)^axes.*$", "", PAGE)
     blocks = list(re.finditer(r"```python\n(.*?)```", page, flags=re.S))

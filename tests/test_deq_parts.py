@@ -8,16 +8,19 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from fleetflow.deq import (
     DEQ,
     Anderson,
+    DEQWrapper,
     Implicit,
     Options,
     Phantom,
     Picard,
     VariationalDropout,
     add_deq_args,
+    apply_weight_norm,
     fixed_point,
     get_deq,
     held,
@@ -25,6 +28,7 @@ from fleetflow.deq import (
     plot_convergence,
     remove_norm,
     reset_dropout,
+    reset_weight_norm,
     spectral_norm,
     spectral_radius,
     weight_norm,
@@ -435,7 +439,6 @@ def test_the_defaults_of_torchdeq_are_options():
         ({"jac_loss_freq": 0.3}, "jac_loss_freq is 0.3"),
         ({"jac_incremental": 10}, "jac_incremental is 10"),
         ({"sradius_mode": True}, r"sradius_mode is True, .*; leave it out and call spectral_radius\(f, z\)"),
-        ({"wnorm": True}, r"wnorm is True, .*; leave it out and call weight_norm\(module\)"),
         ({"sup_all": True}, "sup_all is True"),
         ({"core": "sliced", "n_states": 2}, "core is 'sliced' with several states: call fixed_point again"),
         ({"core": "sliced", "indexing": [8]}, "core is 'sliced' with several states"),
@@ -450,6 +453,8 @@ def test_what_is_done_elsewhere_is_said(options, message):
 
 
 def test_common_names_are_ours_in_a_mapping():
+    with pytest.raises(ValueError, match=r"wnorm is True, .*; leave it out and call weight_norm\(module\)"):
+        get_deq({"wnorm": True})
     with pytest.raises(ValueError, match="gamma is 0.9, .*; leave it out and weigh the states"):
         get_deq({"gamma": 0.9})
     with pytest.raises(ValueError, match="core is 'own', .*; leave it out and call fixed_point"):
@@ -542,3 +547,40 @@ def test_torchdeq_gives_the_same(solver, options):
         found.append((len(states), *(part.detach() for part in states[-1]), layer.weight.grad.clone()))
     assert found[0][0] == found[1][0]
     assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found[0][1:], found[1][1:]))
+
+
+def test_a_program_written_for_deq_flow_runs():
+    """Its flags, its class, its wrapper, its weight norm."""
+    words = "--wnorm --f_thres 24 --f_solver anderson --f_eps 1e-5 --eval_f_thres 50 --phantom_grad 2 --n_losses 1"
+    args = add_deq_args(argparse.ArgumentParser()).parse_args(words.split())
+    assert args.wnorm and args.f_max_iter == 24 and args.grad == [2]
+    torch.manual_seed(0)
+    cell, x = nn.Linear(6, 6), torch.randn(3, 6)
+    with torch.no_grad():
+        cell.weight.mul_(0.5)
+    expected = cell.weight.detach().clone()
+    if args.wnorm:
+        apply_weight_norm(cell)
+    torch.testing.assert_close(reset_weight_norm(cell).weight, expected)
+    kind = get_deq(args)
+    deq = kind(args).eval()
+    assert deq.options.eval_f_max_iter == 50
+
+    def f(h, c):
+        image = torch.tanh(cell(torch.cat((h, c), 1)) + x)
+        return image[:, :4], image[:, 4:]
+
+    wrapped = DEQWrapper(f, (torch.zeros(3, 4), torch.zeros(3, 2)))
+    start = wrapped.list2vec(torch.zeros(3, 4), torch.zeros(3, 2))
+    states, info = deq(wrapped, start, False, False)
+    h, c = wrapped.vec2list(states[-1])
+    assert h.shape == (3, 4) and c.shape == (3, 2) and info.converged.all()
+    torch.testing.assert_close(torch.cat(f(h, c), 1), torch.cat((h, c), 1), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="call spectral_radius"):
+        deq(wrapped, start, False, True)
+
+
+def test_weight_norm_leaves_out_what_is_named():
+    network = nn.ModuleDict({"cell": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    apply_weight_norm(network, filter_out=["head"])
+    assert parametrize.is_parametrized(network["cell"]) and not parametrize.is_parametrized(network["head"])

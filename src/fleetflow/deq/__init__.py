@@ -10,11 +10,13 @@ from fleetflow.deq.diagnostics import jacobian_penalty, plot_convergence, spectr
 from fleetflow.deq.gradients import Implicit, Phantom, Unrolled
 from fleetflow.deq.newton_krylov import NewtonKrylov
 from fleetflow.deq.picard import Picard
+from fleetflow.deq.published import DEQWrapper, apply_weight_norm, reset_weight_norm
 from fleetflow.deq.regularize import VariationalDropout, held, remove_norm, reset_dropout, spectral_norm, weight_norm
 from fleetflow.deq.solve import Gradient, NotFinite, Solution, Solver, fixed_point
 
 __all__ = [
     "DEQ",
+    "DEQWrapper",
     "Anderson",
     "Broyden",
     "Gradient",
@@ -29,6 +31,7 @@ __all__ = [
     "Unrolled",
     "VariationalDropout",
     "add_deq_args",
+    "apply_weight_norm",
     "fixed_point",
     "get_deq",
     "held",
@@ -36,6 +39,7 @@ __all__ = [
     "plot_convergence",
     "remove_norm",
     "reset_dropout",
+    "reset_weight_norm",
     "spectral_norm",
     "spectral_radius",
     "weight_norm",

@@ -53,7 +53,7 @@ ELSEWHERE = {  # published option -> the values that ask for nothing more, and w
     "jac_incremental": ((0,), "raise the weight of jacobian_penalty(f, z) in the loss"),
     "sradius_mode": ((False,), "call spectral_radius(f, z)"),
 }
-COMMON = ("core", "gamma")  # which in a Namespace may belong to the rest of the program
+COMMON = ("core", "gamma", "wnorm")  # which in a Namespace may belong to the rest of the program
 SLICED = {"core": "sliced", "sliced_core": True, "indexing_core": False}  # what chose the sliced core
 
 
@@ -111,15 +111,20 @@ class Options:
 
 
 def add_deq_args(parser: ArgumentParser) -> ArgumentParser:
-    """Returns the parser with the options of `Options` added."""
+    """Returns the parser with the options of `Options` added, under their names here and in deq-flow.
+
+    `--wnorm` is for the network, as it is there: `if args.wnorm: apply_weight_norm(module)`.
+    """
     group = parser.add_argument_group("deep equilibrium")
     for item in fields(Options):
-        name, help = f"--{item.name}", item.metadata["help"]
+        names = [item.name, *(theirs for theirs, ours in RENAMED.items() if ours == item.name)]
+        names, help = [f"--{name}" for name in names], item.metadata["help"]
         if item.metadata["kind"] is bool:
-            group.add_argument(name, action="store_true", help=help)
+            group.add_argument(*names, action="store_true", help=help)
         else:
             several = {"nargs": "+"} if isinstance(item.default, tuple) else {"choices": item.metadata["choices"]}
-            group.add_argument(name, type=item.metadata["kind"], default=item.default, help=help, **several)
+            group.add_argument(*names, type=item.metadata["kind"], default=item.default, help=help, **several)
+    group.add_argument("--wnorm", action="store_true", help="weight norm; the network applies it, by apply_weight_norm")
     return parser
 
 
@@ -172,6 +177,8 @@ def _check_names(given: dict, known: list[str], foreign: bool) -> None:
 class DEQ(nn.Module):
     """Solves z = f(z) with options chosen beforehand; has no parameters of its own.
 
+    In deq-flow `get_deq(args)` returns a class: `get_deq(args)(args)` makes another one here, too.
+
     In training the states carry the gradient of the options (`ift`, `grad`, `tau`), and `n_states` or `indexing` may
     add earlier ones. In evaluation there is one state, without a gradient, after up to `eval_f_max_iter` evaluations.
     """
@@ -185,12 +192,24 @@ class DEQ(nn.Module):
                 SOLVERS[options.b_solver], options.b_tol, options.b_max_iter, options.b_stop_mode == "rel"
             )
 
-    def forward(self, f: Callable[..., State], z0: State) -> tuple[list[State], Solution]:
+    def __call__(self, *arguments):
+        if len(arguments) == 1 and isinstance(arguments[0], Namespace | Mapping):
+            return get_deq(arguments[0])
+        return super().__call__(*arguments)
+
+    def forward(
+        self, f: Callable[..., State], z0: State, log: bool = False, sradius_mode: bool = False
+    ) -> tuple[list[State], Solution]:
         """Returns the states, the fixed point last, and the `Solution` with residual, steps and trace.
 
-        z0: a tensor, for which f is called as f(z), or a tuple (z1, z2), for which it is called as f(z1, z2) and
-            returns a tuple.
+        Args:
+            z0: a tensor, for which f is called as f(z), or a tuple (z1, z2), for which it is called as f(z1, z2) and
+                returns a tuple.
+            log, sradius_mode: deq-flow's; the solution holds what a log would, and the spectral radius is a call of
+                its own.
         """
+        if sradius_mode:
+            raise ValueError("sradius_mode is True, which this does not do; call spectral_radius(f, z) on the result")
         options = self.options
         steps, keep = options.f_max_iter, tuple(options.indexing)
         if options.n_states > 1:

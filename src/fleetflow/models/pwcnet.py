@@ -23,6 +23,7 @@ from fleetflow.layers.masked_warp import masked_warp
 from fleetflow.layers.resize_8bit import resize_8bit
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.widened import widened
 from fleetflow.registry import models
 from fleetflow.types import Prediction
 
@@ -118,19 +119,19 @@ class PWCNet(FlowModel):
             features1, features2 = both[level - 1].chunk(2)
             known = ()
             if x is not None:
-                flow = getattr(self, f"deconv{level + 1}")(flows[-1])
+                flow = getattr(self, f"deconv{level + 1}")(flows[-1].to(features1.dtype))
                 known = (features1, flow, getattr(self, f"upfeat{level + 1}")(x))
-                shift = flow.float() * (FLOW_SCALE / 2**level)
+                shift = widened(flow) * (FLOW_SCALE / 2**level)
                 features2 = masked_warp(features2, shift, self.threshold)
             volume = F.leaky_relu(local_correlation(features1, features2, RADIUS), 0.1)
             x = torch.cat((volume, *known), 1)
             for k in range(len(DENSE)):
                 new = getattr(self, f"conv{level}_{k}")(x)
                 x = torch.cat((new, x) if k in self.ahead else (x, new), 1)
-            flows.append(getattr(self, f"predict_flow{level}")(x).float())
+            flows.append(widened(getattr(self, f"predict_flow{level}")(x)))
         for k in range(1, 8):
             x = getattr(self, f"dc_conv{k}")(x)
-        flows[-1] = flows[-1] + x.float()
+        flows[-1] = flows[-1] + widened(x)
         # Two channels are enlarged three times faster as planes than channels-last.
         full = (FLOW_SCALE * flows[-1]).contiguous()
         if not self.training:
