@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fleetflow
-from fleetflow.io.video import VideoReader, frame_slice
+from fleetflow.io.video import VideoReader, VideoWriter, frame_slice, join_videos
 from fleetflow.types import FleetflowError
 
 QUIET = {"x265-params": "log-level=0:open-gop=1:keyint=12:min-keyint=12"}
@@ -216,3 +216,74 @@ def test_pure_red_of_hdr_keeps_its_hue(tmp_path):
     write_color(tmp_path / "a.mp4", values, 9, 1, "yuv444p10le", color_primaries=9, color_trc=16)
     found = next(iter(VideoReader(tmp_path / "a.mp4")))[20, 20]
     assert found[0] > 150 and found[1] < 40 and found[2] < 40, found
+
+
+# ---- sound ----
+
+
+def write_with_sound(path: Path, codec: str, rate: int = 48_000) -> None:
+    """Writes 2 s of pictures and of sound: silence, but a loud tone from 1 s to 1.2 s."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        audio = container.add_stream(codec, rate=rate, layout="stereo")
+        wave = np.zeros((2, 2 * rate), np.float32)
+        wave[:, rate : rate + rate // 5] = np.sin(np.arange(rate // 5) * 0.1)
+        samples = audio.codec_context.frame_size or 1024
+        packed = codec.startswith("pcm")
+        for start in range(0, 2 * rate, samples):
+            piece = wave[:, start : start + samples]
+            if packed:
+                data = np.ascontiguousarray((piece.T.reshape(1, -1) * 20_000).astype(np.int16))
+                frame = av.AudioFrame.from_ndarray(data, format="s16", layout="stereo")
+            else:
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+        for k in range(50):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * k, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+
+
+def loud(path: Path) -> tuple[str, float, float]:
+    """Returns the codec of the sound of a video, and when the tone begins and the sound ends, in seconds."""
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        frames = [
+            (frame.time, np.abs(frame.to_ndarray().astype(float)).max(), frame) for frame in container.decode(stream)
+        ]
+    top = max(height for _, height, _ in frames)
+    end = frames[-1][0] + frames[-1][2].samples / frames[-1][2].sample_rate
+    return stream.codec_context.name, next(time for time, height, _ in frames if height > top / 3), end
+
+
+@pytest.mark.parametrize(
+    "name, codec, found", [("a.mp4", "aac", "aac"), ("a.ts", "aac", "aac"), ("a.mov", "pcm_s16le", "aac")]
+)
+def test_sound_is_passed_through(name, codec, found, tmp_path):
+    write_with_sound(tmp_path / name, codec)
+    reader = VideoReader(tmp_path / name)
+    for number, (start, stop) in enumerate(((0, 20), (20, 50))):
+        with VideoWriter(tmp_path / f"part{number}.mp4", reader.fps, time_base=reader.time_base) as writer:
+            for frame in reader.part(start, stop):
+                writer.write(frame, frame.time, 0.04)
+    parts = sorted(tmp_path.glob("part*.mp4"))
+    join_videos(parts, tmp_path / "all.mp4", audio=tmp_path / name)
+    kind, begins, ends = loud(tmp_path / "all.mp4")
+    assert kind == found and abs(begins - 1) < 0.05 and abs(ends - 2) < 0.08
+    times = [frame.time for frame in VideoReader(tmp_path / "all.mp4")]
+    assert np.allclose(times, [frame.time for frame in reader], atol=1e-3) and len(times) == 50
+    join_videos(parts[:1], tmp_path / "short.mp4", audio=tmp_path / name, audio_start=0.6)
+    kind, begins, ends = loud(tmp_path / "short.mp4")
+    assert abs(begins - 0.4) < 0.05 and abs(ends - 0.8) < 0.08
+
+
+def test_a_video_without_sound_adds_none(videos, tmp_path):
+    path = videos["a.mp4"][0]
+    join_videos([path], tmp_path / "a.mp4", audio=path)
+    assert len(list(VideoReader(tmp_path / "a.mp4"))) == 30
+    with pytest.raises(FleetflowError, match="does not exist"):
+        join_videos([path], tmp_path / "b.mp4", audio=tmp_path / "absent.mp4")

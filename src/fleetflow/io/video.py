@@ -1,5 +1,6 @@
 """Videos: read and written frame by frame, so that memory does not grow with their length."""
 
+import heapq
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -16,19 +17,14 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from fleetflow.io.atomic import existing, held, reading, reason, temporary_name, write_atomically, writing
-from fleetflow.io.containers import is_cut
+from fleetflow.io.audio import Sound
+from fleetflow.io.containers import clock_origin, is_cut, open_container
 from fleetflow.io.display import displayed
 from fleetflow.io.formats import recognized
 from fleetflow.io.images import checked_picture
 from fleetflow.io.limits import UNBOUNDED, check_size
 from fleetflow.types import FleetflowError
 
-# FFmpeg's names of the containers we open. Left out on purpose: play lists, which open other files or addresses,
-# single pictures, and text, which FFmpeg renders as a film of a terminal.
-_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,gif,apng,asf,ogg,ivf,h264,hevc,mjpeg,m4v,yuv4mpegpipe,mxf"
-
-
-_CLOCKS_FROM_ZERO = ("mov", "matroska")  # other containers begin anywhere, as a broadcast does
 _ENTROPY_CODED = ("h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mpeg4", "mjpeg", "wmv2", "theora")
 _ZEROS = 16  # bytes at the end of a packet
 _INDEXED = ("mov", "matroska", "flv")  # FFmpeg seeks in these to the very key frame asked for
@@ -131,8 +127,7 @@ class VideoReader:
             self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
             self.time_base = Fraction(stream.time_base or 1 / self.fps)
             self.frames = stream.frames or max(0, round((container.duration or 0) / av.time_base * self.fps)) or None
-            own_clock = container.format.name.startswith(_CLOCKS_FROM_ZERO)
-            self._origin = 0.0 if own_clock else (container.start_time or 0) / av.time_base
+            self._origin = clock_origin(container)
             first = next(self._decode(container), None)
             if first is None:
                 raise FleetflowError(f"{self.path} holds no picture that can be decoded; check that it is complete")
@@ -182,8 +177,7 @@ class VideoReader:
                 yield _frame(picture, time, index)
 
     def _open(self) -> av.container.InputContainer:
-        options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
-        return av.open(f"file:{self.path}", options=options, metadata_errors="replace")
+        return open_container(self.path)
 
     def _picture_stream(self, container: av.container.InputContainer) -> av.VideoStream:
         # left out: the cover of an album, and what FFmpeg has no decoder for
@@ -429,7 +423,13 @@ def _new_mp4(path: Path, time_base: Fraction) -> av.container.OutputContainer:
     return av.open(f"file:{path}", "w", format="mp4", options={"movie_timescale": str(time_base.denominator)})
 
 
-def join_videos(parts: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
+def join_videos(
+    parts: Sequence[str | os.PathLike],
+    path: str | os.PathLike,
+    *,
+    audio: str | os.PathLike | None = None,
+    audio_start: float = 0.0,
+) -> None:
     """Writes one mp4 with the pictures of several, one after the other, without decoding them.
 
     A part that begins at or after the end of the one before it keeps its times; another one follows it at once.
@@ -437,6 +437,9 @@ def join_videos(parts: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
     Args:
         parts: videos of one size and time base, as `VideoWriter` writes them.
         path: the file to write.
+        audio: a video whose sound is added, as far as the pictures go; one without sound, or whose sound is broken,
+            adds nothing. Sound that mp4 can hold is copied as it is, other sound becomes AAC.
+        audio_start: seconds on the clock of that video (see `VideoReader`) at the time 0 of the parts.
 
     Raises:
         FleetflowError: if a file cannot be read or written.
@@ -446,21 +449,36 @@ def join_videos(parts: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
         for part in parts:
             stack.enter_context(reading(Path(part), "a video"))
             sources.append(stack.enter_context(av.open(f"file:{part}")))
-        write_atomically(path, lambda temporary: _join(temporary, sources))
+        sound = None
+        if audio is not None:
+            audio = existing(audio)
+            stack.enter_context(reading(audio, "a video"))
+            sound = Sound(stack.enter_context(open_container(audio)), audio_start)
+        write_atomically(path, lambda temporary: _join(temporary, sources, sound))
 
 
-def _join(temporary: Path, sources: list[av.container.InputContainer]) -> None:
+def _join(temporary: Path, sources: list[av.container.InputContainer], sound: Sound | None) -> None:
     template = sources[0].streams.video[0]
     with _new_mp4(temporary, template.time_base) as joined:
         stream = joined.add_stream_from_template(template)
         stream.time_base = template.time_base
-        for packet in _in_a_row(sources):
-            packet.stream = stream
-            joined.mux(packet)
+        pictures = _in_a_row(sources, stream)
+        if sound is None or sound.stream is None:
+            joined.mux(pictures)
+            return
+        # by their times, so that the muxer need not keep the packets of one stream until the other follows
+        end = sum(float(source.streams.video[0].duration * source.streams.video[0].time_base) for source in sources)
+        end = max(end, _end(sources[-1]))
+        joined.mux(heapq.merge(pictures, sound.packets(joined, end), key=lambda packet: packet.dts * packet.time_base))
 
 
-def _in_a_row(sources: list[av.container.InputContainer]) -> Iterator[av.Packet]:
-    """Yields the packets of all videos with times that grow."""
+def _end(container: av.container.InputContainer) -> float:
+    """Returns when the last picture of a video ends, in seconds on its clock."""
+    return ((container.start_time or 0) + (container.duration or 0)) / av.time_base
+
+
+def _in_a_row(sources: list[av.container.InputContainer], stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Yields the packets of all videos, for `stream`, with times that grow."""
     end = 0
     for container in sources:
         shift = None
@@ -470,4 +488,5 @@ def _in_a_row(sources: list[av.container.InputContainer]) -> Iterator[av.Packet]
             shift = max(0, end - packet.dts) if shift is None else shift
             packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
             end = packet.dts + packet.duration
+            packet.stream = stream
             yield packet
