@@ -334,7 +334,7 @@ class _Film:
         parts = list(takewhile(lambda part: f"part {part}" in self.note.facts, count()))
         self.note.claim(self.targets.values())
         for kind, film in self.targets.items():
-            join_videos([self.parts / f"{part:05d}_{kind}.mp4" for part in parts], film)
+            join_videos([self.parts / f"{part:05d}_{kind}.mp4" for part in parts], film, audio=self.reader.path)
         names = [name for part in parts for name in self.note.facts[f"part {part}"]]
         written = list(self.targets.values())
         for kind in self.others:

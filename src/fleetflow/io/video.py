@@ -142,14 +142,11 @@ class VideoReader:
 
     @property
     def seekable(self) -> bool:
-        """True where a `start` far into the video is sought, not decoded up to; the file is looked through once."""
-        return self._packets().sound
-
-    def _packets(self) -> "_PacketIndex":
+        """True where any picture can be read without decoding all before it; the file is looked through once."""
         if self._index is None:
-            with self._open() as container:
+            with reading(self.path, "a video"), self._open() as container:
                 self._index = _PacketIndex(container, self._picture_stream(container))
-        return self._index
+        return self._index.sound
 
     def part(self, start: int, stop: int | None = None, every: int = 1) -> "VideoReader":
         """Returns a reader of the same file for other pictures, without opening it anew: cheap, for looking here and
@@ -192,9 +189,9 @@ class VideoReader:
         """Yields (index, frame): from the first, or from `start` if the file can be sought that exactly."""
         if self.start < _WORTH_SEEKING:
             return enumerate(self._decode(container))
-        place = self._packets().place(self.start)
-        if place is None:
+        if not self.seekable:
             return enumerate(self._decode(container))
+        place = self._index.place(self.start)
         stream = self._picture_stream(container)
         container.seek(place.seek, stream=stream)
         frames = self._decode(container, place.index)
@@ -277,10 +274,8 @@ class _PacketIndex:
         self.first = min(stamps, default=0)
         self.sound = sound and len(keys) > 0 and len(set(stamps)) == len(stamps) and min(keys) == self.first
 
-    def place(self, index: int) -> _Place | None:
-        """Returns the way to the picture `index`, or to the last if there are fewer; None if that cannot be known."""
-        if not self.sound:
-            return None
+    def place(self, index: int) -> _Place:
+        """Returns the way to the picture `index`, or to the last if there are fewer; only if `sound`."""
         index = min(index, len(self.times) - 1)
         pts = int(self.times[index])
         return _Place(index, pts, max(key for key in self.keys if key <= pts))
