@@ -6,7 +6,7 @@ TORCH = torch==2.13.0
 # pytest workers; two threads each would fight over two cores
 WORKERS ?= 2
 
-.PHONY: demo test test-all wheel-test docs lint format example clean
+.PHONY: demo test test-all fuzz wheel-test docs lint format example clean
 
 # A file that says: installed since the pins or the package's metadata last changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -24,6 +24,11 @@ test: $(VENV)/installed lint
 # Also what takes minutes: whole trainings, every solver of every reference output.
 test-all: $(VENV)/installed lint
 	FLEETFLOW_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# Damaged files for every reader, an hour long and from another seed each time; the minute of `make test` has seed 0.
+fuzz: $(VENV)/installed
+	FLEETFLOW_FUZZ_SECONDS=$${FLEETFLOW_FUZZ_SECONDS:-3600} FLEETFLOW_FUZZ_SEED=$${FLEETFLOW_FUZZ_SEED:-$$(date +%s)} \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/test_io_fuzz.py
 
 # The wheel alone, without extras, in a new environment and away from the repository: it predicts its example.
 wheel-test: $(VENV)/installed

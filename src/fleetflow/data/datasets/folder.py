@@ -64,7 +64,7 @@ def _listed(root: Path, path: Path) -> list[Pair]:
             raise FleetflowError(
                 f'{path} line {number} has {count} words; expected "frame1 frame2 flow", names with blanks in quotes'
             )
-        absent = [[word for word in words if not (root / word).is_file()] for words in readings]
+        absent = [[word for word in words if not os.path.isfile(root / word)] for words in readings]
         if all(absent):
             first = root / absent[-1][0]
             raise FleetflowError(f"{path} line {number} names {first}, which does not exist; check the list")
