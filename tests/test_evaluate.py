@@ -3,8 +3,10 @@
 import csv
 import json
 import math
+import os
 import platform
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -473,3 +475,18 @@ def test_methods_of_the_user_may_ask_for_the_name_of_the_pair(signature, got, tr
     job.evaluate(baselines.method(str(path)), pairs(tree[0]))
     names = said.read_text().split()
     assert names == (["trial", "one/a", "one/b", "two/c"] if got else ["7" if "7" in signature else "()"] * 4)
+
+
+def test_without_a_home(tree, tmp_path):
+    """Nothing that is kept in a home is needed: not our index, not the folders of matplotlib or torch."""
+    (tmp_path / "net.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.ones((*a.shape[:2], 2))\n")
+    code = (
+        "import os, pwd, sys\n"
+        "pwd.getpwuid = lambda number: {}[number]\n"  # a user who is in no list of users
+        "from fleetflow.cli.main import main; sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["evaluate", tmp_path / "net.py", "pairs", "--root", tree[0], "--html", tmp_path / "r.html"]
+    variables = {key: value for key, value in os.environ.items() if key not in ("HOME", "USER", "LOGNAME")}
+    run = subprocess.run([sys.executable, "-c", code, *map(str, words)], env=variables, capture_output=True, text=True)
+    assert run.returncode == 0 and "Traceback" not in run.stderr, run.stderr
+    assert (tmp_path / "r.html").stat().st_size > 5000

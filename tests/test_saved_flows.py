@@ -142,7 +142,7 @@ def test_by_command(data, tmp_path, capsys):
     content = json.loads((tmp_path / "t.json").read_text())
     assert content["score"]["one"]["epe"] == 2 and "1 of 2 pairs" in content["protocol"]["method"]
     assert main(["evaluate", results, *words, "--device", "cpu"]) == 1
-    assert "nothing is computed" in capsys.readouterr().err
+    assert "so nothing is computed" in capsys.readouterr().err
     write_flow(tmp_path / "results" / "b.flo", np.zeros((HEIGHT, WIDTH + 1, 2)))
     assert main(["evaluate", results, *words]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -59,16 +59,15 @@ def evaluate(
     if html:
         plots.require()
     files = open_files(dataset, root, options=options, without=without)
-    saved = None
+    ways = {"iterations": iterations, "device": device, "precision": precision}
     if model not in (*CLASSICAL, *networks) and Path(model).is_dir():
-        if iterations is not None or warm_start or device != "auto" or precision != "auto":
-            raise FleetflowError(
-                f"{model} holds saved flows, for which nothing is computed; leave the options of networks out"
-            )
-        saved = saved_flows(Path(model), files)
-        files = saved.files
-        print("\n".join(saved.summary()))
-    predict = saved or open_model(model, dataset, iterations=iterations, device=device, precision=precision)
+        if warm_start or list(ways.values()) != [None, "auto", "auto"]:
+            raise FleetflowError(f"{model} holds saved flows, so nothing is computed; leave out how to compute it")
+        predict = saved_flows(Path(model), files)
+        files = predict.files
+        print(*predict.summary(), sep="\n")
+    else:
+        predict = open_model(model, dataset, **ways)
     predict = Warm(predict, files.pairs) if warm_start else predict
     with bar(f"{model} on {dataset}") as progress:
         what = {"model": model, "dataset": " ".join((dataset, *options))}
