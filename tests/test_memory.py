@@ -38,3 +38,50 @@ def test_a_prediction_touches_no_new_memory_unless_the_user_says_so():
     assert kept and pages < 1_000  # 4 KB each; frames and flow alone are 3,600
     kept, pages = predicted(MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072")
     assert not kept and pages > 2_000
+
+
+VARIED = """
+import numpy as np
+from fleetflow.inference.predictor import Predictor
+from fleetflow.registry import models
+predict = Predictor(models["raft_small"](iterations=1), device="cpu", precision="fp32")
+random, used = np.random.default_rng(0), []
+for k in range(120):
+    image = np.zeros((*random.integers(128, 260, 2), 3), np.uint8)
+    predict(image, image)
+    if k % 40 == 39:
+        used.append(int(open("/proc/self/statm").read().split()[1]) * 4 // 1024)
+print(*used)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
+def test_pictures_of_varying_sizes_do_not_leak():
+    run = subprocess.run([sys.executable, "-c", VARIED], capture_output=True, text=True)
+    assert not run.returncode, run.stderr
+    used = [int(number) for number in run.stdout.split()]  # MB
+    assert used[-1] < used[0] + 50, used
+
+
+LIMITED = """
+import sys, numpy as np
+from fleetflow.inference.memory import parse_bytes
+from fleetflow.inference.predictor import Predictor
+from fleetflow.registry import models
+memory = None if sys.argv[1] == "0" else parse_bytes(sys.argv[1])
+predict = Predictor(models["fastflownet"](), device="cpu", precision="fp32", memory=memory)
+image = np.zeros((960, 1280, 3), np.uint8)
+predict(image, image)
+status = dict(line.split(":") for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) // 1024)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
+def test_a_limit_of_memory_is_kept():
+    def peak(limit):
+        run = subprocess.run([sys.executable, "-c", LIMITED, limit], capture_output=True, text=True)
+        assert not run.returncode, run.stderr
+        return int(run.stdout)
+
+    assert peak("640M") < 640 < peak("0")

@@ -25,6 +25,7 @@ def predict(
     device: str = "auto",
     precision: Precision = "auto",
     threads: int = 0,
+    memory: str | None = None,
 ) -> None:
     """Predict flow: between two pictures, along the pictures of a folder, or along a video.
 
@@ -43,6 +44,7 @@ def predict(
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: of the convolutions; auto takes bf16 where the processor has units for it.
         threads: 0 takes all.
+        memory: what the process may take, such as 4G: large frames are predicted in tiles then.
 
     Examples:
         fleetflow predict frame1.png frame2.png -o flow.png
@@ -52,6 +54,7 @@ def predict(
 
     from fleetflow.inference import files as job
     from fleetflow.inference.device import use_threads
+    from fleetflow.inference.memory import parse_bytes
     from fleetflow.inference.pairing import described
     from fleetflow.inference.pairing import scenes as scenes_of
     from fleetflow.inference.predictor import Predictor
@@ -67,7 +70,8 @@ def predict(
     if warm_start and len(inputs) == 2:
         raise FleetflowError("two pictures have no pair before them; leave --warm-start out, or give a folder or video")
     use_threads(threads)
-    predictor = Predictor(model, device=device, precision=precision, iterations=iterations, size=size)
+    limit = None if memory is None else parse_bytes(memory)
+    predictor = Predictor(model, device=device, precision=precision, iterations=iterations, size=size, memory=limit)
     problem, options = None, {"scale": scale, "overwrite": overwrite}
     if len(inputs) == 2:
         written = job.predict_pair(predictor, *inputs, output, formats, **options)

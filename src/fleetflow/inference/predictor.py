@@ -14,7 +14,18 @@ from fleetflow.deq import remove_norm
 from fleetflow.inference.cuda_graphs import Graphed
 from fleetflow.inference.device import Precision, autocast, choose_device, choose_dtype
 from fleetflow.inference.fused import available, fuse
-from fleetflow.inference.memory import keep_freed
+from fleetflow.inference.memory import (
+    FIXED,
+    Budget,
+    bytes_per_pixel,
+    hand_back_if_varied,
+    in_words,
+    keep_freed,
+    limit_model,
+    resident,
+)
+from fleetflow.inference.memory import available as available_memory
+from fleetflow.inference.tiles import SMALLEST, tiled
 from fleetflow.io.images import read_image
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.models.weights import load
@@ -46,6 +57,7 @@ class Predictor:
         precision: Precision = "auto",
         iterations: int | None = None,
         size: tuple[int, int] | None = None,
+        memory: int | None = None,
     ):
         """Makes the network ready.
 
@@ -55,9 +67,11 @@ class Predictor:
             precision: of the convolutions; "auto" takes bfloat16 where the device has units for it.
             iterations: refinement iterations, for networks that refine; None takes the network's own.
             size: height and width to which frames are resized for the network, and the flow back; None: as they are.
+            memory: bytes that this process may take, on a GPU of its memory; large frames are predicted in tiles then,
+                and large correlations computed anew instead of stored. None: no limit.
 
         Raises:
-            FleetflowError: for a device, precision, number of iterations or size that cannot be.
+            FleetflowError: for a device, precision, number of iterations, size or memory that cannot be.
         """
         model = load(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model)
         self.iterations = model.iterations_of(iterations)
@@ -71,6 +85,15 @@ class Predictor:
         self.model = _ready(model.to(self.device, memory_format=torch.channels_last), self.device, self.dtype)
         self._run = Graphed(self.model) if self.device.type == "cuda" else self.model
         self._prepare_process()
+        self._budget: Budget | None = None
+        if memory is not None:
+            limit_model(self.model, memory, self.device)
+            per_pixel = self._bytes_per_pixel()  # the first prediction: from now on the process is as large as it is
+            self._budget = Budget(memory, memory - resident(self.device) - FIXED, per_pixel)
+
+    def _bytes_per_pixel(self) -> float:
+        with torch.inference_mode(), autocast(self.device, self.dtype):
+            return bytes_per_pixel(lambda *frames: self.model(*frames, None, self.iterations), self.device)
 
     def _prepare_process(self) -> None:
         if self.device.type == "cpu":
@@ -136,14 +159,42 @@ class Predictor:
     ) -> Prediction:
         """The prediction for frames [N, 3, H, W] in [0, 1] on the device."""
         iterations = self.iterations if iterations is None else iterations
+        if self.device.type == "cpu":
+            hand_back_if_varied(tuple(frame1.shape))
+        try:
+            return self._at_size(frame1, frame2, previous, iterations)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        raise FleetflowError(self._what_would_fit(frame1))
+
+    def _within_memory(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """The prediction of frames as they are, in tiles where they are too large."""
+        whole = frame1[0, 0].numel()
+        pixels = whole if self._budget is None else self._budget.pixels(whole, SMALLEST)
+        if whole <= pixels:
+            return self._run(frame1, frame2, previous, iterations)
+        if previous is not None:
+            raise FleetflowError(
+                f"frames of {frame1.shape[2]}x{frame1.shape[3]} take tiles in this memory, which cannot start from "
+                "another prediction; leave --warm-start out, or give more memory or a smaller size"
+            )
+        return tiled(lambda *frames: self._run(*frames, None, iterations), frame1, frame2, pixels)
+
+    def _at_size(
+        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """The prediction of frames at the size that the network is to see."""
         with torch.inference_mode(), autocast(self.device, self.dtype):
             if self.size is None or self.size == tuple(frame1.shape[2:]):
-                return self._run(frame1, frame2, previous, iterations)
+                return self._within_memory(frame1, frame2, previous, iterations)
             whole = tuple(frame1.shape[2:])
             frame1, frame2 = _resized(frame1, self.size), _resized(frame2, self.size)
             if previous is not None and previous.state is None:
                 previous = previous._replace(flow=_resized_flow(previous.flow, self.size))
-            found = self._run(frame1, frame2, previous, iterations)
+            found = self._within_memory(frame1, frame2, previous, iterations)
             return found._replace(
                 flow=_resized_flow(found.flow, whole),
                 **{
@@ -153,6 +204,27 @@ class Predictor:
                 },
             )
 
+    def _what_would_fit(self, frame: Tensor) -> str:
+        """The message of a prediction that ran out of memory."""
+        height, width = self.size or frame.shape[2:]
+        text = f"out of memory at {height}x{width} with {type(self.model).__name__}"
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
+        try:
+            needed = self._bytes_per_pixel()
+        except (MemoryError, RuntimeError):
+            free = None
+        if free is None:
+            return (
+                f"{text}; take a smaller --size, a limit such as --memory 2G, or a smaller network such as fastflownet"
+            )
+        factor = min((free / (needed * height * width)) ** 0.5, 0.9)
+        small = [max(int(side * factor) // 64 * 64, 64) for side in (height, width)]
+        memory = in_words(resident(self.device) + max(free * 0.8, 1))
+        return (
+            f"{text}, which takes {in_words(needed * height * width)}; --memory {memory} predicts in tiles, "
+            f"--size {small[0]} {small[1]} fits, or take a smaller network such as fastflownet"
+        )
+
     def _batches(self, pairs: Sequence[tuple[Picture, Picture]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the frames of consecutive pairs of one size, [N, 3, H, W] twice, in their order."""
         waiting: list[tuple[Tensor, Tensor]] = []
@@ -161,7 +233,8 @@ class Predictor:
                 raise FleetflowError(f"entry {k} of the list is no pair; expected two pictures")
             frames = self._frames(*pair)
             pixels = frames[0][0, 0].numel()
-            if waiting and (waiting[0][0].shape != frames[0].shape or (len(waiting) + 1) * pixels > BATCH_PIXELS):
+            full = self._budget is not None or (len(waiting) + 1) * pixels > BATCH_PIXELS
+            if waiting and (waiting[0][0].shape != frames[0].shape or full):
                 yield _stacked(waiting)
                 waiting = []
             waiting.append(frames)
@@ -187,6 +260,11 @@ class Predictor:
         image = np.require(image[..., :3], requirements=("C", "W"))  # torch warns at what it must not write into
         frame = torch.from_numpy(image).to(self.device)[None]
         return frame.permute(0, 3, 1, 2).float().div_(255)  # channels-last in memory, as the picture was
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it says so: by its type, or, from torch's allocator of the CPU, in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _array(flow: Tensor) -> np.ndarray:

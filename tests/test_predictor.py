@@ -1,0 +1,246 @@
+"""The Predictor as an object: it leaves the model alone, takes paths and lists, is copied, pickled, used in threads."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import fleetflow
+from fleetflow.inference import tiles
+from fleetflow.inference.memory import Budget, in_words, parse_bytes
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.images import write_image
+from fleetflow.models.base import FlowModel
+from fleetflow.models.weights import load
+from fleetflow.registry import models
+from fleetflow.types import FleetflowError, Prediction
+
+ITERATIONS = {"raft_small": 2, "deq_flow_tiny": 2, "gma": 2}  # networks that refine, and are small enough here
+
+
+def made(name, **options):
+    torch.manual_seed(0)
+    return Predictor(models[name](), device="cpu", precision="fp32", iterations=ITERATIONS.get(name), **options)
+
+
+@pytest.fixture
+def frames():
+    base = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    return base, np.roll(base, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["fastflownet", "raft_small", "deq_flow_tiny", "gma", "liteflownet2"])
+def test_copies_of_a_used_predictor(name, frames):
+    predictor = made(name)
+    first = predictor(*frames)
+    for other in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
+        np.testing.assert_allclose(other(*frames), first, atol=1e-4)
+        assert other.label() == predictor.label()
+
+
+@pytest.mark.parametrize("name", ["raft_small", "deq_flow_tiny", "fastflownet"])
+def test_the_first_calls_of_four_threads(name, frames):
+    predictor, gate, found = made(name), threading.Barrier(4), []
+
+    def work():
+        gate.wait()
+        found.append(predictor(*frames))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for flow in (*found, predictor(*frames)):
+        np.testing.assert_allclose(flow, found[0], atol=1e-4)
+
+
+SPAWN = """
+import multiprocessing, numpy as np, fleetflow
+def work(job):
+    return job[0](*job[1])
+if __name__ == "__main__":
+    predictor = fleetflow.Predictor(fleetflow.load("raft_small", weights=False), device="cpu", iterations=1)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    first = predictor(*frames)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert np.allclose(pool.map(work, [(predictor, frames)])[0], first, atol=1e-3)
+    print("ok")
+"""
+
+
+def test_a_used_predictor_in_a_spawned_worker(tmp_path):
+    (tmp_path / "spawn.py").write_text(SPAWN)
+    run = subprocess.run([sys.executable, str(tmp_path / "spawn.py")], capture_output=True, text=True)
+    assert run.stdout == "ok\n", run.stderr
+
+
+@pytest.mark.parametrize("name", ["fastflownet", "deq_flow_tiny"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_callers_model_stays_as_it_is(name, precision, frames):
+    torch.manual_seed(0)
+    model = models[name]().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kinds = [(key, type(part)) for key, part in model.named_modules()]
+    predictor = Predictor(model, device="cpu", precision=precision)
+    flow = predictor(*frames)
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert [(key, type(part)) for key, part in model.named_modules()] == kinds
+    after = model.state_dict()
+    assert all(after[key].dtype == value.dtype and torch.equal(after[key], value) for key, value in before.items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    np.testing.assert_array_equal(predictor(*frames), flow)
+
+
+class Means(FlowModel):
+    """u, v: the means of both frames, so that every pair is told apart; counts its batches."""
+
+    stride, fit = 1, "pad"
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def prepare(self, frame1, frame2):
+        return frame1, frame2
+
+    def estimate(self, frame1, frame2, previous, iterations):
+        self.batches.append(len(frame1))
+        means = torch.stack((frame1.mean((1, 2, 3)), frame2.mean((1, 2, 3))), 1)
+        return Prediction(100 * means[:, :, None, None].expand(-1, -1, *frame1.shape[2:]))
+
+
+def test_paths_and_lists_of_pairs(tmp_path):
+    predictor = Predictor(Means(), device="cpu")
+    sizes = [(20, 30), (20, 30), (20, 30), (8, 9), (20, 30)]
+    images = [np.full((*size, 3), 10 * k, np.uint8) for k, size in enumerate(sizes)]
+    paths = [tmp_path / f"{k}.png" for k in range(5)]
+    for path, image in zip(paths, images):
+        write_image(path, image)
+    singles = [predictor(image, image) for image in images]
+    for pairs in (list(zip(images, images)), list(zip(paths, map(str, paths))), zip(paths, images)):
+        predictor.model.batches.clear()
+        flows = predictor(pairs)
+        assert all(np.array_equal(flow, single) for flow, single in zip(flows, singles, strict=True))
+        assert predictor.model.batches == [3, 1, 1]
+    assert predictor([]) == []
+    np.testing.assert_allclose(predictor(str(paths[1]), paths[2])[0, 0], (1000 / 255, 2000 / 255), atol=1e-5)
+    for wrong, words in (
+        (images[0], "one picture"),
+        (paths[0], "one picture"),
+        ([images[0][0]], "entry 0 of the list"),
+    ):
+        with pytest.raises(FleetflowError, match=words):
+            predictor(wrong)
+    with pytest.raises(FleetflowError, match="0.png and .*3.png are 20x30 and 8x9"):
+        predictor(paths[0], paths[3])
+    with pytest.raises(FleetflowError, match="does not exist"):
+        predictor(tmp_path / "none.png", paths[0])
+
+
+def test_a_batch_is_what_single_pairs_are(frames):
+    predictor = made("fastflownet")
+    pairs = [frames, frames[::-1], frames]
+    for flow, pair in zip(predictor(pairs), pairs, strict=True):
+        np.testing.assert_allclose(flow, predictor(*pair), atol=1e-4)
+
+
+def test_arrays_that_must_not_be_written(frames):
+    predictor = Predictor(Means(), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for change in (lambda a: a[::-1], lambda a: a[..., ::-1], lambda a: a.copy(order="F")):
+            images = [change(image) for image in frames]
+            for image in images:
+                image.flags.writeable = False
+            before = [image.copy() for image in images]
+            assert predictor(*images).shape == (64, 96, 2)
+            assert all((image == copy).all() for image, copy in zip(images, before))
+
+
+def test_a_network_by_its_name(frames):
+    flow = Predictor("fastflownet", device="cpu")(*frames)
+    np.testing.assert_array_equal(flow, Predictor(load("fastflownet"), device="cpu")(*frames))
+    with pytest.raises(FleetflowError, match="did you mean"):
+        Predictor("fastflownett")
+
+
+def test_another_size_for_the_network(pair):
+    """The flow is that of the frames as they are; a network that sees them at their own size is the same."""
+    predictor = fleetflow.Predictor("fastflownet", device="cpu", precision="fp32")
+    flow = predictor(*pair)
+    same = fleetflow.Predictor("fastflownet", device="cpu", precision="fp32", size=pair[0].shape[:2])
+    np.testing.assert_array_equal(same(*pair), flow)
+    other = fleetflow.Predictor("fastflownet", device="cpu", precision="fp32", size=(80, 112))
+    assert other(*pair).shape == flow.shape and np.abs(other(*pair) - (2, 0)).mean() < 0.5
+    assert other.label()["size"] == "80x112" and "size" not in predictor.label()
+    for wrong in ((0, 5), (5,)):
+        with pytest.raises(FleetflowError, match="size is"):
+            fleetflow.Predictor("fastflownet", device="cpu", size=wrong)
+
+
+def test_tiles_cover_the_frame_and_agree_with_it():
+    generator = np.random.default_rng(0)
+    base = np.kron(generator.integers(0, 256, (50, 74, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    frames = base[4:388, 4:580], base[2:386, 1:577]
+    predictor = fleetflow.Predictor("fastflownet", device="cpu", precision="fp32")
+    whole = predictor(*frames)
+    calls = []
+
+    def run(*parts):
+        calls.append(parts[0].shape[2:])
+        with torch.inference_mode():
+            return predictor.model(*parts)
+
+    tensors = [predictor._frame(image, "") for image in frames]
+    found = tiles.tiled(run, *tensors, 300 * 400).flow[0].permute(1, 2, 0).numpy()
+    assert len(calls) == 4 and all(height * width <= 300 * 400 for height, width in calls)
+    difference = np.linalg.norm(found - whole, axis=2)
+    assert difference.mean() < 0.1 and difference.max() < 1.5, (difference.mean(), difference.max())
+
+
+@pytest.mark.parametrize("height, width, pixels", [(720, 1280, 200_000), (100, 5000, 70_000), (300, 300, 80_000)])
+def test_tiles_of_every_shape(height, width, pixels):
+    side = tiles.tile_size(height, width, pixels)
+    assert side[0] * side[1] <= pixels
+    frame = torch.rand(1, 3, height, width)
+    found = tiles.tiled(lambda one, _: Prediction(one[:, :2]), frame, frame, pixels)
+    torch.testing.assert_close(found.flow, frame[:, :2])
+
+
+def test_a_memory_that_is_too_small_says_what_is_needed():
+    with pytest.raises(FleetflowError, match=r"a memory of 100M is too small .* need \d+M"):
+        fleetflow.Predictor("fastflownet", device="cpu", memory=100 << 20)(*np.zeros((2, 300, 300, 3), np.uint8))
+    budget = Budget(memory=2**30, free=2**29, per_pixel=400)
+    assert budget.pixels(10_000_000, 65536) < budget.pixels(1_000_000, 65536)
+    assert [parse_bytes(text) for text in ("4G", "1.5GB", "300m", "2GiB", "7")] == [
+        2**32, 3 * 2**29, 300 * 2**20, 2**31, 7,
+    ]  # fmt: skip
+    for text in ("", "G", "-1G", "nan", "4X"):
+        with pytest.raises(FleetflowError, match="expected a size such as 4G"):
+            parse_bytes(text)
+    assert in_words(300 * 2**20) == "300M" and in_words(3.21 * 2**30) == "3.3G"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: no memory")])
+def test_out_of_memory_says_what_would_fit(error, frames):
+    predictor = fleetflow.Predictor("fastflownet", device="cpu")
+
+    def run(*_):
+        raise error
+
+    predictor._run = run
+    with pytest.raises(FleetflowError, match=r"out of memory at 64x96 with FastFlowNet.*--memory .*--size 64 64 fits"):
+        predictor(*frames)
+    predictor._run = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        predictor(*frames)
