@@ -202,10 +202,10 @@ def test_tiles_cover_the_frame_and_agree_with_it():
             return predictor.model(*parts)
 
     tensors = [predictor._frame(image, "") for image in frames]
-    found = tiles.tiled(run, *tensors, 300 * 400).flow[0].permute(1, 2, 0).numpy()
-    assert len(calls) == 4 and all(height * width <= 300 * 400 for height, width in calls)
+    found = tiles.tiled(run, *tensors, 400 * 400).flow[0].permute(1, 2, 0).numpy()
+    assert len(calls) == 2 and all(height * width <= 400 * 400 for height, width in calls)
     difference = np.linalg.norm(found - whole, axis=2)
-    assert difference.mean() < 0.1 and difference.max() < 1.5, (difference.mean(), difference.max())
+    assert difference.mean() < 0.05 and np.percentile(difference, 95) < 0.15, difference.mean()
 
 
 @pytest.mark.parametrize("height, width, pixels", [(720, 1280, 200_000), (100, 5000, 70_000), (300, 300, 80_000)])
