@@ -40,6 +40,9 @@ class Brightness(FlowModel):
         super().__init__()
         self.register_buffer("gain", torch.tensor(gain))
 
+    def forward(self, frame1, frame2, previous=None, iterations=None):
+        return self.estimate(frame1, frame2, previous, iterations)  # frames of one color move here, too
+
     def prepare(self, frame1, frame2):
         return frame1, frame2
 
