@@ -7,8 +7,11 @@ from torch import Tensor
 def resize_8bit(frame: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns the frame [N, 3, H, W] in [0, 1], resized bilinearly to `size` as OpenCV resizes 8-bit pictures.
 
-    Weights are whole multiples of 1/2048, and each product is cut off at a quarter of a level of brightness.
+    Weights are whole multiples of 1/2048, and each product is cut off at a quarter of a level of brightness. A frame
+    that has the size comes back as it is; in an exported graph, whose sizes are open, rounded to levels of 1/255.
     """
+    if not torch.compiler.is_exporting() and tuple(frame.shape[2:]) == tuple(size):
+        return frame
 
     def neighbors(old: int, new: int) -> tuple[Tensor, ...]:
         at = (torch.arange(new, dtype=torch.float64, device="cpu") + 0.5) * (old / new) - 0.5  # not all devices have it

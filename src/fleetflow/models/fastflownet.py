@@ -141,7 +141,7 @@ class FastFlowNet(FlowModel):
         both = self.pyramid(torch.cat((frame1, frame2)))
         flows = []
         for level in (6, 5, 4, 3, 2):
-            flows.append(self.level(level, *both[level - 2].chunk(2), flows[-1] if flows else None)[0])
+            flows.append(self.level(level, *both[level - 2].tensor_split(2), flows[-1] if flows else None)[0])
         # Two channels are enlarged three times faster as planes than channels-last.
         full = resize((flows[-1] * FLOW_SCALE).contiguous(), tuple(frame1.shape[2:]))
         if not self.training:

@@ -125,9 +125,9 @@ class FastFlowNetRefine(FlowModel):
         FastFlowNet's levels 6 to 3 in units of 20 px, none where they are not needed.
         """
         level2, level3, *coarse = self.fastflownet.pyramid(torch.cat((frame1, frame2)))
-        features1, features2 = self.fnet(level2, level3).chunk(2)
-        first2, second2 = level2.chunk(2)
-        hidden, context = self.cnet(first2, level3.chunk(2)[0]).split((HIDDEN, CONTEXT), 1)
+        features1, features2 = self.fnet(level2, level3).tensor_split(2)
+        first2, second2 = level2.tensor_split(2)
+        hidden, context = self.cnet(first2, level3.tensor_split(2)[0]).split((HIDDEN, CONTEXT), 1)
         features = Features(
             all_pairs(features1, features2, LEVELS, self.memory_limit),
             self.update_block.gru.prepare(context.relu()),
@@ -137,7 +137,7 @@ class FastFlowNetRefine(FlowModel):
             return features, State(hidden.tanh(), starting_flow(previous, features1)), ()
         flows = []
         for level, both in zip((6, 5, 4, 3), (*coarse[::-1], level3)):
-            flows.append(self.fastflownet.level(level, *both.chunk(2), flows[-1] if flows else None)[0])
+            flows.append(self.fastflownet.level(level, *both.tensor_split(2), flows[-1] if flows else None)[0])
         return features, State(hidden.tanh(), flows[-1] * (FLOW_SCALE / GRID)), tuple(flows)
 
     def step(self, features: Features, state: State) -> State:

@@ -217,10 +217,10 @@ class FlowNetC(_Single):
 
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
         both = self.conv2(self.conv1(torch.cat(frames.chunk(2, 1))))
-        features1, features2 = self.conv3(both).chunk(2)
+        features1, features2 = self.conv3(both).tensor_split(2)
         volume = F.leaky_relu(dilated_correlation(features1, features2, RADIUS, RADIUS_STRIDE), 0.1)
         level3 = self.conv3_1(torch.cat((self.conv_redir(features1), volume), 1))
-        return self._refine_from(both.chunk(2)[0], level3)
+        return self._refine_from(both.tensor_split(2)[0], level3)
 
 
 class FlowNetSD(_Single):

@@ -241,10 +241,8 @@ class LiteFlowNet2(FlowModel):
                 nn.init.zeros_(layer.bias)
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
-        frames = frame1.flip(1), frame2.flip(1)  # BGR
         size = tuple(-(-side // self.stride) * self.stride for side in frame1.shape[2:])
-        if size != tuple(frame1.shape[2:]):
-            frames = resize_8bit(frames[0], size), resize_8bit(frames[1], size)
+        frames = [resize_8bit(frame.flip(1), size) for frame in (frame1, frame2)]  # BGR
         mean = constant(MEAN, frame1)
         return subtract_mean(frames[0], mean), subtract_mean(frames[1], mean)
 
@@ -265,7 +263,7 @@ class LiteFlowNet2(FlowModel):
         for level in self.levels:
             decoder = self.decoder["decoders"][f"level{level}"]
             flow = self.decoder["decoders"][f"level{level + 1}"].upflow_layer(flows[-1]) if flows else None
-            features = both[level - 1].chunk(2)
+            features = both[level - 1].tensor_split(2)
             frames = (resize(frame, tuple(features[0].shape[2:])) for frame in (frame1, frame2))
             flows.append(decoder(*features, *frames, flow))
         # Two channels are enlarged three times faster as planes than channels-last.

@@ -96,8 +96,6 @@ class PWCNet(FlowModel):
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         frames = frame1.flip(1), frame2.flip(1)  # BGR
         size = tuple(-(-side // self.stride) * self.stride for side in frame1.shape[2:])
-        if size == tuple(frame1.shape[2:]):
-            return frames
         return resize_8bit(frames[0], size), resize_8bit(frames[1], size)
 
     def pyramid(self, frame: Tensor) -> list[Tensor]:
@@ -116,7 +114,7 @@ class PWCNet(FlowModel):
         both = self.pyramid(torch.cat((frame1, frame2)))
         flows, x = [], None  # coarsest first; what the last decoder knew
         for level in LEVELS:
-            features1, features2 = both[level - 1].chunk(2)
+            features1, features2 = both[level - 1].tensor_split(2)
             known = ()
             if x is not None:
                 flow = getattr(self, f"deconv{level + 1}")(flows[-1].to(features1.dtype))
