@@ -19,6 +19,7 @@ if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for editors and type checkers; `_HOME` says the same, to be imported at the first use
+    from fleetflow.export.session import Session as Session
     from fleetflow.inference.predictor import Predictor as Predictor
     from fleetflow.io.flow import read_flow as read_flow
     from fleetflow.io.flow import write_flow as write_flow
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOME` says the same, to be
 
 _HOME = {
     "Predictor": "inference.predictor",
+    "Session": "export.session",
     "read_flow": "io.flow",
     "write_flow": "io.flow",
     "read_image": "io.images",
@@ -58,6 +60,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Sample",
+    "Session",
     "__version__",
     "flow_to_color",
     "load",

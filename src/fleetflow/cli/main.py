@@ -25,6 +25,7 @@ from fleetflow.cli.convert import convert
 from fleetflow.cli.demo import demo
 from fleetflow.cli.doctor import doctor
 from fleetflow.cli.evaluate import evaluate
+from fleetflow.cli.export import export
 from fleetflow.cli.models import models
 from fleetflow.cli.predict import predict
 from fleetflow.cli.recipes import recipes
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "demo": demo,
     "models": models,
     "convert": convert,
+    "export": export,
     "recipes": recipes,
     "doctor": doctor,
 }

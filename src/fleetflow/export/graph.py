@@ -1,39 +1,54 @@
 """The graph that is exported: uint8 RGB pictures in, flow in pixels out, and all that lies between inside of it."""
 
 import copy
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbols
 
+from fleetflow.deq import remove_norm
 from fleetflow.export.forms import for_runtimes
-from fleetflow.models.base import FlowModel, resize
-from fleetflow.ops.constant import constant
+from fleetflow.models.base import FlowModel
+from fleetflow.ops.kernels import reference
 from fleetflow.types import FleetflowError
 
 LARGEST_SIDE, LARGEST_BATCH = 8192, 64  # that a graph with open sizes is promised for
-UNLIMITED = 2**62  # bytes that stored correlations may take: in a graph nothing is computed at the lookup
+UNLIMITED = 2**62  # bytes that stored correlations may take: a graph never computes them at the lookup
 
 
 class Sizes(NamedTuple):
-    """Which pictures a graph takes: of one height and width, or of any from `least` on.
+    """Which pictures a graph takes.
 
-    height, width: fixed pixels, or None for any. batch: whether the number of pairs is open; else it is 1.
+    Attributes:
+        height: of all pictures, in pixels; None for any from `least` to LARGEST_SIDE.
+        width: likewise.
+        batch: how many pairs at once; None for any number from 1 to LARGEST_BATCH.
+        least: the smallest height and width where they are open.
     """
 
     height: int | None = None
     width: int | None = None
-    batch: bool = True
-    least: int = 64
+    batch: int | None = None
+    least: int = 128
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all pictures have one size."""
+        return self.height is not None
+
+    def example(self) -> tuple[int, int, int]:
+        """Returns pairs, height and width of what the graph is traced with; open ones are multiples of no stride."""
+        height, width = (self.height, self.width) if self.fixed else (self.least + 22, self.least + 83)
+        return self.batch or 2, height, width
 
 
 class Graph(nn.Module):
-    """A network with its preprocessing and its way back: (image1, image2) -> flow.
+    """A network with its preprocessing: (image1, image2) -> flow.
 
-    image1, image2: uint8 [N, H, W, 3], RGB, as pictures lie in memory. The result is float32 [N, H, W, 2], pixels to the
-    right and downwards, as a .flo file holds them.
+    The pictures are uint8 [N, H, W, 3] in RGB, as they lie in memory; the flow is float32 [N, H, W, 2], pixels to the
+    right and downwards, as a .flo file holds it.
     """
 
     def __init__(self, model: FlowModel, iterations: int | None):
@@ -42,24 +57,62 @@ class Graph(nn.Module):
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
         frames = [image.permute(0, 3, 1, 2).float() / 255 for image in (image1, image2)]
-        return flow_of(self.model, *frames, self.iterations).permute(0, 2, 3, 1)
+        return self.model(*frames, iterations=self.iterations).flow.float().permute(0, 2, 3, 1)
 
 
-def flow_of(model: FlowModel, frame1: Tensor, frame2: Tensor, iterations: int | None) -> Tensor:
-    """Returns the flow [N, 2, H, W] as `FlowModel.forward` does, without a branch that depends on the size.
+def plain(model: FlowModel) -> FlowModel:
+    """Returns a copy of the network as a graph can hold it.
 
-    Frames that fit are padded by nothing or resized to their own size, which leaves them as they are.
+    Correlations and attention are always stored, norms of weights are computed once. Refinement makes a fixed number of
+    plain steps: a solver that looks at residuals (DEQ-Flow's) becomes plain iteration.
     """
-    height, width = frame1.shape[-2:]
-    new_height, new_width = ((size + model.stride - 1) // model.stride * model.stride for size in (height, width))
-    frame1, frame2 = model.prepare(frame1, frame2)
-    if model.fit == "scale":
-        frame1, frame2 = (resize(frame, (new_height, new_width)) for frame in (frame1, frame2))
-        flow = resize(model.estimate(frame1, frame2, None, iterations).flow.float(), (height, width))
-        return flow * constant((width / new_width, height / new_height), flow)[:, None, None]
-    left = (new_width - width) // 2
-    top = 0 if model.fit == "pad_bottom" else (new_height - height) // 2
-    sides = (left, new_width - width - left, top, new_height - height - top)
-    frame1, frame2 = (F.pad(frame, sides, mode="replicate") for frame in (frame1, frame2))
-    flow = model.estimate(frame1, frame2, None, iterations).flow.float()
-    return flow[..., top : top + height, left : left + width]
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    remove_norm(model)
+    if hasattr(model, "memory_limit"):
+        model.memory_limit = UNLIMITED
+    if hasattr(model, "equilibrium"):
+        model.search = _plain_search  # stands before the method of the class
+    return model
+
+
+def _plain_search(step, rest, previous, iterations: int) -> tuple[list, dict]:
+    """As `RefiningModel.search`: the state after so many steps."""
+    for _ in range(iterations):
+        rest = step(rest)
+    return [rest], {}
+
+
+def trace(module: nn.Module, inputs: tuple[Tensor, ...], open_axes: tuple[dict[int, Dim], ...] | None):
+    """Returns the exported program of a module, its operators in the forms that runtimes compute fast.
+
+    Args:
+        module: takes the inputs.
+        inputs: that it is traced with.
+        open_axes: for each input, axis -> its name and range; None fixes all shapes.
+    """
+    with torch.no_grad(), reference(), for_runtimes(), symbols.patch(backed_size_oblivious=True):
+        return torch.export.export(
+            module.eval(),
+            inputs,
+            dynamic_shapes=open_axes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+def traced(model: FlowModel, sizes: Sizes, iterations: int | None) -> ExportedProgram:
+    """Returns the graph of a network that `plain` has prepared.
+
+    Raises:
+        FleetflowError: where the network cannot take pictures of such sizes.
+    """
+    if sizes.fixed and min(sizes.height, sizes.width) < 1:
+        raise FleetflowError(f"the size is {sizes.height} {sizes.width}; expected a height and a width in pixels")
+    axes = {}
+    if sizes.batch is None:
+        axes[0] = Dim("batch", min=1, max=LARGEST_BATCH)
+    if not sizes.fixed:
+        axes[1] = Dim("height", min=sizes.least, max=LARGEST_SIDE)
+        axes[2] = Dim("width", min=sizes.least, max=LARGEST_SIDE)
+    picture = torch.randint(0, 256, (*sizes.example(), 3), dtype=torch.uint8)
+    return trace(Graph(model, iterations), (picture, picture.flip(0, 1)), (axes, axes) if axes else None)

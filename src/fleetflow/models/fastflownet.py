@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.correlation import local_correlation
-from fleetflow.ops.subtract_mean import subtract_mean
+from fleetflow.ops.subtract_mean import mean_color, subtract_mean
 from fleetflow.ops.warp import warp
 from fleetflow.ops.widened import widened
 from fleetflow.registry import models
@@ -104,7 +104,7 @@ class FastFlowNet(FlowModel):
                 nn.init.zeros_(layer.bias)
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
-        mean = (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2
+        mean = mean_color(frame1, frame2)
         return subtract_mean(frame1, mean).flip(1), subtract_mean(frame2, mean).flip(
             1
         )  # BGR; flip keeps the memory layout

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.constant import constant
 from fleetflow.ops.dilated_correlation import dilated_correlation
-from fleetflow.ops.subtract_mean import subtract_mean
+from fleetflow.ops.subtract_mean import mean_color, subtract_mean
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.registry import models
 from fleetflow.types import Prediction
@@ -173,7 +173,7 @@ class _FlowNet(FlowModel):
     license = "Apache-2.0, weights research only"
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
-        mean = (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2
+        mean = mean_color(frame1, frame2)
         return subtract_mean(frame1, mean), subtract_mean(frame2, mean)
 
 

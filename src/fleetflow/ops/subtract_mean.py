@@ -14,3 +14,8 @@ def subtract_mean(frame: Tensor, mean: Tensor) -> Tensor:
         return frame - mean.reshape(-1, channels, 1, 1)
     rows = pixels.flatten(2) - mean.reshape(-1, 1, channels).repeat(1, 1, width)
     return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def mean_color(frame1: Tensor, frame2: Tensor) -> Tensor:
+    """Returns [N, C, 1, 1], the mean color of both frames [N, C, H, W] together."""
+    return (frame1.mean((2, 3), keepdim=True) + frame2.mean((2, 3), keepdim=True)) / 2

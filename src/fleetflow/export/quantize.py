@@ -1,0 +1,40 @@
+"""int8 with OpenVINO: convolutions are quantized by NNCF, all that decides where something is stays in float.
+
+A flow head writes pixels: 8 bits for a range of 100 px are steps of 0.8 px. Warps, correlations and the enlargement of
+flows read or write positions. So only convolutions with more than FEW outputs are quantized.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fleetflow.export.onnx import require
+
+FEW = 4  # outputs of a convolution that writes a flow (2), or a flow and something else
+
+
+def quantized(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]):
+    """Returns an OpenVINO model with int8 convolutions.
+
+    Args:
+        model: an `openvino.Model` of float32.
+        pairs: pictures, uint8 [1, H, W, 3] each, of the kind that the network will see; 50 are enough.
+    """
+    require("nncf", extra="openvino")
+    import nncf
+
+    kept = [node.get_friendly_name() for node in model.get_ops() if not _is_quantized(node)]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(pairs), lambda pair: list(pair)),
+        subset_size=len(pairs),
+        ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
+        fast_bias_correction=True,
+    )
+
+
+def _is_quantized(node) -> bool:
+    """Whether an operation is a convolution that does not write a flow."""
+    if node.get_type_name() not in ("Convolution", "GroupConvolution"):
+        return False
+    return node.get_output_partial_shape(0)[1].get_length() > FEW

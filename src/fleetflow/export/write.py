@@ -1,0 +1,210 @@
+"""Export a network: trace, write, open in the runtime, compare; a file that is not equal is never seen."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+import fleetflow
+from fleetflow.export import parity
+from fleetflow.export.executorch import write_executorch
+from fleetflow.export.graph import Sizes, plain, traced
+from fleetflow.export.half import with_half_convolutions
+from fleetflow.export.onnx import write_onnx
+from fleetflow.export.openvino import write_openvino
+from fleetflow.export.parts import in_parts
+from fleetflow.export.tensorrt import build_script
+from fleetflow.export.torch_export import write_pt2
+from fleetflow.io.atomic import writing
+from fleetflow.models.base import FlowModel
+from fleetflow.models.weights import header, shipped
+from fleetflow.types import FleetflowError
+
+Target = Literal["onnx", "openvino", "pt2", "executorch", "tensorrt"]
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "executorch": ".pte", "tensorrt": ".onnx"}
+ANY = Sizes()
+ONE_SIZE = ("executorch", "pt2")  # targets that take pictures of one size
+
+
+class Exported(NamedTuple):
+    """What an export has written: its files, what they say of themselves, and the comparison with the network."""
+
+    files: list[Path]
+    about: dict
+    rows: list[parity.Row]
+
+
+def export(
+    model: FlowModel,
+    output: Path,
+    *,
+    network: str,
+    license: str = "unknown",
+    target: Target = "onnx",
+    sizes: Sizes = ANY,
+    iterations: int | None = None,
+    parts: bool = False,
+    half: bool = False,
+    int8_pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Exported:
+    """Writes a network for another runtime.
+
+    Args:
+        model: the network; it stays as it is.
+        output: a file with the suffix of the target, or for `parts` a folder.
+        network: its name, and `license`: of its weights, for the metadata.
+        target: the format.
+        sizes: of the pictures.
+        iterations: of refinement; None takes the network's own.
+        parts: three graphs in place of one, for a loop outside.
+        half: convolutions (OpenVINO: weights) in float16.
+        int8_pairs: pictures by which OpenVINO quantizes convolutions to int8.
+
+    Raises:
+        FleetflowError: where the target cannot hold the network, and where the file is not equal to it; then nothing is
+            written.
+    """
+    _refuse(output, target, sizes, parts, half, int8_pairs)
+    iterations = model.iterations_of(iterations)
+    sha256, model = _hash(model), plain(model)
+    about = {
+        "network": network,
+        "sha256": sha256,
+        "license": license,
+        "version": fleetflow.__version__,
+        "input": "image1, image2: uint8 [N, H, W, 3] RGB",
+        "output": "flow: float32 [N, H, W, 2] pixels, right and down",
+        "sizes": sizes._asdict(),
+        "iterations": iterations,
+        "precision": "int8" if int8_pairs is not None else "half" if half else "fp32",
+    }
+    with _workplace(output) as place:
+        file = place / (output.name or "export")
+        if parts:
+            rows = _write_parts(model, file, about, target, sizes, iterations, half)
+        else:
+            rows = _write(model, file, about, target, sizes, iterations, half, int8_pairs)
+        files = _moved(place, output.parent)
+    return Exported(files, about, rows)
+
+
+def _refuse(output: Path, target: str, sizes: Sizes, parts: bool, half: bool, int8_pairs: list | None) -> None:
+    """Raises FleetflowError for a combination that no target takes."""
+    if not parts and output.suffix != SUFFIXES[target]:
+        raise FleetflowError(f"{output} does not end in {SUFFIXES[target]}, as files for {target} do; name it so")
+    if parts and (output.suffix in SUFFIXES.values() or output.is_file()):
+        raise FleetflowError(f"{output} is the name of a file; --parts writes several: give a folder")
+    if parts and target not in ("onnx", "openvino"):
+        raise FleetflowError(f"--parts is written as onnx or openvino, not as {target}")
+    if target in ONE_SIZE and not sizes.fixed:
+        raise FleetflowError(f"{target} takes pictures of one size; give it with --size HEIGHT WIDTH")
+    if int8_pairs is not None and target != "openvino":
+        raise FleetflowError(f"int8 is written for openvino, not for {target}; add --to openvino")
+    if half and (target in ("pt2", "executorch") or int8_pairs is not None):
+        raise FleetflowError(f"--half is for onnx, openvino and tensorrt without --int8, not for {target}")
+
+
+@contextmanager
+def _workplace(output: Path) -> Iterator[Path]:
+    """A hidden folder beside the output, gone at the end whatever happens."""
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=".part-", dir=output.parent))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _moved(place: Path, folder: Path) -> list[Path]:
+    """Moves all that was written to where it belongs, the file that others are opened by last."""
+    entries = sorted(place.iterdir(), key=lambda path: path.suffix in SUFFIXES.values())
+    for entry in entries:
+        target = folder / entry.name
+        with writing(target):
+            if entry.is_dir():
+                target.mkdir(exist_ok=True)
+                for part in sorted(entry.iterdir()):
+                    os.replace(part, target / part.name)
+            else:
+                os.replace(entry, target)
+    return [folder / entry.name for entry in reversed(entries)]
+
+
+def _write(
+    model: FlowModel, file: Path, about: dict, target: Target, sizes: Sizes, iterations: int | None, half: bool,
+    int8_pairs: list | None,
+) -> list[parity.Row]:  # fmt: skip
+    """Writes one graph and returns its comparison with the network."""
+    program = traced(with_half_convolutions(model) if half and target != "openvino" else model, sizes, iterations)
+    onnx = file.with_suffix(".onnx")
+    if target in ("onnx", "openvino", "tensorrt"):
+        write_onnx(program, onnx, about, ("image1", "image2"), ("flow",))
+    if target == "openvino":
+        write_openvino(onnx, file, about, half=half, int8_pairs=int8_pairs)
+        onnx.unlink()
+    elif target == "pt2":
+        write_pt2(program, file, about)
+    elif target == "executorch":
+        write_executorch(program, file, about)
+
+    def where() -> str | None:
+        if target != "onnx":
+            return None
+        _, image1, image2, _ = next(iter(parity.pairs(sizes)))
+        return parity.first_difference(program, onnx, [image1, image2])
+
+    rows = parity.check(file, model, sizes, iterations, about["precision"], where)
+    if target == "tensorrt":
+        script = file.with_name(f"{file.stem}_tensorrt.sh")
+        script.write_text(build_script(file, sizes, half=half))
+        script.chmod(0o755)
+    report = file.with_name(f"{file.stem}.parity.json")
+    report.write_text(parity.as_json(rows, about, about["precision"]))
+    return rows
+
+
+def _write_parts(
+    model: FlowModel, folder: Path, about: dict, target: Target, sizes: Sizes, iterations: int, half: bool
+) -> list[parity.Row]:
+    """Writes three graphs and returns the comparison of the loop over them with the network."""
+    sizes = sizes._replace(batch=1)
+    graphs = in_parts(with_half_convolutions(model) if half and target != "openvino" else model, sizes)
+    about["sizes"], about["features"] = sizes._asdict(), [name for name in graphs["step"].inputs[:-2]]
+    folder.mkdir()
+    for name, part in graphs.items():
+        file = folder / f"{name}.onnx"
+        write_onnx(part.program, file, {**about, "part": name}, part.inputs, part.outputs)
+        if target == "openvino":
+            write_openvino(file, file.with_suffix(".xml"), {**about, "part": name}, half=half)
+            file.unlink()
+    rows = parity.check(folder, model, sizes, iterations, about["precision"], lambda: None)
+    (folder / "parity.json").write_text(parity.as_json(rows, about, about["precision"]))
+    return rows
+
+
+def license_of(name: str, model: FlowModel) -> str:
+    """Returns the license of the weights that `fleetflow.load(name)` takes: their own where they say it."""
+    network, _, path = name.partition(":")
+    file = path or name
+    try:
+        file = file if file.endswith(".safetensors") else shipped(network)
+        return header(file).get("license", "unknown") if not path or path == file else model.license or "unknown"
+    except FleetflowError:
+        return model.license or "unknown"
+
+
+def _hash(model: FlowModel) -> str:
+    """The SHA-256 of the names and values of the model's state."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
