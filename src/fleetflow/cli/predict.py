@@ -32,7 +32,7 @@ def predict(
     Args:
         inputs: two pictures, one folder, or one video.
         output: a folder, or for two pictures also a file such as flow.flo or flow.png.
-        model: a network or NETWORK:CHECKPOINT.
+        model: a network, NETWORK:CHECKPOINT, or a file that `fleetflow export` wrote.
         format: what to write; "color" and "side" are pictures (of a video: an mp4). Default: flo color, or what the
             suffix of the output says.
         size: height and width at which the network sees the frames; the flow is that of the frames as they are.

@@ -13,17 +13,18 @@ from fleetflow.data.dataset import to_frame
 from fleetflow.evaluation.submit import predict_flow
 from fleetflow.inference.cuda_graphs import Graphed
 from fleetflow.inference.device import autocast
+from fleetflow.inference.exported import is_exported, open_network
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.images import read_image
 from fleetflow.models.base import FlowModel
-from fleetflow.models.weights import header, load, shipped
+from fleetflow.models.weights import header, shipped
 from fleetflow.ops.kernels import reference
 from fleetflow.types import FleetflowError
 
 
 def load_any(network: str) -> FlowModel:
     """Returns the network, with its weights where the package has them (the time does not depend on them)."""
-    return load(network, weights=has_weights(network))
+    return open_network(network, weights=has_weights(network))
 
 
 def has_weights(network: str) -> bool:
@@ -37,7 +38,7 @@ def has_weights(network: str) -> bool:
 def variant(network: str) -> str:
     """Returns the name of the network in NETWORK, NETWORK:CHECKPOINT or the path of a file of ours."""
     if "." in network and ":" not in network:
-        return header(network)["network"]
+        return network if is_exported(network) else header(network)["network"]
     return network.partition(":")[0]
 
 

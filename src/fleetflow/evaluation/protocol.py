@@ -7,9 +7,9 @@ from fleetflow.evaluation.baselines import Method, method
 from fleetflow.evaluation.saved_flows import SavedFlows
 from fleetflow.evaluation.warm_start import Warm
 from fleetflow.inference.device import Precision
+from fleetflow.inference.exported import open_network
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models.base import FlowModel
-from fleetflow.models.weights import load
 from fleetflow.types import FleetflowError
 
 ITERATIONS = {  # network -> data sets that begin so -> refinement iterations its authors took: for errors, for the test server
@@ -54,7 +54,7 @@ def open_model(
     """
     found = method(model)
     if found is None:
-        network = fit_for(load(model), dataset)
+        network = fit_for(open_network(model), dataset)
         iterations = iterations_for(network, dataset, submission=submission) if iterations is None else iterations
         return Predictor(network, device=device, precision=precision, iterations=iterations)
     if iterations is not None:

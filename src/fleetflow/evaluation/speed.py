@@ -18,6 +18,7 @@ from fleetflow.evaluation.peak_memory import peak_memory
 from fleetflow.evaluation.protocol import fit_for, protocol
 from fleetflow.evaluation.submit import predict_flow
 from fleetflow.inference.device import Precision
+from fleetflow.inference.exported import ExportedModel
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models.base import FlowModel
 from fleetflow.models.catalog import multiply_adds
@@ -186,8 +187,8 @@ def _measured(
     timings = _timings(network, predictor, exact, peers, conditions)
     epe = _epe(predictor, pairs, iterations) if pairs is not None and known else None
     epes = {timings[0].name: epe, **accuracy}
-    trained = training is not None and predictor.device.type == "cpu"
-    own = iterations in (None, exact.iterations)
+    trained = training is not None and predictor.device.type == "cpu" and not isinstance(exact, ExportedModel)
+    own = iterations in (None, exact.iterations) and not isinstance(exact, ExportedModel)
     return Report(
         network=network,
         weights=("package" if network == name else network) if known else "random",
@@ -227,6 +228,8 @@ def _timings(
         f"{network}, fleetflow": call(predictor, image1, image2, batch, iterations),
         slow: partial(reference_flow, exact, frames, iterations),
     }
+    if isinstance(exact, ExportedModel):  # has no reference implementation but its network's
+        del batched[slow]
     functions = {**batched, **{peer.name: partial(peer, image1, image2) for peer in peers}}
     return [
         timing._replace(p50=timing.p50 / batch, p95=timing.p95 / batch) if timing.name in batched else timing

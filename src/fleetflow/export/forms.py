@@ -67,7 +67,7 @@ def warp_form(features: Tensor, flow: Tensor) -> Tensor:
     """
     count, channels, height, width = features.shape
     x, y = (warp.pixel_grid(height, width, flow) + flow).unbind(1)
-    x, y = (torch.where(at == at, at, -1.0) for at in (x, y))  # NaN is outside
+    x, y = (torch.where(at == at, at, -1.0) for at in (x, y))  # NaN is outside: an index must be one
     x, y = x.clamp(min=-1, max=width), y.clamp(min=-1, max=height)
     left, top = x.floor(), y.floor()
     right_share, down_share = (x - left)[..., None], (y - top)[..., None]

@@ -116,7 +116,7 @@ def cells(row: Row) -> list[str]:
 
 
 def check(
-    path: Path, model: FlowModel, sizes: Sizes, iterations: int | None, kind: str, where: Callable[[], str | None]
+    path: Path, model: FlowModel, sizes: Sizes, iterations: int | None, kind: str, where: Callable[[str], str | None]
 ) -> list[Row]:
     """Returns the rows of a file that is equal to the network, and writes them beside it as NAME.parity.json.
 
@@ -126,7 +126,7 @@ def check(
         sizes: of the pictures that the file takes.
         iterations: of refinement.
         kind: "fp32", "half" or "int8", which choose the limit.
-        where: asked for the first layer that differs; None where the runtime cannot tell.
+        where: asked for the first layer that differs on a pair; None where the runtime cannot tell.
 
     Raises:
         FleetflowError: where it is not equal. The caller removes the file.
@@ -135,7 +135,7 @@ def check(
     limit = LIMITS[kind]
     if not passes(rows, limit):
         worst = max(rows, key=lambda row: row.mean if limit.largest == float("inf") else row.largest)
-        layer = where()
+        layer = where(worst.pair)
         raise FleetflowError(
             f"{path.name} is not equal to the network: {worst.largest:.3g} px apart at most, {worst.mean:.3g} in the mean "
             f"({worst.pair}, {'x'.join(map(str, worst.size))}); allowed are {limit.largest:g} and {limit.mean:g}"

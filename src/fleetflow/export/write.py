@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from fleetflow.export.openvino import write_openvino
 from fleetflow.export.parts import in_parts
 from fleetflow.export.tensorrt import build_script
 from fleetflow.export.torch_export import write_pt2
-from fleetflow.io.atomic import writing
+from fleetflow.io.atomic import LOCK, lock_folder, writing
 from fleetflow.models.base import FlowModel
 from fleetflow.models.weights import header, shipped
 from fleetflow.types import FleetflowError
@@ -113,14 +112,17 @@ def _refuse(output: Path, target: str, sizes: Sizes, parts: bool, half: bool, in
 
 @contextmanager
 def _workplace(output: Path) -> Iterator[Path]:
-    """A hidden folder beside the output, gone at the end whatever happens."""
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=".part-", dir=output.parent))
+    """A folder in a hidden one beside the output, which is gone at the end; what a killed run left in it goes, too."""
+    hidden = output.with_name(f".{output.name}.export")
     try:
-        yield place
+        with lock_folder(hidden, f"export to {output.name}"):
+            place = hidden / "new"
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if not (hidden / LOCK).exists():  # else another run is at it
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _moved(place: Path, folder: Path) -> list[Path]:
@@ -155,11 +157,11 @@ def _write(
     elif target == "executorch":
         write_executorch(program, file, about)
 
-    def where() -> str | None:
+    def where(pair: str) -> str | None:
         if target != "onnx":
             return None
-        _, image1, image2, _ = next(iter(parity.pairs(sizes)))
-        return parity.first_difference(program, onnx, [image1, image2])
+        images = next(images for name, *images, _ in parity.pairs(sizes) if name == pair)
+        return parity.first_difference(program, onnx, images)
 
     rows = parity.check(file, model, sizes, iterations, about["precision"], where)
     if target == "tensorrt":
@@ -185,7 +187,7 @@ def _write_parts(
         if target == "openvino":
             write_openvino(file, file.with_suffix(".xml"), {**about, "part": name}, half=half)
             file.unlink()
-    rows = parity.check(folder, model, sizes, iterations, about["precision"], lambda: None)
+    rows = parity.check(folder, model, sizes, iterations, about["precision"], lambda pair: None)
     (folder / "parity.json").write_text(parity.as_json(rows, about, about["precision"]))
     return rows
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fleetflow.deq import remove_norm
 from fleetflow.inference.cuda_graphs import Graphed
 from fleetflow.inference.device import Precision, autocast, choose_device, choose_dtype
+from fleetflow.inference.exported import open_network
 from fleetflow.inference.fused import available, fuse
 from fleetflow.inference.memory import (
     FIXED,
@@ -28,7 +29,6 @@ from fleetflow.inference.memory import available as available_memory
 from fleetflow.inference.tiles import SMALLEST, tiled
 from fleetflow.io.images import read_image
 from fleetflow.models.base import FlowModel, resize
-from fleetflow.models.weights import load
 from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import is_reference
 from fleetflow.types import FleetflowError, Prediction
@@ -73,7 +73,7 @@ class Predictor:
         Raises:
             FleetflowError: for a device, precision, number of iterations, size or memory that cannot be.
         """
-        model = load(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model)
+        model = open_network(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model)
         self.iterations = model.iterations_of(iterations)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)

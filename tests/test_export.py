@@ -1,0 +1,252 @@
+"""Exported files: equal to the network or not there; opened without torch; taken wherever a network is taken."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fleetflow
+from fleetflow.cli import main as cli
+from fleetflow.export import forms, parity, write
+from fleetflow.export.graph import Sizes, plain
+from fleetflow.export.session import Session
+from fleetflow.export.tensorrt import build_script
+from fleetflow.models.weights import load
+from fleetflow.ops.all_pairs import all_pairs, lookup
+from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.dilated_correlation import dilated_correlation
+from fleetflow.ops.subtract_mean import mean_color
+from fleetflow.ops.warp import warp
+from fleetflow.registry import models
+from fleetflow.types import FleetflowError
+
+SLOW = os.environ.get("FLEETFLOW_SLOW") == "1"
+slow = pytest.mark.skipif(not SLOW, reason="minutes for each network; FLEETFLOW_SLOW=1 runs it")
+SMALL = Sizes(128, 192, 1)
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [(7, 16), (1, 3), (9, 50), (33, 17)])
+def test_forms_compute_what_operators_define(size):
+    one, two, flow = random(1, 2, 5, *size), random(2, 2, 5, *size), 9 * random(3, 2, 2, *size)
+    cases = [
+        (local_correlation, (one, two, 4)),
+        (local_correlation, (one, two, 4, (0, 7, 80))),
+        (dilated_correlation, (one, two, 20, 2)),
+        (warp, (one, flow)),
+        (mean_color, (one, two)),
+    ]
+    with fleetflow.reference():
+        for operator, given in cases:
+            torch.testing.assert_close(forms.FORMS[operator](*given), operator(*given), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("radius", [3, 4])
+def test_lookup_computes_what_the_operator_defines(radius):
+    one, two, at = random(1, 2, 8, 17, 24), random(2, 2, 8, 17, 24), 20 * random(3, 2, 2, 17, 24) + 10
+    with fleetflow.reference():
+        expected = lookup(all_pairs(one, two, 4), at, radius)
+    found = forms.lookup(forms.all_pairs(one, two, 4), at, radius)
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
+
+
+def test_operators_are_back_after_an_export():
+    from fleetflow.models import fastflownet
+
+    with forms.for_runtimes():
+        assert fastflownet.warp is forms.warp_form
+    assert fastflownet.warp is warp
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(5)
+    return load("lightflow_050", weights=False)
+
+
+@pytest.fixture(scope="module")
+def exported(network, tmp_path_factory):
+    """Light Flow as an ONNX file for pictures of 128x192."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs the export extra")
+    file = tmp_path_factory.mktemp("export") / "light.onnx"
+    return write.export(network, file, network="lightflow_050", license="none", sizes=SMALL)
+
+
+def pictures(height: int = 128, width: int = 192) -> list[np.ndarray]:
+    _, image1, image2, _ = next(iter(parity.pairs(Sizes(height, width, 1))))
+    return [image1[0], image2[0]]
+
+
+def test_a_file_is_equal_and_says_what_it_is(exported, network):
+    session = Session(exported.files[0])
+    images = pictures()
+    frames = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in images]
+    with torch.inference_mode():
+        expected = network(*frames).flow[0].permute(1, 2, 0).numpy()
+    assert np.abs(session(*images) - expected).max() < 1e-3 and np.abs(expected).max() > 0
+    assert session.about["network"] == "lightflow_050" and session.about["sizes"]["width"] == 192
+    assert {"sha256", "license", "version", "input", "output"} <= session.about.keys()
+    report = json.loads(exported.files[0].with_suffix(".parity.json").read_text())
+    assert len(report["rows"]) == 4 and all(row["largest"] < 1e-2 for row in report["rows"])
+    assert {row["call"] for row in report["rows"]} == {1, 2}
+    assert [path.name for path in exported.files[0].parent.iterdir() if path.name.startswith(".")] == []
+
+
+def spoil(file: Path, kind: str) -> None:
+    """Changes an ONNX file: another sampling, or the colors of the first picture the other way round."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(str(file))
+    if kind == "sampling":
+        found = [node for node in model.graph.node if node.op_type == "Resize"]
+        assert found
+        for node in found:
+            kept = [attribute for attribute in node.attribute if attribute.name not in ("mode", "nearest_mode")]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("mode", "nearest")])
+    else:
+        for node in model.graph.node:
+            node.input[:] = ["turned" if name == "image1" else name for name in node.input]
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "order"))
+        model.graph.node.insert(0, helper.make_node("Gather", ["image1", "order"], ["turned"], axis=3))
+    onnx.save(model, str(file))
+
+
+@pytest.mark.parametrize("kind", ["sampling", "colors"])
+def test_the_gate_closes(kind, exported, network, tmp_path, monkeypatch):
+    real = write.write_onnx
+
+    def spoiled(program, path, *rest):
+        real(program, path, *rest)
+        spoil(path, kind)
+
+    monkeypatch.setattr(write, "write_onnx", spoiled)
+    with pytest.raises(FleetflowError, match="is not equal to the network") as raised:
+        write.export(network, tmp_path / "wrong.onnx", network="lightflow_050", sizes=SMALL)
+    assert list(tmp_path.iterdir()) == []
+    assert ("the first layer that differs is conv2d;" in str(raised.value)) == (kind == "colors")
+
+
+def test_without_torch(exported):
+    code = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] in ('torch', 'av', 'safetensors', 'tyro', 'rich'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "import numpy as np, fleetflow\n"
+        f"session = fleetflow.Session({str(exported.files[0])!r})\n"
+        "image = np.random.default_rng(0).integers(0, 256, (128, 192, 3)).astype(np.uint8)\n"
+        "print(session(image, image[:, ::-1]).shape)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.strip() == "(128, 192, 2)", ran.stderr
+
+
+def test_openvino(network, tmp_path):
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    written = write.export(network, tmp_path / "light.xml", network="lightflow_050", target="openvino", sizes=SMALL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["light.bin", "light.parity.json", "light.xml"]
+    assert max(row.largest for row in written.rows) < 1e-2
+    assert Session(tmp_path / "light.xml").about["network"] == "lightflow_050"
+
+
+def test_a_file_is_taken_where_a_network_is(exported, tmp_path, monkeypatch):
+    from fleetflow.io.images import write_image
+
+    for name, image in zip("ab", pictures()):
+        write_image(tmp_path / f"{name}.png", image)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", "a.png", "b.png", "-o", "out.flo", "-m", str(exported.files[0])]) == 0
+    flow, _ = fleetflow.read_flow(tmp_path / "out.flo")
+    assert np.abs(np.asarray(flow) - Session(exported.files[0])(*pictures())).max() < 1e-5
+
+
+def test_errors_are_one_line(exported, network, tmp_path):
+    session, (image, _) = Session(exported.files[0]), pictures()
+    wrong = tmp_path / "wrong.onnx"
+    wrong.write_bytes(b"no graph")
+    foreign = tmp_path / "foreign.onnx"
+    import onnx
+
+    model = onnx.load(str(exported.files[0]))
+    del model.metadata_props[:]
+    onnx.save(model, str(foreign))
+    unknown = tmp_path / "unknown.onnx"
+    model.graph.node[0].op_type = "Teleport"
+    onnx.save(model, str(unknown))
+    cases = [
+        (lambda: session(image.astype(np.float32), image), "expected uint8"),
+        (lambda: session(image, image[:64]), "both must have the same size"),
+        (lambda: session(image[:64], image[:64]), "takes pictures of 128x192"),
+        (lambda: session(np.stack([image] * 2), np.stack([image] * 2)), "1 pair at once"),
+        (lambda: session.predict(image, image, iterations=3), "iterations"),
+        (lambda: Session(wrong), "cannot be opened by ONNX Runtime"),
+        (lambda: Session(foreign), "was not written by fleetflow export"),
+        (lambda: Session(unknown), "Teleport"),
+        (lambda: Session(tmp_path / "none.onnx"), "does not exist"),
+        (lambda: Session(tmp_path), "has no encode"),
+        (lambda: write.export(network, tmp_path / "a.xml", network="x"), "does not end in .onnx"),
+        (lambda: write.export(network, tmp_path / "a.pte", network="x", target="executorch"), "--size"),
+        (lambda: write.export(network, tmp_path / "parts", network="x", sizes=SMALL, parts=True), "leave --parts out"),
+        (lambda: write.export(network, tmp_path / "a.onnx", network="x", sizes=SMALL, int8_pairs=[]), "openvino"),
+    ]
+    for call, words in cases:
+        with pytest.raises(FleetflowError, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    with pytest.raises(TypeError):
+        session(image)
+
+
+def test_the_script_for_tensorrt():
+    script = build_script(Path("net.onnx"), Sizes(), half=True)
+    assert "--onnx=net.onnx --saveEngine=net.engine --fp16" in script
+    assert "--optShapes=image1:1x448x1024x3,image2:1x448x1024x3" in script
+    assert "Shapes" not in build_script(Path("net.onnx"), Sizes(448, 1024, 1), half=False)
+
+
+@slow
+@pytest.mark.parametrize("name", models)
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_every_network(name, target, tmp_path):
+    torch.manual_seed(0)
+    try:
+        model = load(name)
+    except FleetflowError:
+        model = load(name, weights=False)
+    iterations = None if model.iterations is None else 3
+    suffix = write.SUFFIXES[target]
+    sizes = Sizes(150, 214, 1)
+    write.export(model, tmp_path / f"net{suffix}", network=name, target=target, sizes=sizes, iterations=iterations)
+
+
+@slow
+@pytest.mark.parametrize("name", ["fastflownet", "lightflow_050"])
+def test_any_size(name, tmp_path):
+    model = load(name, weights=name == "fastflownet")
+    written = write.export(model, tmp_path / "net.onnx", network=name)
+    assert {row.size for row in written.rows} == {(1, 133, 171), (2, 133, 171), (1, 190, 251), (3, 190, 251)}
+
+
+@slow
+@pytest.mark.parametrize("name", ["raft_small", "deq_flow_tiny"])
+def test_parts(name, tmp_path):
+    model = plain(load(name))
+    write.export(model, tmp_path / "parts", network=name, sizes=SMALL, iterations=4, parts=True)
+    session = Session(tmp_path / "parts")
+    found = session.predict(*pictures())
+    assert found.iterations == 4 and session.predict(*pictures(), tolerance=10.0).iterations == 1
+    warm = session.predict(*pictures(), found, iterations=1)
+    assert warm.residual < session.predict(*pictures(), iterations=1).residual
