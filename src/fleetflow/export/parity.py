@@ -151,9 +151,9 @@ def as_json(rows: list[Row], about: dict, kind: str) -> str:
 
 
 def first_difference(program, onnx: Path, pictures: list[np.ndarray], tolerance: float = 1e-2) -> str | None:
-    """Returns the first convolution at which an ONNX file leaves its program, None where there is none.
+    """Returns the first convolution or activation at which an ONNX file leaves its program, None where there is none.
 
-    Both name their values alike: the file is given the values of all convolutions as further outputs.
+    Both name their values alike: the file is given the values of all these layers as further outputs.
     """
     import onnx as library
     import onnxruntime
@@ -163,11 +163,11 @@ def first_difference(program, onnx: Path, pictures: list[np.ndarray], tolerance:
     class Recorder(torch.fx.Interpreter):
         def run_node(self, node):
             value = super().run_node(node)
-            if "conv" in node.name and isinstance(value, torch.Tensor):
-                values[node.name] = value.numpy().copy()  # the activation behind it may write into it
+            if isinstance(value, torch.Tensor) and ("conv" in node.name or "relu" in node.name):
+                values[node.name] = value.numpy().copy()  # what follows may write into it
             return value
 
-    module = program.module()
+    module = program.run_decompositions({}).module()  # the names that the exporter gives
     with torch.inference_mode():
         Recorder(module).run(*(torch.from_numpy(picture) for picture in pictures))
     model = library.load(str(onnx))

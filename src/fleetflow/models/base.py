@@ -237,7 +237,7 @@ def _shows_no_motion(frame1: Tensor, frame2: Tensor) -> Tensor:
 def _check(frame1: Tensor, frame2: Tensor) -> None:
     """Raises FleetflowError unless both frames are [N, 3, H, W] float in [0, 1] and of one size."""
     for name, frame in (("frame1", frame1), ("frame2", frame2)):
-        if frame.ndim != 4 or frame.shape[1] != 3 or min(frame.shape) < 1:
+        if frame.ndim != 4 or frame.shape[1] != 3 or any(side < 1 for side in frame.shape):
             raise FleetflowError(f"{name} is {list(frame.shape)}; expected [N, 3, H, W]: add a batch axis or convert")
         if not frame.is_floating_point():
             raise FleetflowError(f"{name} is {frame.dtype}; expected float in [0, 1]: divide uint8 frames by 255")
