@@ -263,6 +263,6 @@ def _check(frame1: Tensor, frame2: Tensor) -> None:
 
 def _check_start(previous: Prediction | None, frame1: Tensor) -> None:
     """Raises FleetflowError unless a flow to begin with has the size of the frames."""
-    expected = [len(frame1), 2, *frame1.shape[2:]]
+    expected = [frame1.shape[0], 2, *frame1.shape[2:]]
     if previous is not None and previous.state is None and list(previous.flow.shape) != expected:
         raise FleetflowError(f"the initial flow is {list(previous.flow.shape)}; expected {expected}: resize it")

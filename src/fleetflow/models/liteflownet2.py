@@ -128,7 +128,7 @@ class Regularization(nn.Module):
         x = torch.cat((seen, features), 1)
         shares = (-self.dist_layer(self.layers(x)).float().square()).softmax(1)
         around = F.unfold(flow, self.kernel, padding=self.kernel // 2)  # outside the picture flow counts as 0
-        return (around.view(len(flow), 2, -1, *flow.shape[2:]) * shares[:, None]).sum(2)
+        return (around.view(flow.shape[0], 2, -1, *flow.shape[2:]) * shares[:, None]).sum(2)
 
 
 class Level(nn.Module):
