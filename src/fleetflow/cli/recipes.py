@@ -13,8 +13,11 @@ def recipes() -> None:
     """
     from fleetflow.training.recipes import RECIPES
     from fleetflow.training.recipes.describe import described
+    from fleetflow.training.recipes.finetune import finetune
 
     for name, plan in RECIPES.items():
         print(f"{name}: {plan.network}; {plan.source}")
         for stage in plan.stages:
             print(f"    {described(stage)}")
+    print("finetune: the network of --start, on pairs of your own; as an example, that of fastflownet")
+    print(f"    {described(finetune('fastflownet').stages[0])}")

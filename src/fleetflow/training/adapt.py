@@ -29,9 +29,9 @@ from fleetflow.io.video import VideoReader
 from fleetflow.models import weights
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.training.checkpoint import read_archive, save_archive
-from fleetflow.training.loop import expect
 from fleetflow.training.optimizers import optimizers
 from fleetflow.training.schedules import warm_flat_cool
+from fleetflow.training.start import expect
 from fleetflow.training.step import BAD_STEPS, check_sizes
 from fleetflow.training.unsupervised import (
     Occlusion,

@@ -31,16 +31,17 @@ from fleetflow.inference.predictor import Predictor
 from fleetflow.io.atomic import reason, write_atomically
 from fleetflow.models import weights
 from fleetflow.models.base import FlowModel
-from fleetflow.registry import models
 from fleetflow.training import checkpoint as disk
 from fleetflow.training import distributed
+from fleetflow.training import start as begin_from
 from fleetflow.training.checkpoint import Best, Checkpoint, Run
-from fleetflow.training.dataloader import Feed, batches, dataset_of, open_sources
+from fleetflow.training.dataloader import Feed, batches, dataset_of
 from fleetflow.training.distributed import Signals, Team
 from fleetflow.training.logging import Log, header
-from fleetflow.training.recipe import Recipe, Source, Stage
+from fleetflow.training.recipe import Source, Stage
 from fleetflow.training.recipes import recipe
-from fleetflow.training.recipes.finetune import FINETUNE, crop_for, network_of
+from fleetflow.training.recipes.finetune import FINETUNE
+from fleetflow.training.start import Options, expect, expect_folder, initial_model, open_validation
 from fleetflow.training.step import BAD_STEPS, History, StepResult, Training, train_step
 from fleetflow.types import FleetflowError, Sample
 
@@ -58,21 +59,6 @@ class Outcome:
     weights: Path
     checkpoint: Path
     best: Best | None = None  # where the recipe keeps the best weights
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is carried out. Nothing here changes a number that it reaches."""
-
-    folder: Path
-    report: object
-    resume: bool
-    minutes: float | None
-    steps: int | None
-    workers: int | None
-    compile: bool
-    save_memory: bool
-    checkpoint_every: int
 
 
 def train(
@@ -149,39 +135,24 @@ def train(
     if name != FINETUNE:
         recipe(name)  # an unknown name is said before all else
     places = [str(Path(place).resolve()) if place else None for place in (root, textures)]
+    settings = dict(settings or {})
+    if name == FINETUNE and steps:  # the schedule fits the steps that are asked for
+        settings, steps = {"steps": str(steps), **settings}, None
     asked = Run(
-        name, stage, settings or {}, tuple(start), places[0], data, places[1],
+        name, stage, settings, tuple(start), places[0], data, places[1],
         None if precision == "auto" else precision, seed, gradient_accumulation,
     )  # fmt: skip
     options = Options(
         Path(folder or Path("runs") / name), report, resume, minutes, steps, workers, compile, save_memory,
         checkpoint_every,
     )  # fmt: skip
-    _expect_folder(options)
+    expect_folder(options)
     team = distributed.join(device)
     if threads:
         torch.set_num_threads(threads)
     own = disk.own_folder(options.folder, f"train {name}") if team.rank == 0 else nullcontext()
     with own, Signals() as signals, closing(_Session(asked, like, options, team, signals)) as session:
         return session.run_stages()
-
-
-def expect(*numbers: tuple[str, float | None, float]) -> None:
-    """Returns if all numbers (option, value, least) that are given are in range; raises FleetflowError otherwise."""
-    for option, value, least in numbers:
-        if value is not None and not least <= value < 2**32:
-            raise FleetflowError(f"--{option} is {value}; expected a number from {least} to 2^32")
-
-
-def _expect_folder(options: Options) -> None:
-    """Raises FleetflowError where a run would be replaced, or there is none to resume."""
-    checkpoint = options.folder / "checkpoint.pt"
-    if checkpoint.exists() and not options.resume:
-        raise FleetflowError(
-            f"{options.folder} holds a run already; add --resume to continue it, or choose another --folder"
-        )
-    if options.resume and not checkpoint.exists() and disk.asked_before(options.folder) is None:
-        raise FleetflowError(f"{checkpoint} is not there; nothing to resume")
 
 
 class _Session:
@@ -192,7 +163,9 @@ class _Session:
         self.options, self.team, self.signals = options, team, signals
         self.checkpoint = options.folder / "checkpoint.pt"
         self.state = Checkpoint.load(self.checkpoint) if options.resume and self.checkpoint.exists() else None
-        self.run = self._decided(asked, self._known(like))
+        run = begin_from.decided(asked, begin_from.known_fields(options, self.state, like), options.folder, team.world)
+        self.dtype = choose_dtype(run.precision or "auto", team.device)
+        self.run = replace(run, precision=PRECISIONS[self.dtype])
         self.plan = self.run.plan()
         self.total = min(self.plan.steps, options.steps or self.plan.steps)
         self.root = Path(self.run.root) if self.run.root else None
@@ -200,7 +173,7 @@ class _Session:
             raise FleetflowError(
                 f"the run in {options.folder} is at step {self.position} of {self.plan.steps}; give --set steps=MORE"
             )
-        self._expect_data()
+        begin_from.expect_data(self.plan, self.root, self.position, self.total)
         self.textures = photographs(Path(self.run.textures)) if self.run.textures else default_textures()
         if team.device.type == "cpu":
             keep_freed()
@@ -215,56 +188,6 @@ class _Session:
     def position(self) -> int:
         """The step at which this session begins."""
         return self.state.step if self.state else 0
-
-    def _known(self, like: Path | None) -> dict[str, object]:
-        """Fields of `Run` that are decided: by the run that is resumed, or the one that this one is to be like."""
-        if like:
-            return {key: value for key, value in Checkpoint.load(like).run.items() if key != "seed"}
-        if self.state:
-            return self.state.run
-        return (disk.asked_before(self.options.folder) if self.options.resume else None) or {}
-
-    def _decided(self, asked: Run, known: dict[str, object]) -> Run:
-        """What the run goes on with, nothing left open."""
-        if asked.recipe == FINETUNE:
-            asked = self._finetuned(asked, known)
-        run = asked.continued(known, self.options.folder)
-        self.dtype = choose_dtype(run.precision or "auto", self.team.device)
-        parts = run.gradient_accumulation or self.team.world
-        if parts % self.team.world:
-            hint = f"resume with as many as divide {parts}" if self.state else "give --gradient-accumulation a multiple"
-            raise FleetflowError(f"{parts} parts do not divide among {self.team.world} processes; {hint}")
-        run = replace(run, precision=PRECISIONS[self.dtype], seed=run.seed or 0, gradient_accumulation=parts)
-        return run.with_start()
-
-    def _finetuned(self, asked: Run, known: dict[str, object]) -> Run:
-        """What is asked of a run that fine-tunes: its network named, its length, and crops that fit the frames."""
-        if known:
-            name = known["recipe"]
-            asked = replace(asked, recipe=name if name.startswith(f"{FINETUNE}:") else FINETUNE)
-        else:
-            asked = replace(asked, recipe=f"{FINETUNE}:{network_of(asked.start)}")
-            if not asked.data or not asked.root:
-                raise FleetflowError("fine-tuning needs pairs of your own; give --data folder --root DIR")
-        settings = dict(asked.settings)
-        if self.options.steps:  # the schedule fits the steps that are asked for
-            settings["steps"] = str(self.options.steps)
-            self.options = replace(self.options, steps=None)
-        if not known:
-            plan = asked.plan()
-            (source, files), *_ = open_sources(plan.stages[0].sources, Path(asked.root))
-            height, width = crop_for(plan.network, files, plan.stages[0].batches[0])
-            settings = {"height": str(height), "width": str(width), **settings}
-        return replace(asked, settings=settings)
-
-    def _expect_data(self) -> None:
-        """Raises FleetflowError where data is missing that this stage needs, or a later one."""
-        begin = 0
-        for stage in self.plan.stages:
-            if begin < self.total and begin + stage.steps > self.position:
-                open_sources(stage.sources, self.root)
-                _validation_sets(stage, self.root)
-            begin += stage.steps
 
     def _claim_folder(self) -> None:
         """Says which files of the folder are the run's; raises FleetflowError where one of them is somebody else's."""
@@ -304,7 +227,7 @@ class _Session:
             self._write_weights(training.average.module, stage, begin, self.position, only_missing=True)
         if self.team.rank == 0 and not self.log:
             self.log = Log(options.folder, self.position, self.total, options.report)
-        validation_sets = _validation_sets(stage, self.root)
+        validation_sets = open_validation(stage, self.root)
         if stage.keep_best and self.best is None and self.log:
             epe = self._errors(training, validation_sets)["epe"]
             self.best = Best(epe, epe, begin, copy.deepcopy(model.state_dict()))
@@ -459,50 +382,3 @@ class _Session:
         if self.log:
             self.log.close()
             self.log = None
-
-
-def initial_model(
-    stage: Stage, plan: Recipe, seed: int, *, earlier: nn.Module | None, start: tuple[str, ...], resumed: bool
-) -> FlowModel:
-    """Returns the network of a stage as its training begins.
-
-    Args:
-        stage: of a recipe.
-        plan: the recipe.
-        seed: of random weights.
-        earlier: the network of the stage before.
-        start: names of networks whose weights are given for the first stage.
-        resumed: a checkpoint will be loaded into it.
-
-    Raises:
-        FleetflowError: weights are missing that the stage needs, or are those of another network.
-    """
-    torch.manual_seed(seed)
-    name = stage.network or plan.network
-    model = stage.build() if stage.build else models[name]()
-    given = [weights.load(one) for one in start] or ([] if earlier is None else [earlier])
-    if len(given) == 1 and _shapes(given[0]) == _shapes(model) and not (stage.grow and earlier is not None):
-        model.load_state_dict(given[0].state_dict())
-    elif given and stage.grow:
-        stage.grow(model, *given)
-    elif given:
-        raise FleetflowError(f"the weights of {' and '.join(start)} are not those of {name}, which this stage trains")
-    elif stage.grow:
-        raise FleetflowError(f"stage {stage.name} takes up trained networks; give them with --start ({plan.source})")
-    elif stage.needs_weights and not resumed:
-        raise FleetflowError(f"stage {stage.name} tunes trained weights; give them with --start ({plan.source})")
-    elif stage.init:
-        stage.init(model)
-    return model
-
-
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in model.state_dict().items()}
-
-
-def _validation_sets(stage: Stage, root: Path | None) -> list[tuple[Source, Files]]:
-    """The stage's validation pairs, opened before it trains; none where validate_every is 0."""
-    try:
-        return open_sources(stage.validation, root) if stage.validate_every else []
-    except FleetflowError as error:
-        raise FleetflowError(f"{error} (for validation; --set validate_every=0 trains without)") from None
