@@ -22,6 +22,7 @@ from fleetflow.registry import models
 from fleetflow.training import dataloader, losses, recipes
 from fleetflow.training import loop as job
 from fleetflow.training.checkpoint import Checkpoint
+from fleetflow.training.logging import Log
 from fleetflow.training.recipe import Batches, Recipe
 from fleetflow.training.recipes import finetune  # noqa: F401
 from fleetflow.types import FleetflowError, Sample
@@ -137,6 +138,27 @@ def test_a_full_disk_is_one_line(tmp_path, size):
 
     code, text = in_child(run)
     assert code == 1 and "cannot be written" in text and "\n" not in text, text
+
+
+def test_tensorboard_on_a_full_disk_is_left_out(tmp_path, capfd):
+    """The numbers go into log.jsonl, which is shorter, and the run goes on."""
+    pytest.importorskip("tensorboard")
+    said = []
+
+    def run():
+        log = Log(tmp_path, 0, 9, said.append)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        for step in range(3):
+            log._plot("a", 1.0, step)
+            if log.board:
+                with log._drawing():
+                    log.board.flush()
+        log.close()
+        assert log.board is None and "TensorBoard events cannot be written" in said[-1]
+
+    code, text = in_child(run)
+    assert code == 0, text
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_converting_onto_a_full_disk_is_one_line(tmp_path, capfd):

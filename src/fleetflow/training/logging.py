@@ -6,14 +6,17 @@ And what its weights say of themselves.
 import json
 import math
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 from torch import Tensor
 
-from fleetflow.io.atomic import write_atomically, writing
+from fleetflow.io.atomic import reason, write_atomically, writing
 from fleetflow.training.checkpoint import Run
 from fleetflow.training.recipe import Recipe, Stage
 from fleetflow.training.step import StepResult
@@ -81,8 +84,18 @@ class Log:
             self.file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def _plot(self, name: str, value: float, step: int) -> None:
-        if self.board:
-            self.board.add_scalar(name, value, step)
+        with self._drawing():
+            if self.board:
+                self.board.add_scalar(name, value, step)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Where TensorBoard cannot write, the run goes on without it."""
+        try:
+            yield
+        except OSError as error:
+            self.board = None
+            self.report(f"TensorBoard events cannot be written ({reason(error)}); log.jsonl has the numbers")
 
     def picture(self, step: int, sample: Sample, flow: Tensor) -> None:
         """Shows the first pair of a batch: frame1, true flow, predicted flow [N, 2, H, W], error."""
@@ -98,14 +111,16 @@ class Log:
             error_map(found, truth, valid=valid),
             titles=("frame 1", "true flow", "predicted flow", "error"),
         )
-        self.board.add_image("train/pair", picture, step, dataformats="HWC")
+        with self._drawing():
+            self.board.add_image("train/pair", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Closes the files."""
+        with self._drawing():
+            if self.board:
+                self.board.close()
         with writing(self.path):
             self.file.close()
-        if self.board:
-            self.board.close()
 
 
 def _board(folder: Path, first: int):
@@ -114,8 +129,15 @@ def _board(folder: Path, first: int):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
+    threading.excepthook = _silent_writer
     with writing(folder):
         return SummaryWriter(str(folder), purge_step=first)
+
+
+def _silent_writer(happened, hook=threading.excepthook) -> None:
+    """Leaves out the traceback of TensorBoard's thread at a full disk: `Log` meets the same error, and says it."""
+    if type(happened.thread).__name__ != "_AsyncWriterThread" or not isinstance(happened.exc_value, OSError):
+        hook(happened)
 
 
 def header(run: Run, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, object]:
