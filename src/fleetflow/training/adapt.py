@@ -27,6 +27,7 @@ from fleetflow.io.atomic import lock_folder, reason, remove_leftovers, write_ato
 from fleetflow.io.images import list_frames, read_image
 from fleetflow.io.video import VideoReader
 from fleetflow.models import weights
+from fleetflow.models.spec import ModelSpec
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.training.checkpoint import read_archive, save_archive
 from fleetflow.training.optimizers import optimizers
@@ -344,10 +345,10 @@ class _Student:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
         self.optimizers = optimizers(self.model, learning_rate, 0.0)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        variant, _, path = name.partition(":")
-        file = Path(variant if variant.endswith(".safetensors") else path or weights.shipped(variant))
+        spec = ModelSpec.parse(name)
+        file = spec.path or weights.shipped(spec.network)
         origin = weights.header(file) if file.suffix == ".safetensors" else {}
-        self.network = origin.get("network", variant)
+        self.network = origin.get("network", spec.network)
         license = f"{origin.get('license', 'unknown')}; adapted to {about['frames']}, whose own terms may bind"
         self.about = {"network": self.network, "arguments": {}, **about, "from": name, "license": license}
 

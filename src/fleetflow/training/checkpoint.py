@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fleetflow.io.atomic import lock_folder, reason, remove_leftovers, write_atomically
 from fleetflow.models import weights
+from fleetflow.models.spec import ModelSpec
 from fleetflow.registry import unknown
 from fleetflow.training.dataloader import on_data
 from fleetflow.training.recipe import Recipe, changed
@@ -240,9 +241,9 @@ def _is_gone(folder: str | None) -> bool:
 
 def _said(start: str) -> dict[str, str]:
     """What weights given as a start say of themselves; nothing where they are no file of ours."""
-    network, _, path = start.partition(":")
     try:
-        return weights.header(Path(path) if path else weights.shipped(network))
+        spec = ModelSpec.parse(start)
+        return weights.header(spec.path or weights.shipped(spec.network))
     except FleetflowError:
         return {}
 

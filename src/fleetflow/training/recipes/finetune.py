@@ -9,7 +9,6 @@ network and optimizer, and it costs no stored data.
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -17,6 +16,7 @@ from fleetflow.data.dataset import Files
 from fleetflow.data.generate.worlds import MIXTURE
 from fleetflow.io.images import read_image
 from fleetflow.models import weights
+from fleetflow.models.spec import ModelSpec
 from fleetflow.registry import models, unknown
 from fleetflow.training import schedules
 from fleetflow.training.recipe import Batches, Recipe, Stage
@@ -49,6 +49,7 @@ def finetune(network: str) -> Recipe:
         mixture=MIXTURE.copy(),
         network=None,
         initial_flow=None,
+        teacher=None,
         init=None,
         grow=None,
         needs_weights=True,
@@ -79,17 +80,13 @@ def network_of(start: tuple[str, ...]) -> str:
     """
     if len(start) != 1:
         raise FleetflowError("fine-tuning starts from the weights of one network; give --start NETWORK[:CHECKPOINT]")
-    name, _, path = start[0].partition(":")
-    if name in models:
-        return name
-    found = weights.header(start[0]).get("network") if Path(start[0]).suffix == ".safetensors" else None
-    if found is None:
-        raise (
-            unknown("network", name, list(models))
-            if path or not Path(start[0]).exists()
-            else FleetflowError(f"{start[0]} does not name its network; call it as NETWORK:{start[0]}")
-        )
-    return found
+    spec = ModelSpec.parse(start[0])
+    network = spec.network
+    if not network and spec.path.suffix == ".safetensors":
+        network = weights.header(spec.path).get("network", "")
+    if not network:
+        raise FleetflowError(f"{start[0]} does not name its network; call it as NETWORK:{start[0]}")
+    return network
 
 
 def crop_for(network: str, files: Files, largest: Batches) -> tuple[int, int]:
