@@ -176,3 +176,11 @@ def test_a_folder_called_like_a_network_is_the_network(data, tmp_path, monkeypat
     assert "pairs have a flow" not in capsys.readouterr().out
     assert main(["evaluate", "./dis", "pairs", "--root", str(data)]) == 0
     assert "1 of 2 pairs have a flow" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model, said", [("results/", "does not exist"), ("./results", "does not exist"),
+                                         ("a/results.zip", "unpack it"), ("results", "no network is called")])  # fmt: skip
+def test_a_folder_that_is_not_there(model, said, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", model, "pairs", "--root", str(data)]) == 1
+    assert said in capsys.readouterr().err

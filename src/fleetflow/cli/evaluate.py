@@ -50,7 +50,7 @@ def evaluate(
     from fleetflow.evaluation.baselines import CLASSICAL
     from fleetflow.evaluation.evaluate import measure
     from fleetflow.evaluation.protocol import open_model
-    from fleetflow.evaluation.saved_flows import saved_flows
+    from fleetflow.evaluation.saved_flows import is_folder, saved_flows
     from fleetflow.evaluation.warm_start import Warm
     from fleetflow.registry import models as networks
 
@@ -60,7 +60,7 @@ def evaluate(
         plots.require()
     files = open_files(dataset, root, options=options, without=without)
     ways = {"iterations": iterations, "device": device, "precision": precision}
-    if model not in (*CLASSICAL, *networks) and Path(model).is_dir():
+    if is_folder(model, (*CLASSICAL, *networks)):
         if warm_start or list(ways.values()) != [None, "auto", "auto"]:
             raise FleetflowError(f"{model} holds saved flows, so nothing is computed; leave out how to compute it")
         predict = saved_flows(Path(model), files)

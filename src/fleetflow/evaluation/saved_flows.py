@@ -1,7 +1,7 @@
 """Flow files that were saved before, by us or by another program, in the place of a network."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -51,6 +51,21 @@ class SavedFlows(NamedTuple):
         if self.unused:
             lines.append(f"{self.unused} flow files there belong to no pair")
         return lines
+
+
+def is_folder(model: str, known: Collection[str]) -> bool:
+    """Returns True for the path of a folder in the place of a network, or of one of the `known` names.
+
+    Raises FleetflowError for a zip, and for what can only be a path and does not exist.
+    """
+    path = Path(model)
+    if model in known or path.is_dir():
+        return model not in known
+    if path.suffix == ".zip":
+        raise FleetflowError(f"{model} is no folder; unpack it and give the folder of its flow files")
+    if ":" not in model and path.suffix == "" and path.name != model and not path.exists():
+        raise FleetflowError(f"{model} does not exist; give a network, or a folder of saved flow files")
+    return False
 
 
 def saved_flows(folder: Path, files: Files) -> SavedFlows:
