@@ -1,5 +1,7 @@
 """Videos: times, seeking, HDR and 10 bits, cut files of every container; what test_io.py does not hold."""
 
+import socket
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -287,3 +289,28 @@ def test_a_video_without_sound_adds_none(videos, tmp_path):
     assert len(list(VideoReader(tmp_path / "a.mp4"))) == 30
     with pytest.raises(FleetflowError, match="does not exist"):
         join_videos([path], tmp_path / "b.mp4", audio=tmp_path / "absent.mp4")
+
+
+def test_a_live_stream(videos):
+    """The bytes of a file, sent over a local connection."""
+    if "a.ts" not in videos:
+        pytest.skip("no encoder for MPEG-TS")
+    path, pictures = videos["a.ts"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def send() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(path.read_bytes())
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        with fleetflow.read_video(f"tcp://127.0.0.1:{server.getsockname()[1]}") as reader:
+            found = list(reader)
+        thread.join()
+    assert np.array_equal(found, pictures)
+    assert np.allclose([frame.time for frame in found], [frame.time for frame in pictures], atol=1e-6)
+    with pytest.raises(FleetflowError, match="camera 97"):
+        fleetflow.read_video(97)
+    with pytest.raises(FleetflowError, match="live and cannot be cut"):
+        fleetflow.read_video("tcp://127.0.0.1:1", every=2)

@@ -21,35 +21,16 @@ from fleetflow.io.audio import Sound
 from fleetflow.io.containers import clock_origin, is_cut, open_container
 from fleetflow.io.display import displayed
 from fleetflow.io.formats import recognized
+from fleetflow.io.frame import Frame, as_frame
 from fleetflow.io.images import checked_picture
 from fleetflow.io.limits import UNBOUNDED, check_size
+from fleetflow.io.live import LiveReader
 from fleetflow.types import FleetflowError
 
 _ENTROPY_CODED = ("h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mpeg4", "mjpeg", "wmv2", "theora")
 _ZEROS = 16  # bytes at the end of a packet
 _INDEXED = ("mov", "matroska", "flv")  # FFmpeg seeks in these to the very key frame asked for
 _WORTH_SEEKING = 16  # frames; fewer are decoded faster than the file is looked through
-
-
-class Frame(np.ndarray):
-    """A picture of a video: an ordinary array uint8 [H, W, 3] RGB that knows where it comes from.
-
-    Attributes:
-        time: seconds on the clock of the video (see `VideoReader`); not-a-number if the array is of other origin.
-        index: its place among all the pictures of the video, from 0; -1 if the array is of other origin.
-    """
-
-    time: float = math.nan
-    index: int = -1
-
-    def __array_finalize__(self, source: np.ndarray | None) -> None:
-        self.time, self.index = getattr(source, "time", math.nan), getattr(source, "index", -1)
-
-
-def _frame(picture: np.ndarray, time: float, index: int) -> Frame:
-    frame = picture.view(Frame)
-    frame.time, frame.index = time, index
-    return frame
 
 
 def frame_slice(frames: str | None = None, every: int = 1) -> slice:
@@ -171,7 +152,7 @@ class VideoReader:
                 if picture.shape != (self.height, self.width, 3):
                     self.problem = f"{self.path} changes its size at frame {index}; only the frames before it were read"
                     return
-                yield _frame(picture, time, index)
+                yield as_frame(picture, time, index)
 
     def _open(self) -> av.container.InputContainer:
         return open_container(self.path)
@@ -281,14 +262,16 @@ class _PacketIndex:
         return _Place(index, pts, max(key for key in self.keys if key <= pts))
 
 
-def read_video(source: str | os.PathLike, *, frames: str | None = None, every: int = 1) -> VideoReader:
+def read_video(
+    source: str | os.PathLike | int, *, frames: str | None = None, every: int = 1
+) -> VideoReader | LiveReader:
     """Returns an iterator over the pictures of a video, each uint8 [H, W, 3] RGB with its `time` in seconds.
 
         for picture in fleetflow.read_video("clip.mp4", frames="100:200"):
             print(picture.shape, picture.time)
 
     Args:
-        source: a video file.
+        source: a video file, the index of a camera, or the address of a stream ("rtsp://...").
         frames: "A:B", from picture A (0 is the first) up to B, which is left out. None: all.
         every: 2 gives every second picture of those, and so on.
 
@@ -296,6 +279,10 @@ def read_video(source: str | os.PathLike, *, frames: str | None = None, every: i
         FleetflowError: if the source is missing or has no picture that can be decoded, or `frames` is no range.
     """
     wanted = frame_slice(frames, every)
+    if isinstance(source, int) or "://" in str(source):
+        if frames is not None or every != 1:
+            raise FleetflowError(f"{source} is live and cannot be cut; leave frames and every out")
+        return LiveReader(source)
     return VideoReader(source, start=wanted.start, stop=wanted.stop, every=wanted.step)
 
 
