@@ -29,9 +29,7 @@ class Limit(NamedTuple):
 LIMITS = {
     "fp32": Limit(1e-2, 1e-3),
     "half": Limit(float("inf"), 0.05),  # float16 or bfloat16 in convolutions
-    "int8": Limit(
-        float("inf"), 0.5
-    ),  # of trained weights on generated pairs; docs/guides/export.md says what was measured
+    "int8": Limit(float("inf"), 0.5),  # stated; what trained weights lose on real pairs is not measured yet
 }
 
 
