@@ -137,6 +137,7 @@ def predict_pair(
     flow = _Clip(predictor, False).flow(0, image1, read_image(second), first.name)
     with nullcontext() if single else lock_folder(output, f"predict {first.name} {second.name}", patience=PATIENCE):
         if not single:
+            remove_leftovers(output)
             note().claim(targets.values())
         for kind, path in targets.items():
             _write(path, kind, image1, flow, scale or robust_scale(flow))
