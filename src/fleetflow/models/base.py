@@ -94,7 +94,7 @@ class FlowModel(nn.Module, ABC):
         if self.fit not in FITS:
             raise FleetflowError(f'fit is "{self.fit}"; expected {", ".join(FITS[:-1])} or {FITS[-1]}')
         size = frame1.shape[-2:]
-        fitted = tuple(-(-side // self.stride) * self.stride for side in size)
+        fitted = tuple((side + self.stride - 1) // self.stride * self.stride for side in size)
         # A size that is a symbol (torch.export) is fitted always, which changes nothing where it is exact.
         exact = not any(isinstance(side, torch.SymInt) for side in size) and tuple(size) == fitted
         if self.training and not exact and self.fit != "scale":

@@ -241,7 +241,7 @@ class LiteFlowNet2(FlowModel):
                 nn.init.zeros_(layer.bias)
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
-        size = tuple(-(-side // self.stride) * self.stride for side in frame1.shape[2:])
+        size = tuple((side + self.stride - 1) // self.stride * self.stride for side in frame1.shape[2:])
         frames = [resize_8bit(frame.flip(1), size) for frame in (frame1, frame2)]  # BGR
         mean = constant(MEAN, frame1)
         return subtract_mean(frames[0], mean), subtract_mean(frames[1], mean)

@@ -95,7 +95,7 @@ class PWCNet(FlowModel):
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         frames = frame1.flip(1), frame2.flip(1)  # BGR
-        size = tuple(-(-side // self.stride) * self.stride for side in frame1.shape[2:])
+        size = tuple((side + self.stride - 1) // self.stride * self.stride for side in frame1.shape[2:])
         return resize_8bit(frames[0], size), resize_8bit(frames[1], size)
 
     def pyramid(self, frame: Tensor) -> list[Tensor]:
