@@ -214,7 +214,7 @@ def test_shipped_weights_say_what_they_are(path):
     header = weights.header(path)
     numbers = sum(value.numel() for value in fleetflow.load(path.stem).state_dict().values())
     assert path.stat().st_size <= 2 * numbers + 50_000 and header["network"] == path.stem  # float16
-    wanted = {"network", "arguments", "recipe", "commit", "samples", "license", "scores"}
+    wanted = {"network", "arguments", "recipe", "commit", "samples", "license", "scores", "sha256"}
     assert wanted <= set(header), wanted - set(header)
     assert header["license"] == "Apache-2.0" and int(header["samples"]) > 0
 
