@@ -139,9 +139,9 @@ class Shift(FlowModel):
 
 def test_fit_scale_scales_the_flow_back_and_pad_does_not():
     frame = torch.rand(1, 3, 9, 20)
-    scaled = Shift("scale").eval()(frame, frame).flow  # fitted to 16x24, so u counts 20/24 and v 9/16
+    scaled = Shift("scale").eval()(frame, frame.flip(3)).flow  # fitted to 16x24, so u counts 20/24 and v 9/16
     assert scaled[0, :, 0, 0].tolist() == pytest.approx([24 * 20 / 24, 16 * 9 / 16])
-    padded = Shift("pad").eval()(frame, frame)
+    padded = Shift("pad").eval()(frame, frame.flip(3))
     assert padded.flow[0, :, 0, 0].tolist() == [24, 16]
     torch.testing.assert_close(padded.residual, frame[:, 0])
 
