@@ -1,6 +1,7 @@
 """The house: imports only go down its floors, and files keep within the budget."""
 
 import ast
+import re
 import subprocess
 import sys
 import traceback
@@ -128,6 +129,53 @@ def test_budget(path):
             )
     if path.name != "__init__.py":
         assert ast.get_docstring(ast.parse(text)), f"{path.name} does not say what it is in its first line"
+
+
+LONG = {  # functions over 60 lines: tables of recipes, layers and scenes, read from top to bottom
+    "crowd_world",
+    "_planes",
+    "liteflownet2_stages",
+    "raft_stages",
+}
+
+
+def own_lines(node: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    lines = node.end_lineno - node.lineno + 1
+    return lines - len((ast.get_docstring(node, clean=False) or "").splitlines())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_function_fits_a_screen(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name not in LONG:
+            assert own_lines(node) <= 60, f"{node.name} has {own_lines(node)} lines without its docstring; split it"
+
+
+# Design, section 3: what is said otherwise, as identifiers and as prose.
+NOT_NAMES = {"again", "judges", "grown", "shrunk", "less", "opening", "start_as_matcher", "optimiser", "optimisers"}
+NOT_WORDS = r"colou?r(?<=colour)|licence|behaviour|neighbour|grey\b|optimis|normalis|initialis|\bmends?\b|\bmended\b"
+
+
+def identifiers(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        for field in ("name", "arg", "attr", "id"):
+            if isinstance(getattr(node, field, None), str):
+                names.add(getattr(node, field))
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_one_vocabulary(path):
+    text = path.read_text()
+    assert not identifiers(ast.parse(text)) & NOT_NAMES
+    assert not re.findall(NOT_WORDS, text, flags=re.I)
+
+
+def test_one_spelling_in_the_docs():
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        assert not re.findall(NOT_WORDS, page.read_text(), flags=re.I), page.name
 
 
 def test_importing_costs_little_and_prints_nothing():

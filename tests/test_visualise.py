@@ -387,7 +387,7 @@ def test_titles_stand_above_their_pictures():
     gap = (plain.shape[1] - 180) // 2
     assert inked[:60].any() and not inked[60 : 120 + 2 * gap].any() and inked[120 + 2 * gap :].any()
     columns = np.flatnonzero(inked[:60])
-    assert abs(columns.min() + columns.max() - 59) <= 3  # centerd
+    assert abs(columns.min() + columns.max() - 59) <= 3  # centered
 
 
 # Every function

@@ -60,8 +60,9 @@ def color_wheel() -> np.ndarray:
 def full_scale(flow: np.ndarray, valid: np.ndarray | None = None) -> float:
     """Returns the scale in pixels that `flow_to_color` takes by itself: the largest motion, at least SMALLEST_SCALE.
 
-    flow: [H, W, 2] pixels; unknown and invalid pixels do not count. The 1e-5 px on top, as in the usual
-    implementations, keeps the largest motion itself within the scale.
+    Args:
+        flow: [H, W, 2] pixels; unknown and invalid pixels do not count. The 1e-5 px on top, as in the usual
+            implementations, keeps the largest motion itself within the scale.
     """
     flow, known = _known(flow, valid)
     return float(max(_length(flow)[known].max(initial=0), SMALLEST_SCALE) + np.float32(1e-5))
@@ -70,9 +71,10 @@ def full_scale(flow: np.ndarray, valid: np.ndarray | None = None) -> float:
 def robust_scale(flow: np.ndarray, valid: np.ndarray | None = None) -> float:
     """Returns a scale in pixels for a picture: what 99 % of the pixels stay under, rounded up to a readable number.
 
-    flow: [H, W, 2] pixels, or a whole clip [T, H, W, 2]; unknown and invalid pixels do not count. The numbers are
-    1, 1.5, 2, 3, 5, 7, 10, 15, ... pixels and never under SMALLEST_SCALE. For a clip that does not fit into memory
-    give the scales of its frames to `clip_scale`.
+    Args:
+        flow: [H, W, 2] pixels, or a whole clip [T, H, W, 2]; unknown and invalid pixels do not count. The numbers are
+            1, 1.5, 2, 3, 5, 7, 10, 15, ... pixels and never under SMALLEST_SCALE. For a clip that does not fit into
+            memory give the scales of its frames to `clip_scale`.
     """
     flow, known = _known(flow, valid, clip=True)
     lengths = _length(flow)[known]
@@ -148,8 +150,10 @@ def _paint(vectors: np.ndarray, scale: float, wheel: np.ndarray, dark: bool, out
 def with_legend(picture: np.ndarray, scale: float, *, background: Background = "light") -> np.ndarray:
     """Returns the picture with a small color wheel in its bottom right corner and the scale in pixels under it.
 
-    picture: [H, W, 3] uint8, usually from `flow_to_color`; scale: pixels at the rim of the wheel, the number given to
-    `flow_to_color`; background: the one given there. A picture with a side under 96 pixels is returned as it is.
+    Args:
+        picture: [H, W, 3] uint8, usually from `flow_to_color`.
+        scale: pixels at the rim of the wheel, the number given to `flow_to_color`.
+        background: the one given there. A picture with a side under 96 pixels is returned as it is.
     """
     picture = _checked_picture(picture).copy()
     scale = checked_scale(scale)
@@ -199,9 +203,10 @@ def _legend(diameter: int, scale: float, background: Background) -> tuple[np.nda
 def arrows(image: np.ndarray, flow: np.ndarray, *, every: int | None = None, scale: float = 1.0) -> np.ndarray:
     """Returns the image [H, W, 3] uint8 with an arrow of flow [H, W, 2] pixels on every `every`-th pixel.
 
-    every: pixels between arrows; None gives about 24 along the longer side. scale: length of an arrow in pixels of
-    the image per pixel of motion; at 1 the tip is where the point goes. A point that does not move gets a dot, an
-    unknown one (not finite or over 1e9) nothing.
+    Args:
+        every: pixels between arrows; None gives about 24 along the longer side.
+        scale: length of an arrow in pixels of the image per pixel of motion; at 1 the tip is where the point goes. A
+            point that does not move gets a dot, an unknown one (not finite or over 1e9) nothing.
     """
     image = _checked_picture(image)
     height, width = image.shape[:2]
@@ -256,7 +261,9 @@ def error_map(flow: np.ndarray, truth: np.ndarray, *, valid: np.ndarray | None =
 
     Blue is small, red large, the steps are ERROR_BOUNDS. An error counts as its length in pixels or, where that is
     less, as 3 px for every 5 % of the true length: the blue pixels are those that KITTI's Fl counts as right.
-    valid: [H, W] bool. Where the truth is unknown the picture is black; an unknown flow there is the largest error.
+
+    Args:
+        valid: [H, W] bool. Where the truth is unknown the picture is black; an unknown flow there is the largest error.
     """
     truth, judged = _known(truth, valid, name="truth")
     flow, known = _known(flow)

@@ -44,7 +44,9 @@ class Pair(NamedTuple):
 class Files(Dataset):
     """A list of pairs; item k is the Sample of pair k, read when it is asked for.
 
-    left_out: names of pairs it lacks. about: how the pairs were made, for protocols, where they were not read.
+    Args:
+        left_out: names of pairs it lacks.
+        about: how the pairs were made, for protocols, where they were not read.
     """
 
     def __init__(self, pairs: list[Pair], left_out: tuple[str, ...] = (), about: str = ""):
@@ -56,7 +58,8 @@ class Files(Dataset):
     def __getitem__(self, k: int) -> Sample:
         """Returns frames, flow and valid, which is False everywhere in a pair without truth.
 
-        Raises FleetflowError for unreadable files and for frames and truth that differ in size.
+        Raises:
+            FleetflowError: For unreadable files and for frames and truth that differ in size.
         """
         pair = self.pairs[k]
         if pair.made:
@@ -111,8 +114,11 @@ def open_files(
 ) -> Files:
     """Returns the pairs of a data set, but those named in `without`.
 
-    options: name=value of its reader, such as render=clean.
-    Raises FleetflowError for an unknown data set, option or pair, and for what is missing on disk.
+    Args:
+        options: name=value of its reader, such as render=clean.
+
+    Raises:
+        FleetflowError: For an unknown data set, option or pair, and for what is missing on disk.
     """
     reader = datasets[dataset]
     if root is None and inspect.signature(reader).parameters["root"].default is inspect.Parameter.empty:

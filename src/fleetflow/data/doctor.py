@@ -84,8 +84,10 @@ class Report(NamedTuple):
 def check(name: str, root: Path, *, samples: int = 8) -> Report:
     """Returns what is on disk of a data set: pairs of every part, `samples` opened pairs, other readings of the flow.
 
-    Parts are the values of the reader's options, one changed at a time. Raises FleetflowError for an unknown name and
-    for fewer samples than one.
+    Parts are the values of the reader's options, one changed at a time.
+
+    Raises:
+        FleetflowError: For an unknown name and for fewer samples than one.
     """
     reader = datasets[name]
     if samples < 1:

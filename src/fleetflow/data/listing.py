@@ -88,8 +88,9 @@ class Listing:
     def files(self, pairs: list[Pair], archive: str, example: str, truths: Sequence[Path] = ()) -> Files:
         """Returns the pairs as `Files` and keeps the index.
 
-        Raises FleetflowError where there are none (`example` says what was looked for), or a frame or one of `truths`
-        is missing.
+        Raises:
+            FleetflowError: Where there are none (`example` says what was looked for), or a frame or one of `truths` is
+                missing.
         """
         if not pairs:
             raise FleetflowError(f"{self.root} holds no {example}; expected what is in {archive}")

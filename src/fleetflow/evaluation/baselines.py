@@ -67,7 +67,9 @@ def adapter(path: Path) -> Method:
     the name of the file without suffix in a submission, "trial" when it is tried.
 
     While the file is run and tried, what lies beside it can be imported.
-    Raises FleetflowError where there is no such function, or the trial fails.
+
+    Raises:
+        FleetflowError: Where there is no such function, or the trial fails.
     """
     if not path.is_file():
         raise FleetflowError(f"{path} does not exist; name {', '.join(CLASSICAL)} or a Python file with predict(a, b)")
@@ -108,7 +110,9 @@ def classical(name: str) -> Method:
     """Returns a method of OpenCV: "dis" (its medium preset), "farneback" or "deepflow".
 
     OpenCV takes as many threads as torch does now.
-    Raises FleetflowError for another name, or where OpenCV or the part with DeepFlow is not installed.
+
+    Raises:
+        FleetflowError: For another name, or where OpenCV or the part with DeepFlow is not installed.
     """
     if name not in CLASSICAL:
         raise FleetflowError(f'"{name}" is no classical method; known: {", ".join(CLASSICAL)}')

@@ -104,8 +104,10 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Returns per set, and for the "mean of sets", the mean over its pairs of epe, out1, out3, out5 and fl.
 
-    predict, iterations: as in `measure`.
     Protocol: errors are averaged over the known pixels of each pair, then over the pairs of a set, then over the sets.
+
+    Args:
+        predict, iterations: as in `measure`.
     """
     rows = []
     for k, pair in enumerate(files.pairs):
@@ -120,11 +122,14 @@ def measure(
 ) -> Evaluation:
     """Returns all errors of a model on a data set; memory does not grow with the size of the frames.
 
-    predict: a `Predictor`, one that is `Warm`, `SavedFlows` of these files, or a function of two uint8 [H, W, 3] RGB
-        images that returns the flow, float32 [H, W, 2].
-    model, dataset: what to call them.
-    iterations: of refinement; None takes those of the predictor.
-    Raises FleetflowError where no pair has a known pixel.
+    Args:
+        predict: a `Predictor`, one that is `Warm`, `SavedFlows` of these files, or a function of two uint8 [H, W, 3]
+            RGB images that returns the flow, float32 [H, W, 2].
+        model, dataset: what to call them.
+        iterations: of refinement; None takes those of the predictor.
+
+    Raises:
+        FleetflowError: Where no pair has a known pixel.
     """
     results, skipped, last = [], [], None
     for k, pair in enumerate(files.pairs):

@@ -78,7 +78,9 @@ def pair_errors(flow: Tensor, sample: Sample) -> dict[str, float]:
 
     epe: mean end-point error, pixels. out1, out3, out5: percentage of pixels with an error over 1, 3, 5 pixels.
     fl: percentage with an error over 3 pixels and over 5 % of the true length (KITTI 2015). Over one image.
-    Raises FleetflowError where no pixel is known.
+
+    Raises:
+        FleetflowError: Where no pixel is known.
     """
     if not bool(sample.valid.any()):
         raise FleetflowError("the truth of this pair has no known pixel; leave the pair out")
@@ -267,7 +269,9 @@ def flicker(flow: Tensor, sample: Sample, next_flow: Tensor, next_sample: Sample
     The error vector (flow minus truth) of a visible known pixel x is compared with that of the next pair at the pixel
     nearest to x + truth(x), where the point has gone; the mean of the length of the difference. An error that stays
     the same does not flicker; one that comes and goes does. Infinite where a flow is not finite.
-    flow, next_flow: [2, H, W] pixels of two pairs that follow each other, with their truth.
+
+    Args:
+        flow, next_flow: [2, H, W] pixels of two pairs that follow each other, with their truth.
     """
     height, width = sample.valid.shape
     y, x = torch.meshgrid(*(torch.arange(size, device=flow.device) for size in (height, width)), indexing="ij")
@@ -319,7 +323,9 @@ def quantile(histogram: Tensor, share: float) -> float:
 def speed_profile(error: Tensor, speed: Tensor, valid: Tensor) -> Tensor:
     """Returns float64 [2, 10], the sum of errors [H, W] and the number of pixels in each interval of SPEED_EDGES.
 
-    speed: [H, W] pixels, the length of the true motion; valid: [H, W] bool. Add them to pool.
+    Args:
+        speed: [H, W] pixels, the length of the true motion.
+        valid: [H, W] bool. Add them to pool.
     """
     speed = speed[valid].double()
     inner = torch.tensor(SPEED_EDGES[1:-1], dtype=torch.float64, device=speed.device)
@@ -337,7 +343,9 @@ def sparsification(error: Tensor, uncertainty: Tensor) -> Tensor:
     Left out are the highest 0, 5, ..., 95 %. error, uncertainty: [n], of the known pixels of one pair; the
     higher, the less certain. Both curves are divided by the mean error of all pixels, so they begin at 1 (Ilg et al.,
     ECCV 2018). Average them over pairs.
-    Raises FleetflowError where there is no pixel.
+
+    Raises:
+        FleetflowError: Where there is no pixel.
     """
     if not error.numel():
         raise FleetflowError("sparsification needs at least one known pixel; leave the pair out")

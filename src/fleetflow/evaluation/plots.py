@@ -54,7 +54,8 @@ def _png(axes) -> bytes:
 def error_by_speed(speeds: Tensor) -> bytes:
     """Returns a PNG: the mean error of the pixels in each interval of SPEED_EDGES.
 
-    speeds: [2, 10], the sum of errors in pixels and the number of pixels, as `Evaluation.speeds` returns them.
+    Args:
+        speeds: [2, 10], the sum of errors in pixels and the number of pixels, as `Evaluation.speeds` returns them.
     """
     sums, counts = speeds.tolist()
     known = [k for k, count in enumerate(counts) if count > 0]
@@ -105,7 +106,8 @@ def sparsification_curves(curves: Tensor) -> bytes:
 def pareto(reports: list[Report], path: Path) -> None:
     """Writes a picture of accuracy against speed: a dot for each network and peer, the best ones joined.
 
-    Raises FleetflowError where nothing has an accuracy, or matplotlib is missing.
+    Raises:
+        FleetflowError: Where nothing has an accuracy, or matplotlib is missing.
     """
     dots = _dots(reports)
     if not dots:

@@ -50,7 +50,8 @@ def open_model(
 ) -> "Predictor | Method":
     """Returns what predicts: a `method`, or a network with the fit and the iterations (None: `iterations_for`) of the data set.
 
-    Raises FleetflowError for iterations, a device or a precision that a method is to take, and for unknown names.
+    Raises:
+        FleetflowError: For iterations, a device or a precision that a method is to take, and for unknown names.
     """
     found = method(model)
     if found is None:

@@ -56,7 +56,8 @@ class SavedFlows(NamedTuple):
 def is_folder(model: str, known: Collection[str]) -> bool:
     """Returns True for the path of a folder in the place of a network, or of one of the `known` names.
 
-    Raises FleetflowError for a zip, and for what can only be a path and does not exist.
+    Raises:
+        FleetflowError: For a zip, and for what can only be a path and does not exist.
     """
     path = Path(model)
     if model in known or path.is_dir():

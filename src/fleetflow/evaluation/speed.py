@@ -41,8 +41,9 @@ class Timing(NamedTuple):
 def time_in_turn(functions: dict[str, Callable[[], object]], seconds: float, rare: frozenset[str]) -> list[Timing]:
     """Returns the timing of each function; they run in turn, so that a noisy machine slows all alike.
 
-    rare: those that run only every fourth round. What takes less than 2 s runs five times at least, after two calls
-    that are not counted.
+    Args:
+        rare: those that run only every fourth round. What takes less than 2 s runs five times at least, after two calls
+            that are not counted.
     """
     for function in functions.values():
         function()

@@ -126,11 +126,15 @@ def submit(
 ) -> Path:
     """Returns the zip, or the folder, with a whole and checked submission.
 
-    predict: a function of two uint8 [H, W, 3] RGB images that returns the flow, float32 [H, W, 2] pixels.
-    output: NAME.zip, whose files lie in the folder NAME and stay there, or the folder only. Files of an interrupted run
-    are kept if they were made with the same `label` (all that the flows depend on: weights, precision, iterations) and root.
-    warm_start: `predict`, a Predictor then, begins each pair where the one before it in its scene ended (`Warm`).
-    Raises FleetflowError where test frames are missing, the folder holds other flows, or a server would refuse it.
+    Args:
+        predict: a function of two uint8 [H, W, 3] RGB images that returns the flow, float32 [H, W, 2] pixels.
+        output: NAME.zip, whose files lie in the folder NAME and stay there, or the folder only. Files of an interrupted
+            run are kept if they were made with the same `label` (all that the flows depend on: weights, precision,
+            iterations) and root.
+        warm_start: `predict`, a Predictor then, begins each pair where the one before it in its scene ended (`Warm`).
+
+    Raises:
+        FleetflowError: Where test frames are missing, the folder holds other flows, or a server would refuse it.
     """
     tasks = _tasks(benchmark, root)
     output = Path(output)
@@ -159,7 +163,8 @@ def submit(
 def _begin(folder: Path, output: Path, request: dict, tasks: list[Task]) -> None:
     """Cleans up behind a killed run, and writes the note that says what the files in `folder` are made with.
 
-    Raises FleetflowError where the folder or the zip is not of an earlier run of the same request.
+    Raises:
+        FleetflowError: Where the folder or the zip is not of an earlier run of the same request.
     """
     for place in sorted({folder, output.parent, *((folder / task.name).parent for task in tasks)}):
         remove_leftovers(place)
@@ -218,7 +223,8 @@ def as_array(prediction: Prediction) -> np.ndarray:
 def is_finished(model: str, methods: Collection[str]) -> bool:
     """Returns True for the path of finished files instead of the name of a network, or of one of `methods`.
 
-    Raises FleetflowError for what can only be a path, and does not exist.
+    Raises:
+        FleetflowError: For what can only be a path, and does not exist.
     """
     if model in methods:
         return False

@@ -88,8 +88,12 @@ def race_cells(row: Race) -> list[str]:
 def video_reuse(model: DEQFlow, clips: Clips, residuals: Sequence[float] = RESIDUALS) -> list[Reuse]:
     """Returns a row for each clip and residual, and rows named "all"; the solver is the network's own.
 
-    clips: of 3 frames or more. Each pair starts from the fixed point that the pair before it has found in the same way.
-    Raises FleetflowError for a shorter clip, one of frames of several sizes, and a network without an equilibrium.
+    Args:
+        clips: of 3 frames or more. Each pair starts from the fixed point that the pair before it has found in the same
+            way.
+
+    Raises:
+        FleetflowError: For a shorter clip, one of frames of several sizes, and a network without an equilibrium.
     """
     _check_sizes(clips)
     rows, every = [], []

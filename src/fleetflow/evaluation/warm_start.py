@@ -15,9 +15,12 @@ from fleetflow.types import FleetflowError, Prediction
 class Warm:
     """A network that begins each pair where it ended on the pair before, if that ends with the frame this begins with.
 
-    pairs: what has files `frame1` and `frame2`, in order. A result depends on no other call: what comes before a pair
-    in its scene is predicted again if it was not the last call.
-    Raises FleetflowError for a method, and where no pair continues the one before it.
+    Args:
+        pairs: what has files `frame1` and `frame2`, in order. A result depends on no other call: what comes before a
+            pair in its scene is predicted again if it was not the last call.
+
+    Raises:
+        FleetflowError: For a method, and where no pair continues the one before it.
     """
 
     def __init__(self, predict: "Predictor | Method", pairs: Sequence):

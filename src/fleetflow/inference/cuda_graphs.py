@@ -29,14 +29,15 @@ class Recording(NamedTuple):
 class Graphed:
     """A function of tensors, called by replaying graphs of it where that is possible; always the same results.
 
-    function: a network in evaluation, or another function that depends on its arguments and on tensors that stay where
-    they are in memory (their values may change).
-    keep: graphs kept, one for each shape of arguments (the least recently used goes first); they share their memory.
-
-
     The first call with arguments of a shape runs as always, which warms up; the second records a graph. Calls on other
     devices than CUDA, or with gradients, run as always. If the recording fails, a warning says why, and calls with
     such arguments go on as always.
+
+    Args:
+        function: a network in evaluation, or another function that depends on its arguments and on tensors that stay
+            where they are in memory (their values may change).
+        keep: graphs kept, one for each shape of arguments (the least recently used goes first); they share their
+            memory.
     """
 
     def __init__(self, function: Callable, *, keep: int = 4):

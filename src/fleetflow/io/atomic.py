@@ -70,7 +70,9 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
     """Returns nothing: `write(temporary)` writes a file, which then takes the name `path` in one step.
 
     The folder is created. Where `write` raises, `path` stays as it was and the temporary file is removed.
-    Raises FleetflowError where the file cannot be written; other errors of `write` pass through.
+
+    Raises:
+        FleetflowError: Where the file cannot be written; other errors of `write` pass through.
     """
     path = Path(path)
     temporary = temporary_name(path)

@@ -14,7 +14,9 @@ class Sound:
     """The first audio stream of a container, from a time on.
 
     stream: None if there is none that can be used.
-    start: seconds on the clock of the video that become the time 0.
+
+    Args:
+        start: seconds on the clock of the video that become the time 0.
     """
 
     def __init__(self, container: av.container.InputContainer, start: float):

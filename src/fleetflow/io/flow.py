@@ -48,7 +48,10 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | No
 
     Vectors that are not finite are stored as unknown. Exact in float32, but KITTI's .png keeps 1/64 pixel (an error of
     1/128 at most) and clips to [-512, 511.984375], as KITTI's own development kit does; and in .flo a value over 1e9 is
-    unknown by definition. Raises FleetflowError for another shape or suffix, or where the file cannot be written.
+    unknown by definition.
+
+    Raises:
+        FleetflowError: For another shape or suffix, or where the file cannot be written.
     """
     path = Path(path).expanduser()
     flow_format = _flow_format(path)

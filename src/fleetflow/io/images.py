@@ -181,7 +181,8 @@ def read_deep_image(path: str | os.PathLike) -> np.ndarray:
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Returns nothing: writes the picture uint8 [H, W, 3] RGB, in the format of the suffix (see IMAGE_SUFFIXES).
 
-    Raises FleetflowError for another shape, dtype or suffix, or where the file cannot be written.
+    Raises:
+        FleetflowError: For another shape, dtype or suffix, or where the file cannot be written.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -200,7 +201,8 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
 def list_frames(folder: str | os.PathLike) -> list[Path]:
     """Returns the pictures of `folder` (see IMAGE_SUFFIXES; hidden files left out), frame2 before frame10.
 
-    Raises FleetflowError where the folder is missing or holds no picture.
+    Raises:
+        FleetflowError: Where the folder is missing or holds no picture.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():

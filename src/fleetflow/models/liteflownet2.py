@@ -123,8 +123,8 @@ class Regularization(nn.Module):
             )
 
     def forward(self, error: Tensor, flow: Tensor, features: Tensor) -> Tensor:
-        centerd = flow - flow.mean((2, 3), keepdim=True)
-        seen = torch.cat((error, centerd), 1).to(features.dtype, memory_format=torch.channels_last)
+        centered = flow - flow.mean((2, 3), keepdim=True)
+        seen = torch.cat((error, centered), 1).to(features.dtype, memory_format=torch.channels_last)
         x = torch.cat((seen, features), 1)
         shares = (-self.dist_layer(self.layers(x)).float().square()).softmax(1)
         around = F.unfold(flow, self.kernel, padding=self.kernel // 2)  # outside the picture flow counts as 0

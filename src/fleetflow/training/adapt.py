@@ -78,7 +78,8 @@ class Outcome(NamedTuple):
 def read_pairs(source: Path) -> Pairs:
     """Returns consecutive frames of a video, or of the pictures of a folder, two by two; a long one evenly thinned.
 
-    Raises FleetflowError for fewer than three frames and for frames of different sizes.
+    Raises:
+        FleetflowError: For fewer than three frames and for frames of different sizes.
     """
     if source.is_dir():
         paths = list_frames(source)

@@ -78,7 +78,8 @@ def open_sources(sources: tuple[Source, ...], root: Path | None) -> list[tuple[S
 class Chosen:
     """Reads a data set that the user named: what `Source.files` is in a recipe.
 
-    part: "learned" and "held back" are all pairs with known flow but the last fifth, and that fifth: at most 100.
+    Args:
+        part: "learned" and "held back" are all pairs with known flow but the last fifth, and that fifth: at most 100.
     """
 
     dataset: str
@@ -108,10 +109,14 @@ def dataset_of(source: Source) -> str:
 def on_data(plan: Recipe, data: str) -> Recipe:
     """Returns the recipe with the pairs of one data set, whose folder is --root, in place of its own.
 
-    data: NAME or NAME:option=value,option=value, as of `fleetflow evaluate`. The pairs are augmented as those of the
-    first data set of each stage; those of a stage on generated pairs are only cropped. With split=train, the stages are
-    validated on split=val; else not at all, but fine-tuning holds back the last fifth of the pairs.
-    Raises FleetflowError for an unknown data set.
+    Args:
+        data: NAME or NAME:option=value,option=value, as of `fleetflow evaluate`. The pairs are augmented as those of
+            the first data set of each stage; those of a stage on generated pairs are only cropped. With split=train,
+            the stages are validated on split=val; else not at all, but fine-tuning holds back the last fifth of the
+            pairs.
+
+    Raises:
+        FleetflowError: For an unknown data set.
     """
     name, _, options = data.partition(":")
     datasets[name]  # an unknown name is said before all else

@@ -32,8 +32,12 @@ MAX_FLOW = 400.0  # pixels: RAFT does not learn from faster motion
 def shrink_flow(flow: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Returns the truth on a coarser grid, in pixels of that grid, and the share of known pixels in each cell.
 
-    flow: [N, 2, H, W] pixels; valid: [N, H, W] bool; size: (h, w) that divides (H, W).
     Result: [N, 2, h, w], the mean over the known pixels of each cell, and [N, h, w] in [0, 1].
+
+    Args:
+        flow: [N, 2, H, W] pixels.
+        valid: [N, H, W] bool.
+        size: (h, w) that divides (H, W).
     """
     height, width = flow.shape[-2:]
     cell = (height // size[0], width // size[1])
@@ -139,12 +143,18 @@ def pyramid(
 ) -> Tensor:
     """Returns the weighted sum over the steps of the length of (step - truth) / unit.
 
-    weights: one for each of `prediction.intermediate_flows`, coarsest first, and one more where `prediction.flow` counts too.
-    measure: length of a difference. compare: how a step meets the truth.
-    mean: mean over all pixels of the batch, known or not (FlowNet2 in PyTorch, LightFlow); else the sum over the pixels
-        divided by N (Caffe, TensorFlow, mmflow; the TensorFlow port divides by the number of weights as well).
-    unit: pixels of the full resolution; 20 for networks that predict flow / 20, 1 / 20 for FlowNet-SD, else 1.
-    Raises FleetflowError where steps and weights do not match.
+    Args:
+        weights: one for each of `prediction.intermediate_flows`, coarsest first, and one more where `prediction.flow`
+            counts too.
+        measure: length of a difference.
+        compare: how a step meets the truth.
+        mean: mean over all pixels of the batch, known or not (FlowNet2 in PyTorch, LightFlow); else the sum over the
+            pixels divided by N (Caffe, TensorFlow, mmflow; the TensorFlow port divides by the number of weights as
+            well).
+        unit: pixels of the full resolution; 20 for networks that predict flow / 20, 1 / 20 for FlowNet-SD, else 1.
+
+    Raises:
+        FleetflowError: Where steps and weights do not match.
     """
     flows = (*prediction.intermediate_flows, prediction.flow)
     if len(weights) not in (len(flows) - 1, len(flows)):
@@ -174,7 +184,9 @@ def sequence(prediction: Prediction, sample: Sample, *, gamma: float = 0.8, max_
 
     steps: full-resolution flows. The mean goes over all elements of the batch; pixels that are unknown or move by
     max_flow pixels and more count as 0. gamma: 0.8, in fine-tuning 0.85 (arXiv 2003.12039; GMA and SEA-RAFT too).
-    Raises FleetflowError for a prediction without steps (the network is not in training mode).
+
+    Raises:
+        FleetflowError: For a prediction without steps (the network is not in training mode).
     """
     if not prediction.intermediate_flows:
         raise FleetflowError("the prediction has no steps; put the network in training mode with model.train()")

@@ -56,7 +56,9 @@ def optimizers(
     """Returns Muon for the inner convolutions and AdamW for biases, enlargements and the layers that give the flow.
 
     learning_rate is Muon's; AdamW takes a twentieth of it. Where weights are normalized, Muon moves their directions.
-    slow: a part of the model that has been trained before; its weights take `share` of either rate.
+
+    Args:
+        slow: a part of the model that has been trained before; its weights take `share` of either rate.
     """
     slower = set(map(id, model.get_submodule(slow).parameters())) if slow else set()
     inner, other, seen = [], [], set()
@@ -83,8 +85,9 @@ def adam(
 ) -> list[torch.optim.Optimizer]:
     """Returns Adam whose weight decay is part of the gradient (L2), as FlowNet, PWC-Net and LiteFlowNet2 are trained.
 
-    bias_decay: that of the biases; None takes weight_decay. Light Flow has 4e-5 and 0. Scales of a normalization are
-    weights. Frozen weights are left out.
+    Args:
+        bias_decay: that of the biases; None takes weight_decay. Light Flow has 4e-5 and 0. Scales of a normalization
+            are weights. Frozen weights are left out.
     """
     return [torch.optim.Adam(_groups(model, weight_decay, bias_decay), learning_rate)]
 
@@ -94,7 +97,8 @@ def adamw(
 ) -> list[torch.optim.Optimizer]:
     """Returns AdamW, whose weight decay stands beside the gradient, as RAFT, GMA and DEQ-Flow are trained.
 
-    bias_decay: that of the biases; None takes weight_decay, as they do. Frozen weights are left out.
+    Args:
+        bias_decay: that of the biases; None takes weight_decay, as they do. Frozen weights are left out.
     """
     return [torch.optim.AdamW(_groups(model, weight_decay, bias_decay), learning_rate, eps=1e-8)]
 

@@ -44,22 +44,25 @@ class Batches:
 class Stage:
     """One run of the optimizer, from a fresh state. A later stage starts from the weights of the one before.
 
-    sources: data sets, mixed by their repeats; none means generated pairs, of the worlds in `mixture`.
-    schedule: (step, steps) -> factor on the learning rate.
-    ema: decay of the averaged weights, which are then the ones saved; 0 saves the weights themselves.
-    clip: largest norm of the gradient.
-    freeze_norm: batch normalization keeps its statistics (RAFT after its first stage).
-    iterations: of refinement in training, for networks that refine; None takes the network's own.
-    network: of this stage, where it differs from the recipe's.
-    build: makes the network, where training needs arguments of it.
-    initial_flow: a network with weights of ours, whose flow every other pair starts from (those between start from 0).
-    teacher: a network with weights of ours, whose flow the stage learns where it is not wrong (`distill.taught`).
-    init: what is done to fresh weights, where nothing comes before.
-    grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to like.
-    needs_weights: the stage starts from trained weights only.
-    validation, validate_every: pairs measured every so many steps and at the end; 0 never measures.
-    generated_every: every so many batches one is of generated pairs, though there are sources; 0: none is.
-    keep_best: the weights that are saved are those with the lowest validation EPE, which may be those of the start.
+    Args:
+        sources: data sets, mixed by their repeats; none means generated pairs, of the worlds in `mixture`.
+        schedule: (step, steps) -> factor on the learning rate.
+        ema: decay of the averaged weights, which are then the ones saved; 0 saves the weights themselves.
+        clip: largest norm of the gradient.
+        freeze_norm: batch normalization keeps its statistics (RAFT after its first stage).
+        iterations: of refinement in training, for networks that refine; None takes the network's own.
+        network: of this stage, where it differs from the recipe's.
+        build: makes the network, where training needs arguments of it.
+        initial_flow: a network with weights of ours, whose flow every other pair starts from (those between start from
+            0).
+        teacher: a network with weights of ours, whose flow the stage learns where it is not wrong (`distill.taught`).
+        init: what is done to fresh weights, where nothing comes before.
+        grow: grow(model, earlier, ...) moves weights of networks that are smaller than this one; None copies like to
+            like.
+        needs_weights: the stage starts from trained weights only.
+        validation, validate_every: pairs measured every so many steps and at the end; 0 never measures.
+        generated_every: every so many batches one is of generated pairs, though there are sources; 0: none is.
+        keep_best: the weights that are saved are those with the lowest validation EPE, which may be those of the start.
     """
 
     name: str

@@ -39,8 +39,9 @@ def one_cycle(
 ) -> float:
     """Returns a straight line from `start` to 1 over the share `warm` of the steps, then one down to `end`.
 
-    extra: steps that the cycle is longer than the run, so that the run ends above `end`. The defaults are RAFT's
-    (arXiv 2003.12039, code): torch's OneCycleLR, linear, with 1/25 and 1/25/10,000 and 100 steps more.
+    Args:
+        extra: steps that the cycle is longer than the run, so that the run ends above `end`. The defaults are RAFT's
+            (arXiv 2003.12039, code): torch's OneCycleLR, linear, with 1/25 and 1/25/10,000 and 100 steps more.
     """
     last = steps + extra - 1
     top = max(warm * (steps + extra) - 1, 0.0)

@@ -18,8 +18,9 @@ Occlusion = Literal["consistency", "range"]
 def photometric(frame1: Tensor, frame2: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
     """Returns the census loss over the visible pixels: the mean of (distance + 0.001)^0.4, frame2 warped by the flow.
 
-    visible: [N, H, W] bool. The robust power is that of Jonschkowski et al., "What Matters in Unsupervised Optical
-    Flow" (ECCV 2020), which lets wrong matches that no mask caught pull little.
+    Args:
+        visible: [N, H, W] bool. The robust power is that of Jonschkowski et al., "What Matters in Unsupervised Optical
+            Flow" (ECCV 2020), which lets wrong matches that no mask caught pull little.
     """
     distance = census_distance(frame1, warp(frame2, flow))
     return _mean((distance + 0.001) ** 0.4, visible)
@@ -28,8 +29,9 @@ def photometric(frame1: Tensor, frame2: Tensor, flow: Tensor, visible: Tensor) -
 def smoothness(flow: Tensor, frame1: Tensor, order: int = 1, edges: float = 150.0) -> Tensor:
     """Returns the mean length of the flow's first or second differences, less at the edges of the frame.
 
-    order: 1 asks for constant flow, 2 for flow that is linear in x and y (roads, walls: KITTI). edges: how fast the
-    weight exp(-edges * difference in color) falls.
+    Args:
+        order: 1 asks for constant flow, 2 for flow that is linear in x and y (roads, walls: KITTI).
+        edges: how fast the weight exp(-edges * difference in color) falls.
     """
     if order not in (1, 2):
         raise FleetflowError(f"the order of smoothness is {order}; expected 1 or 2")

@@ -30,7 +30,8 @@ def brightness(frames: Tensor, factor: Tensor) -> Tensor:
 def contrast(frames: Tensor, factor: Tensor, together: Tensor | None = None) -> Tensor:
     """Returns the distance of frames from their mean gray, multiplied by the factor.
 
-    together: bool [N, 1, 1, 1, 1]: samples whose frames share one mean.
+    Args:
+        together: bool [N, 1, 1, 1, 1]: samples whose frames share one mean.
     """
     mean = gray(frames).mean((-2, -1), keepdim=True)
     if together is not None:
@@ -85,8 +86,9 @@ def factors(numbers: Tensor, like: Tensor) -> Tensor:
 def jitter(frames: Tensor, dice: Dice, strength: tuple[float, float, float, float], *, apart: float = 0.0) -> Tensor:
     """Returns frames with brightness, contrast, saturation and hue changed, in a random order (one for the batch).
 
-    strength: (b, c, s, h): factors from 1 - b to 1 + b, ..., the hue turned by -h to h of the circle.
-    apart: probability that the frames of a sample are changed each for itself; else by the same amounts.
+    Args:
+        strength: (b, c, s, h): factors from 1 - b to 1 + b, ..., the hue turned by -h to h of the circle.
+        apart: probability that the frames of a sample are changed each for itself; else by the same amounts.
     """
     together = ~dice.chance(apart)
     changes = (brightness, contrast, saturation, hue)
@@ -102,8 +104,9 @@ def jitter(frames: Tensor, dice: Dice, strength: tuple[float, float, float, floa
 def paint(sample: Sample, dice: Dice, strength: tuple[float, float, float, float], *, sigma: float = 0.04) -> Sample:
     """Returns the samples with jitter of this strength and gamma 0.7 to 1.5, the same for both frames, and with noise.
 
-    sigma: largest deviation of the noise, which goes from 0 to it; 0 leaves the noise out. The default is what IRR-PWC
-        and mmflow's FlowNet2, PWC-Net and LiteFlowNet2 share, fine-tuning of the last on Sintel excepted.
+    Args:
+        sigma: largest deviation of the noise, which goes from 0 to it; 0 leaves the noise out. The default is what
+            IRR-PWC and mmflow's FlowNet2, PWC-Net and LiteFlowNet2 share, fine-tuning of the last on Sintel excepted.
     """
     frames = jitter(pair(sample), dice, strength)
     frames = gamma(frames, factors(dice.uniform(0.7, 1.5), frames))

@@ -33,9 +33,11 @@ class Affine(NamedTuple):
 def resample(sample: Sample, map1: Tensor, map2: Tensor, size: tuple[int, int]) -> Sample:
     """Returns the sample seen through map1 (frame1, flow, validity, occlusion) and map2 (frame2, backward flow).
 
-    size: (height, width) of the new frames. Frames are bilinear, edge pixels repeated. The flow is bilinear, too, but
-    takes the nearest pixel across a motion boundary, so that no flow appears that nothing has. A new pixel is valid
-    where it lies in the old frame and all pixels that it is made from were; occluded also where it leaves frame2.
+    Args:
+        size: (height, width) of the new frames. Frames are bilinear, edge pixels repeated. The flow is bilinear, too,
+            but takes the nearest pixel across a motion boundary, so that no flow appears that nothing has. A new pixel
+            is valid where it lies in the old frame and all pixels that it is made from were; occluded also where it
+            leaves frame2.
     """
     near, far = _Points(map1, map2, sample, size), _Points(map2, map1, sample, size)
     masks = [sample.valid] if sample.occluded is None else [sample.valid, sample.occluded]
@@ -106,9 +108,14 @@ def random_affine(
 ) -> Sample:
     """Returns a random window of the sample under a transform of both frames, and one more of frame2 alone.
 
-    size: (height, width) of the window, not larger than the frames. both, second: their ranges.
-    mirror: probabilities of a mirror image to the side and upside down. sparse: carry the truth as `scatter` does.
-    Raises FleetflowError for frames smaller than the window.
+    Args:
+        size: (height, width) of the window, not larger than the frames.
+        both, second: their ranges.
+        mirror: probabilities of a mirror image to the side and upside down.
+        sparse: carry the truth as `scatter` does.
+
+    Raises:
+        FleetflowError: For frames smaller than the window.
     """
     old = tuple(sample.flow.shape[-2:])
     return place(
@@ -134,9 +141,10 @@ def place(
 ) -> Sample:
     """Returns what `random_affine` does, for transforms that are drawn by functions.
 
-    both, second: number of tries -> maps [N, tries, 3, 3] from old to new, about the center of the frame. The first
-    try whose windows lie inside both old frames is taken, and where none does the one that sticks out least; validity
-    says where.
+    Args:
+        both, second: number of tries -> maps [N, tries, 3, 3] from old to new, about the center of the frame. The first
+            try whose windows lie inside both old frames is taken, and where none does the one that sticks out least;
+            validity says where.
     """
     old = tuple(sample.flow.shape[-2:])
     shift = translation(*window(sample, dice, size))[:, None]

@@ -49,11 +49,13 @@ def liteflownet2_kitti(
 ) -> Sample:
     """Returns the samples of KITTI, whose truth is sparse.
 
-    jitter: of brightness, contrast, saturation, hue, as in `color.paint`: the default is that of training on KITTI
-    alone; together with Sintel it is JITTER, that of `liteflownet2`.
     Published: shift by up to 2 %, zoom 0.98 to 1.02, turn by half a degree; frame2 alone by 0.25 %, 0.99 to 1.01, half
     a degree; brightness 0.95 to 1.05, contrast 0.8 to 1.2, saturation 0.75 to 1.25, hue by 0.1 of the circle, gamma and
     noise as in `liteflownet2`. Ours: truth goes to the nearest pixel.
+
+    Args:
+        jitter: of brightness, contrast, saturation, hue, as in `color.paint`: the default is that of training on KITTI
+            alone; together with Sintel it is JITTER, that of `liteflownet2`.
     """
     dice = Dice(generator, sample.flow)
     sample = random_affine(sample, dice, size, both=KITTI_BOTH, second=KITTI_SECOND, mirror=MIRROR, sparse=True)

@@ -20,13 +20,15 @@ def raft(
 ) -> Sample:
     """Returns the samples scaled, stretched, mirrored, cropped, changed in color, with boxes erased from frame2.
 
-    scale: range of the logarithm, to base 2, of the scale: Chairs (-0.1, 1.0), Things (-0.4, 0.8), Sintel, and Things
-        together with Sintel, (-0.2, 0.6).
-    mirror: to the side with probability 0.5, upside down 0.1.
     Published: scaled with probability 0.8, each axis by 2^-0.2 to 2^0.2 more with probability 0.8; brightness,
     contrast, saturation 0.6 to 1.4, hue by 0.5/pi of the circle, with probability 0.2 apart for the two frames; with
     probability 0.5 one or two boxes of 50 to 100 px filled with the mean color. Ours: colors and boxes after the
     crop.
+
+    Args:
+        scale: range of the logarithm, to base 2, of the scale: Chairs (-0.1, 1.0), Things (-0.4, 0.8), Sintel, and
+            Things together with Sintel, (-0.2, 0.6).
+        mirror: to the side with probability 0.5, upside down 0.1.
     """
     dice = Dice(generator, sample.flow)
     scales = _scales(sample, dice, size, scale, stretch=0.2, margin=8)
@@ -46,12 +48,14 @@ def raft_sparse(
 ) -> Sample:
     """Returns the samples of sparse truth scaled, cropped, changed in color, with boxes erased from frame2.
 
-    scale: range of the logarithm, to base 2, of the scale: KITTI alone (-0.2, 0.4), together with Sintel
-        (-0.3, 0.5), HD1K (-0.5, 0.2).
-    mirror: to the side with probability 0.5: HD1K, and KITTI together with Sintel.
     Published: scaled with probability 0.8, both axes alike; brightness, contrast, saturation 0.7 to 1.3, hue by 0.3/pi
     of the circle, the same for both frames; boxes as in `raft`; the crop is drawn from 50 px (20 px) beyond the frame
     and pushed back, so that its borders are often those of the frame. Ours: colors and boxes after the crop.
+
+    Args:
+        scale: range of the logarithm, to base 2, of the scale: KITTI alone (-0.2, 0.4), together with Sintel (-0.3,
+            0.5), HD1K (-0.5, 0.2).
+        mirror: to the side with probability 0.5: HD1K, and KITTI together with Sintel.
     """
     dice = Dice(generator, sample.flow)
     scales = _scales(sample, dice, size, scale, stretch=0.0, margin=1)

@@ -16,7 +16,10 @@ def autoflow(root: Path) -> Files:
         root/static_40k_png_1_of_4/table_0_batch_0_sample_0/im1.png
         root/static_40k_png_1_of_4/table_0_batch_0_sample_0/forward.flo
 
-    The folders of pairs may have any name. Raises FleetflowError for what is missing.
+    The folders of pairs may have any name.
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     listing = Listing(root)
     found = []

@@ -25,7 +25,8 @@ def flyingchairs(root: Path, *, split: ChairsSplit = "train") -> Files:
         root/data/00001_flow.flo
         root/FlyingChairs_train_val.txt     line k is 1 if pair k trains and 2 if it validates; not read for "all"
 
-    Raises FleetflowError for what is missing.
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("split", split, ChairsSplit)
     listing = Listing(root)
@@ -62,8 +63,11 @@ def flyingchairs2(root: Path, *, split: Chairs2Split = "train", direction: Direc
         root/train/0000000-occ_10.png
         root/val/...                        the same
 
-    direction: "backward" takes img_1 as frame1; "both" gives each pair twice.
-    Raises FleetflowError for what is missing.
+    Args:
+        direction: "backward" takes img_1 as frame1; "both" gives each pair twice.
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("split", split, Chairs2Split)
     chosen("direction", direction, Direction)
@@ -99,7 +103,8 @@ def chairs_sdhom(root: Path, *, split: HomogeneousSplit = "train") -> Files:
         root/data/train/flow/00000.pfm
         root/data/test/...                  the same
 
-    Raises FleetflowError for what is missing.
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("split", split, HomogeneousSplit)
     listing = Listing(root)

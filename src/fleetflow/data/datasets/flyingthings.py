@@ -33,7 +33,9 @@ def flyingthings3d(
 
     Each of the frames 0006 to 0015 has a flow both ways, but there is no frame 0005 or 0016 for those at the ends: a
     scene gives nine pairs a direction. direction: "backward" goes from a frame to the one before.
-    Raises FleetflowError for what is missing, a frame between others too.
+
+    Raises:
+        FleetflowError: For what is missing, a frame between others too.
     """
     for name, value, options in (
         ("split", split, Split), ("render", render, Render), ("side", side, Side), ("direction", direction, Direction)
@@ -88,7 +90,12 @@ def flyingthings3d_subset(
         root/val/...                                            the same
 
     The last frame of a scene has no flow into the future and the first none into the past.
-    direction: "backward" goes from a frame to the one before. Raises FleetflowError for what is missing.
+
+    Args:
+        direction: "backward" goes from a frame to the one before.
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     for name, value, options in (
         ("split", split, SubsetSplit), ("render", render, Render), ("side", side, Side),

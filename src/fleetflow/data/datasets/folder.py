@@ -35,7 +35,9 @@ def folder(root: Path, *, split: Split = "all") -> Files:
     So KITTI's 000000_10.png goes with 000000_11.png, and never 000000_11.png with 000001_10.png. Names without a number
     are one sequence, as they are sorted. In a list, names with blanks stand in quotes, as for a shell, or tabs part the
     names. Pairs whose flow is not there have no known pixel.
-    Raises FleetflowError for what is missing, NAMEimg2 beside NAMEimg1 too.
+
+    Raises:
+        FleetflowError: For what is missing, NAMEimg2 beside NAMEimg1 too.
     """
     chosen("split", split, Split)
     root = Path(root)

@@ -78,12 +78,18 @@ def footage(
 ) -> Files:
     """Returns generated clips with exact truth, grouped by class; no file is needed.
 
-    root: a folder of photographs and cut-outs. Those whose names are held out for the split are the surfaces
-        (`data/generate/held_out.py`); without a folder these are procedural, other ones for each split.
-    split: "validation", on which choices are made, or "test", for reports. classes: names joined by "+". limit: pairs
-    of each class. size: HEIGHTxWIDTH of all frames; None takes sizes from 288x512 to 448x768.
     The pictures are the same on every run of one version of torch and PyAV.
-    Raises FleetflowError for unknown classes and for numbers that are none.
+
+    Args:
+        root: a folder of photographs and cut-outs. Those whose names are held out for the split are the surfaces
+            (`data/generate/held_out.py`); without a folder these are procedural, other ones for each split.
+        split: "validation", on which choices are made, or "test", for reports.
+        classes: names joined by "+".
+        limit: pairs of each class.
+        size: HEIGHTxWIDTH of all frames; None takes sizes from 288x512 to 448x768.
+
+    Raises:
+        FleetflowError: For unknown classes and for numbers that are none.
     """
     chosen("split", split, Split)
     names = list(CLASSES) if classes == "all" else classes.split("+")

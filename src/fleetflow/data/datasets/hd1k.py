@@ -19,7 +19,8 @@ def hd1k(root: Path) -> Files:
         root/hd1k_flow_gt/flow_occ/000000_0000.png
         root/hd1k_flow_gt/flow_occ/000000_0001.png          of the last frame of a sequence: not used
 
-    Raises FleetflowError for what is missing.
+    Raises:
+        FleetflowError: For what is missing.
     """
     listing = Listing(root)
     listing.require(ARCHIVE, "hd1k_input/image_2", "hd1k_flow_gt/flow_occ")

@@ -28,7 +28,10 @@ def kitti2012(root: Path, *, split: Split = "training", frames: Frames = "colore
         root/testing/colored_0/000000_10.png
         root/testing/colored_0/000000_11.png
 
-    The masks are "noc" and "occluded" (known, and not in flow_noc). Raises FleetflowError for what is missing.
+    The masks are "noc" and "occluded" (known, and not in flow_noc).
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("split", split, Split)
     chosen("frames", frames, Frames)
@@ -48,7 +51,9 @@ def kitti2015(root: Path, *, split: Split = "training") -> Files:
         root/testing/image_2/000000_11.png
 
     The masks are "noc", "occluded" (known, and not in flow_noc) and "foreground", for Fl-fg and Fl-bg.
-    Raises FleetflowError for what is missing.
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("split", split, Split)
     return _kitti("kitti2015", Listing(root), split, "image_2")

@@ -30,7 +30,10 @@ def kubric(root: Path, *, direction: Direction = "forward") -> Files:
         root/0/data_ranges.json             {"forward_flow": {"min": -9.5, "max": 7.2}, "backward_flow": ...}
 
     A flow is a PNG of 16 bits: red is the step down, green the step to the right, 0 and 65535 the min and max of the
-    scene in pixels (challenges/movi of google-research/kubric). Raises FleetflowError for what is missing.
+    scene in pixels (challenges/movi of google-research/kubric).
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("direction", direction, Direction)
     listing = Listing(root)

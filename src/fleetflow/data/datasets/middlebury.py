@@ -21,7 +21,8 @@ def middlebury(root: Path, *, split: Split = "other") -> Files:
         root/eval-data/Army/frame10.png
         root/eval-data/Army/frame11.png
 
-    Raises FleetflowError for what is missing.
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("split", split, Split)
     listing = Listing(root)

@@ -25,8 +25,11 @@ def pairs(root: Path, *, without: tuple[str, ...] = ()) -> Files:
         root/SET/NAME/noc.png       black where it does not
         root/SET/NAME/invalid.png   if known: not black where the truth cannot be trusted
 
-    without: names of pairs to leave out.
-    Raises FleetflowError where there is no such pair.
+    Args:
+        without: names of pairs to leave out.
+
+    Raises:
+        FleetflowError: Where there is no such pair.
     """
     found = []
     for first in sorted(Path(root).glob("*/*/img1.png")):

@@ -37,9 +37,12 @@ def sintel(root: Path, *, split: Split = "all", render: Render = "final", valida
         root/test/clean/ambush_1/frame_0002.png
         root/test/final/...                                 the same
 
-    validation: which published part of the training set "val" is, and "train" is not. The masks "occluded" and
-    "invalid" are read where the folders are there; published scores count invalid pixels.
-    Raises FleetflowError for what is missing.
+    Args:
+        validation: which published part of the training set "val" is, and "train" is not. The masks "occluded" and
+            "invalid" are read where the folders are there; published scores count invalid pixels.
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     for name, value, options in (
         ("split", split, Split), ("render", render, Render), ("validation", validation, Validation)

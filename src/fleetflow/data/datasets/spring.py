@@ -31,7 +31,10 @@ def spring(root: Path, *, split: Split = "train", side: Side = "left", direction
 
     The truth holds four vectors a pixel of the frames, in pixels of the frames. A sample has the upper left one of the
     four, as training codes do; scores take all four, as the benchmark does (`Files.judged`). Needs h5py:
-    pip install "fleetflow[data]". Raises FleetflowError for what is missing.
+    pip install "fleetflow[data]".
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     for name, value, options in (("split", split, Split), ("side", side, Side), ("direction", direction, Direction)):
         chosen(name, value, options)

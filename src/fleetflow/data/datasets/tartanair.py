@@ -28,7 +28,10 @@ def tartanair(root: Path, *, difficulty: Difficulty = "both") -> Files:
 
     A folder more between root and Easy, as some archives bring it, is found as well. Where the mask says "out of
     view" the point may lie behind the camera and its flow mean nothing: such pixels are unknown. The mask "occluded"
-    holds all that frame 2 does not show. Raises FleetflowError for what is missing.
+    holds all that frame 2 does not show.
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("difficulty", difficulty, Difficulty)
     listing = Listing(root)

@@ -27,7 +27,10 @@ def viper(root: Path, *, split: Split = "train") -> Files:
         root/test/img/...
 
     Vectors that are not finite, or longer than 512 pixels along an axis, are unknown. Frames whose next frame is not
-    there give no pair. Raises FleetflowError for what is missing.
+    there give no pair.
+
+    Raises:
+        FleetflowError: For what is missing.
     """
     chosen("split", split, Split)
     listing = Listing(root)

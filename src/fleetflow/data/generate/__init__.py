@@ -33,13 +33,14 @@ def generate(
 ) -> Sample:
     """Returns a batch of `count` generated pairs, the same for the same seed, index and size on every machine's CPU.
 
-    count, height, width: the batch is [count, 3, height, width].
-    index: number of the batch; (seed, index) seeds all that is random in it.
-    textures: surfaces; None uses procedural ones. The batch is made on their device.
-    mixture: world -> probability.
-    full: also gives the backward flow and the occlusion.
-    camera: False leaves out motion blur, faint texture and all else in `camera.py` (frames then agree exactly along
-        the flow). On other devices than the CPU no video codec runs; blocks are quantized there as JPEG does.
+    Args:
+        count, height, width: the batch is [count, 3, height, width].
+        index: number of the batch; (seed, index) seeds all that is random in it.
+        textures: surfaces; None uses procedural ones. The batch is made on their device.
+        mixture: world -> probability.
+        full: also gives the backward flow and the occlusion.
+        camera: False leaves out motion blur, faint texture and all else in `camera.py` (frames then agree exactly along
+            the flow). On other devices than the CPU no video codec runs; blocks are quantized there as JPEG does.
     """
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03) % 2**63)
     textures = textures or default_textures()

@@ -102,7 +102,8 @@ def draw_camera(count: int, frames: int, generator: torch.Generator, night: floa
 def film(frames: list[Tensor], camera: Camera, generator: torch.Generator) -> list[Tensor]:
     """Returns the frames [B, 3, H, W] in [0, 1] of a clip as the cameras would have taken them, in eight bits.
 
-    generator: a CPU generator; the noise itself is drawn on the frames' device, seeded from it.
+    Args:
+        generator: a CPU generator; the noise itself is drawn on the frames' device, seeded from it.
     """
     device = frames[0].device
     seed = int(torch.randint(2**62, (), generator=generator))

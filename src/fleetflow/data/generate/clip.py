@@ -49,8 +49,10 @@ def clip(
 ) -> list[Sample]:
     """Returns the T - 1 pairs of a clip of one scene, with frames in eight bits, flow, validity and occlusion.
 
-    where: [T, 1, L, 3, 3] sheets -> frames. textures, outlines: what `dressed` numbered the scene for.
-    camera: of one camera and T frames.
+    Args:
+        where: [T, 1, L, 3, 3] sheets -> frames.
+        textures, outlines: what `dressed` numbered the scene for.
+        camera: of one camera and T frames.
     """
     height, width = size
     pairs, frames = [], []

@@ -34,7 +34,10 @@ JPEG = (
 def coded(frames: Sequence[np.ndarray], kind: int, quality: float, interval: int = 250) -> list[np.ndarray]:
     """Returns frames uint8 [H, W, 3] RGB, of one size, as they come out of an encoder and its decoder.
 
-    kind: number of an entry of `KINDS`. quality: from 0, best, to 1. interval: of frames between key frames.
+    Args:
+        kind: number of an entry of `KINDS`.
+        quality: from 0, best, to 1.
+        interval: of frames between key frames.
     """
     encoder, decoder, pixels, options, (best, worst) = KINDS[kind]
     height, width = frames[0].shape[:2]
@@ -64,8 +67,10 @@ def through_codec(frames: list[Tensor], kind: Tensor, quality: Tensor, begun: Te
     On the CPU the frames of a sample are a clip of a real encoder. On other devices a copy to the CPU and back would
     take longer than all else: there the frames are quantized in blocks as JPEG does, whatever the codec.
 
-    kind: [B] number of an entry of `KINDS`, -1 for none. quality: [B], 0 best, 1 worst.
-    begun: [B] bool; the clip began before its first frame here, so that this one too is predicted from another.
+    Args:
+        kind: [B] number of an entry of `KINDS`, -1 for none.
+        quality: [B], 0 best, 1 worst.
+        begun: [B] bool; the clip began before its first frame here, so that this one too is predicted from another.
     """
     if min(frames[0].shape[-2:]) < SMALLEST:
         return frames
@@ -88,7 +93,8 @@ def through_codec(frames: list[Tensor], kind: Tensor, quality: Tensor, begun: Te
 def quantized(frame: Tensor, quality: Tensor) -> Tensor:
     """Returns the frame [B, 3, H, W] with the coefficients of its 8x8 blocks quantized as in JPEG; any device.
 
-    quality: [B], 0 best (tables times 0.1), 1 worst (times 2.5).
+    Args:
+        quality: [B], 0 best (tables times 0.1), 1 worst (times 2.5).
     """
     height, width = frame.shape[-2:]
     place = torch.arange(8, device=frame.device, dtype=frame.dtype)

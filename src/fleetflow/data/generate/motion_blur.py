@@ -27,8 +27,10 @@ def motion_blurred(
 ) -> Tensor:
     """Returns the frame [B, 3, H, W] with the motion blur of the scenes that have one (`Scene.shutter`).
 
-    front: [B, H, W] number of the foremost sheet in the frame. when: 0 for frame1, 1 for frame2.
-    work: sub-frames of whole frames that may be made; of parts there may be more, up to MOST.
+    Args:
+        front: [B, H, W] number of the foremost sheet in the frame.
+        when: 0 for frame1, 1 for frame2.
+        work: sub-frames of whole frames that may be made; of parts there may be more, up to MOST.
     """
     rows = (scene.shutter > 0).nonzero()[:, 0].tolist()
     frame = frame.clone() if rows else frame

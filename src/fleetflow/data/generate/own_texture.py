@@ -38,8 +38,9 @@ class _Rows:
 def faint(frames: list[Tensor], flow: Tensor, generator: torch.Generator) -> list[Tensor]:
     """Returns the frames [B, 3, H, W] in [0, 1], some with less contrast, some with a texture of their own.
 
-    flow: [B, 2, H, W] pixels of the first; still scenes get it more often and more of it.
-    generator: a CPU generator; the textures themselves are drawn on the frames' device, seeded from it.
+    Args:
+        flow: [B, 2, H, W] pixels of the first; still scenes get it more often and more of it.
+        generator: a CPU generator; the textures themselves are drawn on the frames' device, seeded from it.
     """
     rows = _Rows(len(flow), generator, flow.device)
     still = ((flow.square().sum(1) < STILL**2).float().mean((1, 2)) > 0.5)[:, None, None, None]

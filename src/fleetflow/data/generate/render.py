@@ -30,7 +30,8 @@ class Rendered(NamedTuple):
 def render(scene: Scene, textures: Textures, shapes: Tensor, height: int, width: int, full: bool = True) -> Rendered:
     """Returns the frames and the forward flow; with `full` also the backward flow and the occlusion.
 
-    shapes: [S, GRID, GRID], the bank that `scene.shape` counts in.
+    Args:
+        shapes: [S, GRID, GRID], the bank that `scene.shape` counts in.
     """
     pixels = pixel_places(height, width, scene.motion.device)
     inverse = torch.linalg.inv(scene.motion)
@@ -152,7 +153,8 @@ def shade(
 ) -> Tensor:
     """[B, 3, H, W] colours of each pixel's sheet at the points, from the mip level that fits.
 
-    softness: [L] mip levels that the texture of each sheet is read coarser by.
+    Args:
+        softness: [L] mip levels that the texture of each sheet is read coarser by.
     """
     matrix = chosen_matrix(surface, front)
     projected = project(matrix, points)

@@ -14,8 +14,10 @@ from fleetflow.data.generate.textures import SIDE
 def _planes(draw: Draw, height: int, width: int, style: str) -> Scene:
     """Planes in space seen by a moving pinhole camera: backdrop, ground, two walls and four boards.
 
-    style: "drive" moves forward over a street, "stereo" sideways without turning, "hand" anywhere.
     The plane n . P = d moves in the picture by K (R + t n' / d) K^-1 (Hartley, Zisserman: Multiple View Geometry).
+
+    Args:
+        style: "drive" moves forward over a street, "stereo" sideways without turning, "hand" anywhere.
     """
     count = draw.count
     drive, stereo = style == "drive", style == "stereo"

@@ -31,7 +31,8 @@ def raft_stages(
 ) -> dict[str, Recipe]:
     """RAFT's four stages (arXiv 2003.12039, code): Chairs, Things, Sintel + KITTI + HD1K, KITTI.
 
-    build: makes the network of each stage; fewer than four leave out the last stages.
+    Args:
+        build: makes the network of each stage; fewer than four leave out the last stages.
     """
     network = network or name
     build, count = (*build, *(None,) * 4)[:4], len(build)
