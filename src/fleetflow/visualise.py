@@ -338,8 +338,8 @@ def _known(
     sizes = (3, 4) if clip else (3,)
     number = isinstance(flow, np.ndarray) and flow.dtype.kind in "fiu"
     if not number or flow.ndim not in sizes or flow.shape[-1] != 2 or not flow.size:
-        mend = "for a tensor [2, H, W] use flow.permute(1, 2, 0).cpu().numpy()"
-        raise FleetflowError(f"{name} is {_seen(flow)}; expected a numpy array [H, W, 2] of pixels; {mend}")
+        fix = "for a tensor [2, H, W] use flow.permute(1, 2, 0).cpu().numpy()"
+        raise FleetflowError(f"{name} is {_seen(flow)}; expected a numpy array [H, W, 2] of pixels; {fix}")
     flow = flow.astype(np.float32)
     with np.errstate(invalid="ignore"):
         known = (np.abs(flow) < UNKNOWN_FLOW).all(-1)  # False for NaN
@@ -359,8 +359,8 @@ def _checked_mask(name: str, mask: np.ndarray, size: tuple[int, ...]) -> np.ndar
 def _checked_picture(picture: np.ndarray) -> np.ndarray:
     good = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3
     if not good or picture.shape[-1] != 3 or not picture.size:
-        mend = "multiply by 255 and convert, or repeat a gray channel"
-        raise FleetflowError(f"the picture is {_seen(picture)}; expected a numpy array [H, W, 3] of uint8 RGB; {mend}")
+        fix = "multiply by 255 and convert, or repeat a gray channel"
+        raise FleetflowError(f"the picture is {_seen(picture)}; expected a numpy array [H, W, 3] of uint8 RGB; {fix}")
     return picture
 
 

@@ -62,13 +62,7 @@ def predict(
 
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said in one line
     formats = flat(format) if format else None
-    if len(inputs) not in (1, 2):
-        raise FleetflowError(f"{len(inputs)} inputs were given; expected two pictures, one folder or one video")
-    missing = [path for path in inputs if not path.exists()]
-    if missing:
-        raise FleetflowError(f"{missing[0]} does not exist; give two pictures, one folder or one video")
-    if warm_start and len(inputs) == 2:
-        raise FleetflowError("two pictures have no pair before them; leave --warm-start out, or give a folder or video")
+    _check_inputs(inputs, warm_start)
     use_threads(threads)
     limit = None if memory is None else parse_bytes(memory)
     predictor = Predictor(model, device=device, precision=precision, iterations=iterations, size=size, memory=limit)
@@ -94,3 +88,14 @@ def predict(
         print(path)
     if problem:
         raise FleetflowError(f"{problem} (what could be read was written)")
+
+
+def _check_inputs(inputs: tuple[Path, ...], warm_start: bool) -> None:
+    """Raises FleetflowError for inputs that are not there, or not two pictures, one folder or one video."""
+    if len(inputs) not in (1, 2):
+        raise FleetflowError(f"{len(inputs)} inputs were given; expected two pictures, one folder or one video")
+    missing = [path for path in inputs if not path.exists()]
+    if missing:
+        raise FleetflowError(f"{missing[0]} does not exist; give two pictures, one folder or one video")
+    if warm_start and len(inputs) == 2:
+        raise FleetflowError("two pictures have no pair before them; leave --warm-start out, or give a folder or video")

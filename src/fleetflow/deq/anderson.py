@@ -25,13 +25,15 @@ class Memory(NamedTuple):
 class Anderson:
     """Proposes the affine combination of the last images whose combined residual is smallest.
 
-    history: points remembered, 1 or more; it costs 2 * history vectors of memory.
-    damping: above 0; 1 takes the combined image, less goes only that part of the way from the combined point, more
-        goes beyond it: 1.5 to 2 saves evaluations on maps that approach their fixed point from one side (docs/deq.md).
-    ridge: how much large weights are penalized, in units of each residual's own square if `scaled`, absolutely if not.
-        The published DEQ solvers use an absolute 1e-4, which holds them back once residuals are near 1e-2.
-    restart: a sample whose residual exceeds its lowest this many times forgets its history: then it takes a plain step,
-        which leads out of places where the residual has a minimum but no zero. torch.inf never forgets.
+    Args:
+        history: points remembered, 1 or more; it costs 2 * history vectors of memory.
+        damping: above 0; 1 takes the combined image, less goes only that part of the way from the combined point, more
+            goes beyond it: 1.5 to 2 saves evaluations on maps that approach their fixed point from one side
+            (docs/deq.md).
+        ridge: how much large weights are penalized, in units of each residual's own square if `scaled`, absolutely if
+            not. The published DEQ solvers use an absolute 1e-4, which holds them back once residuals are near 1e-2.
+        restart: a sample whose residual exceeds its lowest this many times forgets its history: then it takes a plain
+            step, which leads out of places where the residual has a minimum but no zero. torch.inf never forgets.
     """
 
     history: int = 6

@@ -131,10 +131,13 @@ def add_deq_args(parser: ArgumentParser) -> ArgumentParser:
 def get_deq(args: Namespace | Mapping | None = None) -> "DEQ":
     """Returns the module that the options describe.
 
-    args: what `parser.parse_args()` returned (options of the rest of the program are left alone), or a mapping of
-        option names to values. The names of `Options`, and those of deq-flow for the same. Raises ValueError for a
-        published option that asks for what is done elsewhere here, and says where; for a name that is none; in a
-        Namespace only for one that begins with f_, b_ or eval_f and is nearly one.
+    Args:
+        args: what `parser.parse_args()` returned (options of the rest of the program are left alone), or a mapping of
+            option names to values. The names of `Options`, and those of deq-flow for the same.
+
+    Raises:
+        ValueError: For a published option that asks for what is done elsewhere here, and says where; for a name that is
+            none; in a Namespace only for one that begins with f_, b_ or eval_f and is nearly one.
     """
     foreign = isinstance(args, Namespace)
     if not (args is None or foreign or isinstance(args, Mapping)):

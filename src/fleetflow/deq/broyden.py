@@ -26,8 +26,9 @@ class Memory(NamedTuple):
 class Broyden:
     """Proposes the quasi-Newton step of the inverse Jacobian that the steps so far have taught.
 
-    history: rank-one terms, 1 or more; it costs 2 * history vectors of memory. When they are full the method forgets
-        all of them and starts again from where it is.
+    Args:
+        history: rank-one terms, 1 or more; it costs 2 * history vectors of memory. When they are full the method
+            forgets all of them and starts again from where it is.
     """
 
     history: int = 30

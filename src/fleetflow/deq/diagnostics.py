@@ -54,8 +54,12 @@ def spectral_radius(
 def plot_convergence(solutions: Mapping[str, Solution | Tensor], *, axes: Any = None) -> Any:
     """Returns matplotlib axes with the residual over the evaluations: the median sample, and the range of all.
 
-    solutions: a label -> a `Solution`, or its trace [evaluations, N]. axes: where to draw; None makes new ones.
-    Raises ImportError if matplotlib is not installed, TypeError that names what is wrong.
+    Args:
+        solutions: a label -> a `Solution`, or its trace [evaluations, N].
+        axes: where to draw; None makes new ones.
+
+    Raises:
+        ImportError: If matplotlib is not installed, TypeError that names what is wrong.
     """
     try:
         import matplotlib.pyplot as pyplot

@@ -39,8 +39,10 @@ class Unrolled:
 class Phantom:
     """Differentiates `steps` damped applications of f from the detached point; the value is the last of them.
 
-    steps: 1 or more; 1 is the one-step gradient. damping: in (0, 1], the published tau. Without grad mode the value is
-    the point itself. A sample whose f is not finite stays where it was, and gives no gradient there.
+    Args:
+        steps: 1 or more; 1 is the one-step gradient.
+        damping: in (0, 1], the published tau. Without grad mode the value is the point itself. A sample whose f is not
+            finite stays where it was, and gives no gradient there.
     """
 
     steps: int = 1
@@ -67,11 +69,12 @@ class Phantom:
 class Implicit:
     """Differentiates the equation z = f(z): the incoming gradient g becomes the solution y of y = J^T y + g.
 
-    solver, tolerance, max_steps, relative: for that equation, as in `fixed_point`, but relative to ||g||. Memory and
-        graph are those of one evaluation of f, however many steps were taken. The value is the solver's point. Warns
-        (RuntimeWarning) if some sample's y leaves more than ||g||: then it is no better than a guess.
-    order: derivatives up to this order are exact. Each order above the first costs one more evaluation forwards and
-        one backwards; with order 1 a second derivative raises RuntimeError. Inside `held` it must be 1.
+    Args:
+        solver, tolerance, max_steps, relative: for that equation, as in `fixed_point`, but relative to ||g||. Memory
+            and graph are those of one evaluation of f, however many steps were taken. The value is the solver's point.
+            Warns (RuntimeWarning) if some sample's y leaves more than ||g||: then it is no better than a guess.
+        order: derivatives up to this order are exact. Each order above the first costs one more evaluation forwards and
+            one backwards; with order 1 a second derivative raises RuntimeError. Inside `held` it must be 1.
     """
 
     solver: Solver
@@ -98,7 +101,7 @@ class Implicit:
         if self.order > 1 and parametrize._cache:
             raise ValueError(f"Implicit(order={self.order}) inside held(): use order=1, or solve outside")
         for _ in range(self.order - 1):
-            before = NewtonStep(lambda z: checkpoint(f, z, use_reentrant=False), point, self, again=f, before=before)
+            before = NewtonStep(lambda z: checkpoint(f, z, use_reentrant=False), point, self, rebuilt=f, before=before)
             point = before.end
         return NewtonStep(f, point, self, before=before).end
 
@@ -106,12 +109,13 @@ class Implicit:
 class NewtonStep:
     """A Newton step on f(z) - z from a solution: it changes no value, and its backward solves the transposed system.
 
-    again: f for a step that sleeps until a graph of its gradient is built: before that, its gradient is zero.
-    before: the sleeping step that z comes from.
+    Args:
+        rebuilt: f for a step that sleeps until a graph of its gradient is built: before that, its gradient is zero.
+        before: the sleeping step that z comes from.
     """
 
-    def __init__(self, f: Map, z: Tensor, rule: Implicit, *, again: Map | None = None, before=None):
-        self.rule, self.again, self.before = rule, again, before
+    def __init__(self, f: Map, z: Tensor, rule: Implicit, *, rebuilt: Map | None = None, before=None):
+        self.rule, self.rebuilt, self.before = rule, rebuilt, before
         self.start = z
         self.z = z
         if not z.requires_grad:
@@ -119,7 +123,7 @@ class NewtonStep:
             # backward() leaves a gradient at z, which nobody reads, and whose graph may hold this step
             self.z.register_post_accumulate_grad_hook(lambda leaf: setattr(leaf, "grad", None))
         self.image = f(self.z)
-        self.asleep = again is not None
+        self.asleep = rebuilt is not None
 
     @property
     def end(self) -> Tensor:
@@ -133,9 +137,9 @@ class NewtonStep:
             return None
         if recorded and self.before is not None:
             self.before.asleep = False
-        if self.again is not None:
+        if self.rebuilt is not None:
             with torch.enable_grad():
-                image = self.again(self.z)
+                image = self.rebuilt(self.z)
 
         def adjoint(y: Tensor) -> Tensor:
             recorded = torch.is_grad_enabled()

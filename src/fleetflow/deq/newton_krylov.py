@@ -29,9 +29,10 @@ class Memory(NamedTuple):
 class NewtonKrylov:
     """Proposes `inner` small trial steps, one for each Krylov direction, then the Newton step; and so on.
 
-    inner: directions in a cycle, 1 or more; a cycle costs inner + 1 evaluations and inner + 4 vectors of memory.
-    precision: relative rounding error of f, which sets the length of trial steps; None takes that of the state's
-        dtype, 4e-3 suits a map that is computed in bfloat16.
+    Args:
+        inner: directions in a cycle, 1 or more; a cycle costs inner + 1 evaluations and inner + 4 vectors of memory.
+        precision: relative rounding error of f, which sets the length of trial steps; None takes that of the state's
+            dtype, 4e-3 suits a map that is computed in bfloat16.
     """
 
     inner: int = 8

@@ -12,8 +12,9 @@ from fleetflow.deq.checks import number
 class Picard:
     """Proposes z + damping (f(z) - z). It converges where f contracts; damping < 1 helps where f swings.
 
-    damping: above 0; 1 is the plain iteration. A real part of every eigenvalue of f's Jacobian below 1 is enough for
-        some damping to converge.
+    Args:
+        damping: above 0; 1 is the plain iteration. A real part of every eigenvalue of f's Jacobian below 1 is enough
+            for some damping to converge.
     """
 
     damping: float = 1.0

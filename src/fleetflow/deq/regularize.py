@@ -24,7 +24,9 @@ def weight_norm(module: nn.Module) -> nn.Module:
 
     Transposed convolutions, too; in groups, their channels of one number in each group share a length.
     No value changes (Salimans & Kingma 2016). State dicts with the older names `weight_g`, `weight_v` can be loaded.
-    Raises ValueError for a channel whose weights are all zero, because they have no direction.
+
+    Raises:
+        ValueError: For a channel whose weights are all zero, because they have no direction.
     """
     layers = _plain_layers(module)
     for name, layer in layers.items():
@@ -38,9 +40,12 @@ def weight_norm(module: nn.Module) -> nn.Module:
 def spectral_norm(module: nn.Module, *, limit: float = 1.0, clip: bool = False) -> nn.Module:
     """Returns the module with every linear and convolution weight, as a matrix [out, rest], scaled to norm `limit`.
 
-    clip: scales only the weights whose norm is above the limit. The norm follows the weight when an optimizer changes
-    it, and never changes between, so f remains one map during a solve (unlike with torch's own `spectral_norm`).
     A change through `weight.data` goes unseen, as torch does not count it: use `weight.copy_` under torch.no_grad().
+
+    Args:
+        clip: scales only the weights whose norm is above the limit. The norm follows the weight when an optimizer
+            changes it, and never changes between, so f remains one map during a solve (unlike with torch's own
+            `spectral_norm`).
     """
     number("limit", limit, lambda limit: limit > 0, "above 0")
     flag("clip", clip)

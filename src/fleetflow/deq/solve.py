@@ -51,7 +51,8 @@ class Gradient(Protocol):
 class Stop:
     """When a solve ends: at a residual of `tolerance`, or after `max_steps` steps.
 
-    relative: whether the residual is divided by `size` [N], or by ||f(z)|| where that is None.
+    Args:
+        relative: whether the residual is divided by `size` [N], or by ||f(z)|| where that is None.
     """
 
     tolerance: float
@@ -126,7 +127,9 @@ def iterate(
 ) -> Iteration:
     """Returns the best points that `solver` finds for the map f of vectors [N, D], starting at z.
 
-    restrict: sample numbers -> f for these samples only. strict: whether a first evaluation that is not finite raises.
+    Args:
+        restrict: sample numbers -> f for these samples only.
+        strict: whether a first evaluation that is not finite raises.
     """
     every, captured = _look_every(z.device), _captured()
     count = z.new_zeros(z.shape[0])
@@ -188,17 +191,20 @@ def fixed_point(
 ) -> Solution:
     """Returns the point z = f(z) of each sample, or the best one found.
 
-    f: z -> z, the same shapes; called as f(z) with z like z0: a tensor [N, ...] or a tuple of such tensors.
-    gradient: Unrolled(), Phantom(...) or Implicit(...); None leaves the value without a gradient.
-    tolerance, relative: a sample has converged when ||f(z) - z|| <= tolerance, times ||f(z)|| if relative; the norm
-        goes over all parts of z and is taken in float32 at least, under autocast too. On a map that blows up ||f(z)||
-        grows as well, so that among points that have not converged a far one may count as best.
-    max_steps: evaluations of f at most (the last one only measures). The best point counts, not the last.
-    compact: converged samples stop costing evaluations. True if f takes any number of samples and treats them alike;
-        if f holds more data of each sample, a function of the sample numbers [n] that returns f for those.
-    keep: (8, 16) also returns the best points after 8 and 16 evaluations, with their gradients (correction losses).
-    Raises ValueError or TypeError that names the argument: another shape or kind of number from f, an f that changes z
-    in place, a first evaluation that is not finite, an f that does not take the samples that `compact` leaves.
+    Args:
+        f: z -> z, the same shapes; called as f(z) with z like z0: a tensor [N, ...] or a tuple of such tensors.
+        gradient: Unrolled(), Phantom(...) or Implicit(...); None leaves the value without a gradient.
+        tolerance, relative: a sample has converged when ||f(z) - z|| <= tolerance, times ||f(z)|| if relative; the norm
+            goes over all parts of z and is taken in float32 at least, under autocast too. On a map that blows up
+            ||f(z)|| grows as well, so that among points that have not converged a far one may count as best.
+        max_steps: evaluations of f at most (the last one only measures). The best point counts, not the last.
+        compact: converged samples stop costing evaluations. True if f takes any number of samples and treats them
+            alike; if f holds more data of each sample, a function of the sample numbers [n] that returns f for those.
+        keep: (8, 16) also returns the best points after 8 and 16 evaluations, with their gradients (correction losses).
+
+    Raises:
+        ValueError, TypeError: that names the argument: another shape or kind of number from f, an f that changes z in
+            place, a first evaluation that is not finite, an f that does not take the samples that `compact` leaves.
     """
     able("f", f, "__call__", "a function")
     able("solver", solver, "propose", "a solver such as Anderson()")

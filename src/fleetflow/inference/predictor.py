@@ -161,8 +161,11 @@ class Predictor:
         iterations = self.iterations if iterations is None else iterations
         if self.device.type == "cpu":
             hand_back_if_varied(tuple(frame1.shape))
+        plain = self._budget is None and (self.size is None or self.size == tuple(frame1.shape[2:]))
+        run = self._run if plain else self._at_size
         try:
-            return self._at_size(frame1, frame2, previous, iterations)
+            with torch.inference_mode(), autocast(self.device, self.dtype):
+                return run(frame1, frame2, previous, iterations)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -187,22 +190,21 @@ class Predictor:
         self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
     ) -> Prediction:
         """The prediction of frames at the size that the network is to see."""
-        with torch.inference_mode(), autocast(self.device, self.dtype):
-            if self.size is None or self.size == tuple(frame1.shape[2:]):
-                return self._within_memory(frame1, frame2, previous, iterations)
-            whole = tuple(frame1.shape[2:])
-            frame1, frame2 = _resized(frame1, self.size), _resized(frame2, self.size)
-            if previous is not None and previous.state is None:
-                previous = previous._replace(flow=_resized_flow(previous.flow, self.size))
-            found = self._within_memory(frame1, frame2, previous, iterations)
-            return found._replace(
-                flow=_resized_flow(found.flow, whole),
-                **{
-                    name: resize(plane[:, None].float(), whole)[:, 0]
-                    for name in ("residual", "uncertainty", "occlusion")
-                    if (plane := getattr(found, name)) is not None
-                },
-            )
+        if self.size is None or self.size == tuple(frame1.shape[2:]):
+            return self._within_memory(frame1, frame2, previous, iterations)
+        whole = tuple(frame1.shape[2:])
+        frame1, frame2 = _resized(frame1, self.size), _resized(frame2, self.size)
+        if previous is not None and previous.state is None:
+            previous = previous._replace(flow=_resized_flow(previous.flow, self.size))
+        found = self._within_memory(frame1, frame2, previous, iterations)
+        return found._replace(
+            flow=_resized_flow(found.flow, whole),
+            **{
+                name: resize(plane[:, None].float(), whole)[:, 0]
+                for name in ("residual", "uncertainty", "occlusion")
+                if (plane := getattr(found, name)) is not None
+            },
+        )
 
     def _what_would_fit(self, frame: Tensor) -> str:
         """The message of a prediction that ran out of memory."""

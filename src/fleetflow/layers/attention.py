@@ -47,8 +47,10 @@ class Attended(NamedTuple):
 class Attention(nn.Module):
     """Which pixels of the context are alike, in content or relative position or both (section 3.1, eqs. 3 to 5).
 
-    channels: of the context and of each head. embedded: whether there are position embeddings; without use (`position`
-    False) they are not trained, but GMA's checkpoints hold them.
+    Args:
+        channels: of the context and of each head.
+        embedded: whether there are position embeddings; without use (`position` False) they are not trained, but GMA's
+            checkpoints hold them.
     """
 
     def __init__(self, heads: int, content: bool, position: bool, *, channels: int = 128, embedded: bool = True):

@@ -9,7 +9,9 @@ from fleetflow.ops.warp import pixel_grid, warp
 def masked_warp(features: Tensor, flow: Tensor, threshold: float = 0.9999) -> Tensor:
     """Returns [N, C, H, W]: features(x + flow(x)), and 0 where less than `threshold` of a sample is of the picture.
 
-    features: [N, C, H, W]; flow: [N, 2, H, W] pixels, float32.
+    Args:
+        features: [N, C, H, W].
+        flow: [N, 2, H, W] pixels, float32.
     """
     return warp(features, flow) * inside(flow, threshold)
 

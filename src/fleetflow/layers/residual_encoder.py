@@ -97,8 +97,10 @@ class BottleneckBlock(nn.Module):
 class ResidualEncoder(nn.Module):
     """[N, 3, H, W] -> [N, outputs, H / 8, W / 8] features; H and W multiples of 8.
 
-    norm: "instance" (without parameters), "batch" or "none".
-    block, widths: ResidualBlock at (64, 96, 128) channels for RAFT, BottleneckBlock at (32, 64, 96) for its small one.
+    Args:
+        norm: "instance" (without parameters), "batch" or "none".
+        block, widths: ResidualBlock at (64, 96, 128) channels for RAFT, BottleneckBlock at (32, 64, 96) for its small
+            one.
     """
 
     chains: ClassVar = (("conv1", "norm1", "relu1"),)

@@ -25,7 +25,8 @@ class ConvReLU(nn.Conv2d):
 class MotionEncoder(nn.Module):
     """Correlation [N, inputs, h, w] and flow [N, 2, h, w] -> [N, outputs, h, w], of which the last two are the flow.
 
-    correlation_widths, flow_widths: channels of the two convolutions on either.
+    Args:
+        correlation_widths, flow_widths: channels of the two convolutions on either.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class MotionEncoder(nn.Module):
 class GRU(nn.Module):
     """Gated recurrent unit with convolutions, eqs. 3 to 6: one unit for each kernel, one after the other.
 
-    hidden, inputs: channels of the state, and of context and motion together. kernels: (rows, columns) by the ending
-    of the names of the unit's convolutions. Made ready for prediction by `layers.fused.FusedGRU`.
+    Args:
+        hidden, inputs: channels of the state, and of context and motion together.
+        kernels: (rows, columns) by the ending of the names of the unit's convolutions. Made ready for prediction by
+            `layers.fused.FusedGRU`.
     """
 
     def __init__(self, hidden: int, inputs: int, kernels: dict[str, tuple[int, int]]):

@@ -7,10 +7,11 @@ from torch import Tensor
 def convex_upsample(flow: Tensor, weights: Tensor, factor: int = 8, border: str = "constant") -> Tensor:
     """Returns [N, 2, factor * h, factor * w]: the flow in pixels of the fine grid.
 
-    flow: [N, 2, h, w] in pixels of the coarse grid. border: what is outside of it, "constant" 0 (as published) or
-    "replicate", the nearest flow inside.
-    weights: [N, 9 * factor^2, h, w] before the softmax over the nine neighbors; channel
-    (k * factor + dy) * factor + dx weighs neighbor k (row by row) for the fine pixel (dy, dx) of the cell.
+    Args:
+        flow: [N, 2, h, w] in pixels of the coarse grid.
+        border: what is outside of it, "constant" 0 (as published) or "replicate", the nearest flow inside.
+        weights: [N, 9 * factor^2, h, w] before the softmax over the nine neighbors; channel (k * factor + dy) * factor
+            + dx weighs neighbor k (row by row) for the fine pixel (dy, dx) of the cell.
     """
     count, _, height, width = flow.shape
     weights = weights.to(flow.dtype).view(count, 1, 9, factor, factor, height, width).softmax(2)

@@ -17,8 +17,12 @@ CHUNK = 2**24  # distances at a time, 64 MB
 def starting_flow(previous: Prediction | None, features: Tensor) -> Tensor:
     """Returns [N, 2, h, w] float32 in pixels of the features' grid: 0, a given flow, or the last one moved along.
 
-    previous: a prediction whose memory is the last flow on this grid, or one without a state, whose flow is given for
-    this pair. Raises FleetflowError where the memory is another's.
+    Args:
+        previous: a prediction whose memory is the last flow on this grid, or one without a state, whose flow is given
+            for this pair.
+
+    Raises:
+        FleetflowError: Where the memory is another's.
     """
     shape = (features.shape[0], 2, *features.shape[-2:])
     if previous is None:
@@ -44,8 +48,9 @@ def reduced(flow: Tensor, size: tuple[int, int]) -> Tensor:
 def carry_forward(flow: Tensor) -> Tensor:
     """Returns [N, 2, h, w]: at each pixel the flow of the pixel that arrives nearest to it (section 3.3, warm start).
 
-    flow: [N, 2, h, w] pixels. Pixels that leave the picture are lost; where all do, the result is 0. All (h w)^2
-    distances are compared, a hundredth of the work of the correlation of all pairs.
+    Args:
+        flow: [N, 2, h, w] pixels. Pixels that leave the picture are lost; where all do, the result is 0. All (h w)^2
+            distances are compared, a hundredth of the work of the correlation of all pairs.
     """
     count, _, height, width = flow.shape
     grid = pixel_grid(height, width, flow)

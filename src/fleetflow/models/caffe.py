@@ -44,8 +44,10 @@ def read_caffemodel(path: str | Path) -> dict[str, list[np.ndarray]]:
 
     The first array of a layer usually is its weights [outputs, inputs, height, width], the second its bias; in files
     older than 2015 every array has four axes. Memory: some twice the file.
-    Raises FleetflowError for a missing, damaged or foreign file, one of more than SIZE_LIMIT bytes, arrays whose
-    shape does not fit their values, two layers of one name, and where protobuf is not installed.
+
+    Raises:
+        FleetflowError: For a missing, damaged or foreign file, one of more than SIZE_LIMIT bytes, arrays whose shape
+            does not fit their values, two layers of one name, and where protobuf is not installed.
     """
     path = Path(path)
     if not path.is_file():

@@ -57,14 +57,18 @@ RADIUS = 4
 class Equilibrium:
     """How the fixed point is found, and how it is trained.
 
-    solver, iterations: of the search; a step is one evaluation of f. tolerance, relative: where it ends, see `fixed_point`;
-        the published 1e-3 is absolute, so on large frames the iterations run out first.
-    image: the result is f(z) for the best point z that was found, instead of z; both are known, so it costs nothing.
-    gradient: in training, how the result is differentiated.
-    keep: in training, the evaluations below `iterations` after which a flow is trained, too (fixed-point correction).
-    sliced: in training, the search begins anew at each kept point: at what it had "found" (v1's sliced core), or at
-        that point as it is "trained", after the gradient rule's steps (v2's default); "" goes on (v1's default).
-    through_flow: whether gradients pass from the flow to the step before it (v2's all_grad), or are cut as in RAFT.
+    Args:
+        solver, iterations: of the search; a step is one evaluation of f.
+        tolerance, relative: where it ends, see `fixed_point`; the published 1e-3 is absolute, so on large frames the
+            iterations run out first.
+        image: the result is f(z) for the best point z that was found, instead of z; both are known, so it costs
+            nothing.
+        gradient: in training, how the result is differentiated.
+        keep: in training, the evaluations below `iterations` after which a flow is trained, too (fixed-point
+            correction).
+        sliced: in training, the search begins anew at each kept point: at what it had "found" (v1's sliced core), or at
+            that point as it is "trained", after the gradient rule's steps (v2's default); "" goes on (v1's default).
+        through_flow: whether gradients pass from the flow to the step before it (v2's all_grad), or are cut as in RAFT.
     """
 
     solver: Solver
@@ -105,7 +109,8 @@ GIGANTIC = Width(384, (640, 480), (320, 160), 320, 640)
 class UpdateBlock(nn.Module):
     """Hidden state, context prepared by the GRU, attention, correlation, flow -> next state and change of the flow.
 
-    attention: whether the unit also sees motion features mixed by the attention, as in GMA.
+    Args:
+        attention: whether the unit also sees motion features mixed by the attention, as in GMA.
     """
 
     def __init__(self, width: Width, attention: bool):
@@ -166,8 +171,9 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class DEQFlow(RefiningModel):
     """width: of all parts. attention: the update is GMA's instead of RAFT's.
 
-    equilibrium: how the fixed point is found and trained. memory_limit: bytes that the stored correlations, and the
-    stored attention, may take.
+    Args:
+        equilibrium: how the fixed point is found and trained.
+        memory_limit: bytes that the stored correlations, and the stored attention, may take.
     """
 
     fit = "pad"
@@ -273,7 +279,8 @@ class DEQFlow(RefiningModel):
 def _started(previous: Prediction | None, cold: State) -> State:
     """Returns the cold start, also with a given flow, or the last pair's fixed point.
 
-    Raises FleetflowError where that is another network's.
+    Raises:
+        FleetflowError: Where that is another network's.
     """
     if previous is None:
         return cold

@@ -121,8 +121,9 @@ class FastFlowNet(FlowModel):
     def level(self, level: int, features1: Tensor, features2: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the flow [N, 2, h, w] of a level in units of 20 px, and its decoder's features [N, 32, h, w].
 
-        level: 6 (stride 64) to 2 (stride 4), whose features both frames have. coarser: the flow of the level above,
-        None for level 6.
+        Args:
+            level: 6 (stride 64) to 2 (stride 4), whose features both frames have.
+            coarser: the flow of the level above, None for level 6.
         """
         if coarser is None:
             flow = features1.new_zeros(features1.shape[0], 2, *features1.shape[2:])

@@ -92,9 +92,11 @@ def _add_refinement(
 ) -> None:
     """Adds the layers that `_refine` runs.
 
-    skips: channels of the features, coarsest first; ups: channels of the enlarged features of each level but the first.
-    inter: a linear convolution to as many channels stands before each prediction but the first.
-    bias: that of the 2x enlargements of flow.
+    Args:
+        skips: channels of the features, coarsest first.
+        ups: channels of the enlarged features of each level but the first.
+        inter: a linear convolution to as many channels stands before each prediction but the first.
+        bias: that of the 2x enlargements of flow.
     """
     joined = (skips[0], *(skip + up + 2 for skip, up in zip(skips[1:], ups)))
     for level, inputs, outputs in zip(levels[1:], joined, ups):

@@ -61,7 +61,9 @@ class UpdateBlock(nn.Module):
 class GMA(RefiningModel):
     """heads: of the attention. content, position: what it compares; at least one of them.
 
-    iterations: refinement iterations. memory_limit: bytes that the stored correlations and the stored attention may take each.
+    Args:
+        iterations: refinement iterations.
+        memory_limit: bytes that the stored correlations and the stored attention may take each.
     """
 
     fit = "pad"

@@ -93,8 +93,9 @@ def _repeat(picture: Tensor, factor: int) -> Tensor:
 class LightFlow(FlowModel):
     """width: factor on all channels but the 6 of the frames and the 2 of a flow; a multiple of 1/16.
 
-    stored: the norms behind the flows take stored statistics in training. As published, a batch gives its flows their
-    mean and variance, so that those of small batches are drowned in noise.
+    Args:
+        stored: the norms behind the flows take stored statistics in training. As published, a batch gives its flows
+            their mean and variance, so that those of small batches are drowned in noise.
     """
 
     stride = 64
@@ -176,7 +177,10 @@ def init_as_matcher(model: LightFlow) -> None:
     * 30 to 33 sum the displacements, weighted by how little the frames differ: right, left, down, up; 34 to 42 hold the
       absolute differences themselves.
     Where signs matter, the bias of the normalization lifts a channel over the bend of the ReLU. All other channels stay
-    random, and everything is trained. Raises FleetflowError for widths that have fewer channels than that.
+    random, and everything is trained.
+
+    Raises:
+        FleetflowError: For widths that have fewer channels than that.
     """
     if model.conv1[3].out_channels < 30:
         raise FleetflowError("the start that compares frames needs 30 channels in the first layer; take width 1")

@@ -314,7 +314,9 @@ def grow(model: LiteFlowNet2, earlier: LiteFlowNet2) -> None:
 
     A level that is new takes the weights of the lowest level of `earlier` where the shapes agree (LiteFlowNet did so;
     mmflow's stages leave a new level as it was initialized). All else that is new keeps its own.
-    Raises FleetflowError if `earlier` has a level that `model` lacks.
+
+    Raises:
+        FleetflowError: If `earlier` has a level that `model` lacks.
     """
     if len(earlier.levels) > len(model.levels):
         raise FleetflowError(

@@ -48,8 +48,9 @@ def _flow(inputs: int) -> nn.Conv2d:
 class PWCNet(FlowModel):
     """pyramid: letters of each level's convolutions in their order, the first of stride 2.
 
-    ahead: the layers of a decoder that put their new features before what they read; the others put them behind.
-    threshold: share of a warped sample that must be of the picture, else it counts as 0.
+    Args:
+        ahead: the layers of a decoder that put their new features before what they read; the others put them behind.
+        threshold: share of a warped sample that must be of the picture, else it counts as 0.
     """
 
     stride = 64

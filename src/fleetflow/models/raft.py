@@ -137,8 +137,10 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class RAFT(RefiningModel):
     """update: the class of the recurrent block; encoder: makes a feature network of so many outputs and such a norm.
 
-    context: channels and norm of the context network, of which the first start the hidden state.
-    iterations: refinement iterations. memory_limit: bytes that the stored correlations may take (see `all_pairs`).
+    Args:
+        context: channels and norm of the context network, of which the first start the hidden state.
+        iterations: refinement iterations.
+        memory_limit: bytes that the stored correlations may take (see `all_pairs`).
     """
 
     fit = "pad"

@@ -48,9 +48,10 @@ def pooled(features1: Tensor, features2: Tensor, levels: int) -> AllPairs:
 def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: int = MEMORY_LIMIT) -> AllPairs:
     """Returns the pyramid of correlations <features1(p), features2(q)> / sqrt(C), averaged over 2x2 q per level.
 
-    features1, features2: [N, C, H, W] of one dtype; correlations are float32 or wider.
-    memory_limit: bytes that the volumes may take, 4/3 N (H W)^2 numbers; a larger pyramid is not stored, and its
-    lookups compute the few correlations that they read (the reference implementation always stores).
+    Args:
+        features1, features2: [N, C, H, W] of one dtype; correlations are float32 or wider.
+        memory_limit: bytes that the volumes may take, 4/3 N (H W)^2 numbers; a larger pyramid is not stored, and its
+            lookups compute the few correlations that they read (the reference implementation always stores).
     """
     pyramid = pooled(features1, features2, levels)
     with torch.autocast(features1.device.type, enabled=False):
@@ -65,10 +66,11 @@ def all_pairs(features1: Tensor, features2: Tensor, levels: int, memory_limit: i
 def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
     """Returns [N, K, H, W]: for each pixel of frame1 the correlations in a window of frame2, at every level.
 
-    positions: [N, 2, H, W] pixels of frame2 at level 0, x before y; the center at level k is positions / 2^k.
-    radius: offsets run from -radius to radius, side = 2 radius + 1; channel level * side^2 + a * side + b is at
-    (x + a - radius, y + b - radius): the horizontal offset is the slow one, unlike in `local_correlation`. Between
-    pixels bilinear, 0 outside the picture. The result has the pyramid's dtype.
+    Args:
+        positions: [N, 2, H, W] pixels of frame2 at level 0, x before y; the center at level k is positions / 2^k.
+        radius: offsets run from -radius to radius, side = 2 radius + 1; channel level * side^2 + a * side + b is at (x
+            + a - radius, y + b - radius): the horizontal offset is the slow one, unlike in `local_correlation`. Between
+            pixels bilinear, 0 outside the picture. The result has the pyramid's dtype.
     """
     count, _, height, width = positions.shape
     side = 2 * radius + 1

@@ -13,9 +13,10 @@ from fleetflow.ops.kernels import accelerated
 def local_correlation(features1: Tensor, features2: Tensor, radius: int, keep: Sequence[int] | None = None) -> Tensor:
     """Returns [N, K, H, W]: the mean over channels of features1(y, x) * features2(y + dy, x + dx).
 
-    features1, features2: [N, C, H, W] of one dtype; outside the picture features2 counts as 0.
-    radius: displacements dy, dx run from -radius to radius; channel (dy + radius) * (2 radius + 1) + dx + radius.
-    keep: the channels to compute, in their order; None computes all (2 radius + 1)^2.
+    Args:
+        features1, features2: [N, C, H, W] of one dtype; outside the picture features2 counts as 0.
+        radius: displacements dy, dx run from -radius to radius; channel (dy + radius) * (2 radius + 1) + dx + radius.
+        keep: the channels to compute, in their order; None computes all (2 radius + 1)^2.
     """
     height, width = features1.shape[-2:]
     side = 2 * radius + 1

@@ -28,9 +28,11 @@ def inside(flow: Tensor) -> Tensor:
 def warp(features: Tensor, flow: Tensor) -> Tensor:
     """Returns [N, C, H, W]: features(x + flow(x)), bilinear, 0 outside the picture.
 
-    features: [N, C, H, W]; flow: [N, 2, H, W] pixels, channel 0 to the right. Positions are computed in float32 at
-    least. Pixel centers lie on whole numbers (`grid_sample` with align_corners=True: with False, FastFlowNet's
-    published weights lose 1.4 px on Sintel, issue ltkong218/FastFlowNet#24).
+    Args:
+        features: [N, C, H, W].
+        flow: [N, 2, H, W] pixels, channel 0 to the right. Positions are computed in float32 at least. Pixel centers lie
+            on whole numbers (`grid_sample` with align_corners=True: with False, FastFlowNet's published weights lose
+            1.4 px on Sintel, issue ltkong218/FastFlowNet#24).
     """
     height, width = features.shape[-2:]
     flow = flow.to(torch.promote_types(flow.dtype, torch.float32))

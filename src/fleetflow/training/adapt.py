@@ -273,8 +273,8 @@ class _Adaptation:
             here = teacher[: request.batch], trust[: request.batch]
             *view, taught, trust = _another_view(frame1, frame2, *here, generator)
             with autocast(device, self.dtype):
-                again = student.model(*view).flow.float()
-            loss = loss + TEACH * distillation(again, taught, trust)
+                second = student.model(*view).flow.float()
+            loss = loss + TEACH * distillation(second, taught, trust)
             if not student.learn(loss, warm_flat_cool(step, request.steps, warmup=10, cooldown=0.5)):
                 self.bad += 1
         if self.bad >= BAD_STEPS:

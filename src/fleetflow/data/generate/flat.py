@@ -39,7 +39,7 @@ def _bend(draw: Draw, height: int, width: int, often: float, strength: float) ->
 def detail_of(draw: Draw) -> Tensor:
     """Texture pixels per frame pixel; one sheet in four shows a small part of its texture, so that it looks smooth.
 
-    One in seven (but not the first, behind all others) has one colour: only its outline tells how it moves.
+    One in seven (but not the first, behind all others) has one color: only its outline tells how it moves.
     """
     detail = torch.where(draw.chance(0.25), draw.log_uniform(0.03, 0.5), draw.log_uniform(0.6, 2.0))
     plain = draw.chance(0.15)
@@ -93,7 +93,7 @@ def still_world(draw: Draw, height: int, width: int) -> Scene:
 
 
 def blank_world(draw: Draw, height: int, width: int) -> Scene:
-    """One colour that does not move, and what the camera adds to it: nothing to match must mean no motion."""
+    """One color that does not move, and what the camera adds to it: nothing to match must mean no motion."""
     scene = shapes_over(draw, height, width, 0.0)
     surface, present = scene.surface.clone(), torch.zeros_like(scene.present)
     surface[..., :2, :2] *= 1e-3
@@ -102,7 +102,7 @@ def blank_world(draw: Draw, height: int, width: int) -> Scene:
 
 
 def bare_world(draw: Draw, height: int, width: int) -> Scene:
-    """Large objects, most of one colour, some of two parts: only outlines and corners tell how they move."""
+    """Large objects, most of one color, some of two parts: only outlines and corners tell how they move."""
     scene = shapes_over(draw, height, width, 2.0)
     motion, outline, surface = (part.clone() for part in scene[:3])
     outline[:, 1:, :2] /= draw.uniform(1.0, 2.5, SHEETS - 1)[..., None, None]
@@ -122,7 +122,7 @@ def crowd_world(draw: Draw, height: int, width: int) -> Scene:
     """Furniture before a landscape that hardly moves, every piece by itself, sizes and motions as in FlyingChairs.
 
     Sheets 0 and 1 are a sky and what stands before it, moving alike; of the others two make a piece: legs, then a body
-    of another colour. A piece moves in the picture plane, relative to the landscape (Dosovitskiy et al., "FlowNet",
+    of another color. A piece moves in the picture plane, relative to the landscape (Dosovitskiy et al., "FlowNet",
     ICCV 2015).
     """
     pieces = (CROWD - 2) // 2

@@ -151,7 +151,7 @@ def chosen_matrix(matrix: Tensor, front: Tensor) -> Tensor:
 def shade(
     scene: Scene, textures: Textures, surface: Tensor, front: Tensor, points: Tensor, softness: Tensor | None = None
 ) -> Tensor:
-    """[B, 3, H, W] colours of each pixel's sheet at the points, from the mip level that fits.
+    """[B, 3, H, W] colors of each pixel's sheet at the points, from the mip level that fits.
 
     Args:
         softness: [L] mip levels that the texture of each sheet is read coarser by.
@@ -185,8 +185,8 @@ def shade(
     gx, gy = 1 - fx, 1 - fy
     weights = torch.stack((gx * gy, fx * gy, gx * fy, fx * fy), -1)
     rows = (index + first[..., None]).view(-1, 4)
-    colours = F.embedding_bag(rows, textures.table, per_sample_weights=weights.view(-1, 4).half(), mode="sum")
-    return colours.view(*front.shape, 4).permute(0, 3, 1, 2)[:, :3].contiguous().float()
+    colors = F.embedding_bag(rows, textures.table, per_sample_weights=weights.view(-1, 4).half(), mode="sum")
+    return colors.view(*front.shape, 4).permute(0, 3, 1, 2)[:, :3].contiguous().float()
 
 
 def _soft_edges(frame: Tensor, front: Tensor) -> Tensor:

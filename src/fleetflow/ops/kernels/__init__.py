@@ -97,7 +97,8 @@ def accelerated(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def by_definition(definition: Callable[..., Tensor], tensors: int) -> tuple[Callable, Callable]:
     """Returns what devices without a fast version run: the definition, and its gradients by autograd.
 
-    tensors: how many tensors come first among its arguments.
+    Args:
+        tensors: how many tensors come first among its arguments.
     """
 
     def plain(*arguments) -> Tensor:

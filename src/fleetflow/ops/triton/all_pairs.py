@@ -34,7 +34,8 @@ def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
 def _read(volume: Tensor, positions: Tensor, radius: int, level: int, own: bool) -> Tensor:
     """[N, H * W, h, w] -> the windows [N, (2 radius + 1)^2, H, W].
 
-    own: the volume holds the cells of each pixel's own window, h = w = 2 radius + 2, and nothing else.
+    Args:
+        own: the volume holds the cells of each pixel's own window, h = w = 2 radius + 2, and nothing else.
     """
     count, _, height, width = positions.shape
     out = _windows(volume, positions, radius, level, own)

@@ -24,8 +24,11 @@ def wide(dtype: torch.dtype) -> tl.dtype:
 def fixed_point(bound: Tensor, count: int) -> Tensor:
     """Returns the power of 2 by which numbers are multiplied, to be added up as int64 without overflow.
 
-    bound: the largest absolute value, a scalar on the device; count: how many of them meet in one sum at most.
     A sum of 2^20 numbers so keeps them to 2^-41 of the bound. The result is NaN if the bound is no finite number.
+
+    Args:
+        bound: the largest absolute value, a scalar on the device.
+        count: how many of them meet in one sum at most.
     """
     exponent = (61 - math.log2(max(count, 1)) - bound.log2()).floor().clamp(-120, 120)
     return exponent.exp2() + 0 * bound

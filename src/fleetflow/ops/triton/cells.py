@@ -18,8 +18,11 @@ P, K, C = 16, 16, 16  # pixels, cells and channels of a tile
 def cells(first: Tensor, second: Tensor, positions: Tensor, radius: int, level: int) -> Tensor:
     """Returns [N, H * W, side, side], side = 2 radius + 2: the cells of each pixel's window, 0 outside the picture.
 
-    first: [N, C, H, W]; second: [N, C, h, w], of that level; positions: [N, 2, H, W] pixels at level 0. Cell (i, j) of
-    pixel p is <first(p), second(floor(positions(p) / 2^level - radius) + (j, i))>.
+    Args:
+        first: [N, C, H, W].
+        second: [N, C, h, w], of that level.
+        positions: [N, 2, H, W] pixels at level 0. Cell (i, j) of pixel p is <first(p), second(floor(positions(p) /
+            2^level - radius) + (j, i))>.
     """
     count, channels, height, width = first.shape
     out = _no_cells(first, second, positions, radius, level)
@@ -108,7 +111,9 @@ cells.register_autograd(_gradients, setup_context=_remember)
 def corner(positions, here, radius, shrink, WIDE: tl.constexpr):
     """The corners of windows [P] along x or y, whole pixels, and how far from them the windows begin.
 
-    positions: pointers to those at level 0; shrink: 1 / 2^level.
+    Args:
+        positions: pointers to those at level 0.
+        shrink: 1 / 2^level.
     """
     at = tl.load(positions, here, 0).to(WIDE)
     at = tl.where(tl.abs(at) < 1e6, at, -1e6)  # far out, and what is no number: there is nothing
