@@ -229,3 +229,9 @@ def test_few_functions_of_ours_stand_between_the_command_and_the_network(tmp_pat
     cli.main()
     own = [row for row in stacks[0] if row.startswith(str(SOURCE)) and "/cli/" not in row]
     assert 1 <= len(own) <= 5, own
+
+
+def test_every_constraint_is_one_pin():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; .+)?", line)] == []
+    assert lines == sorted(lines, key=lambda line: line.partition("==")[0])
