@@ -5,6 +5,7 @@ the weights in the package, so they are those of the weights that one gets; a te
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -206,6 +207,33 @@ def score_table(ours: dict[str, Scores], peers: tuple[str, ...]) -> str:
     for name in peers:
         columns[name] = [_cell({"epe": epe, "out3": out3}) for epe, out3 in PEERS[name]]
     return _table(["set", *columns], [[place, *row] for place, row in zip(SETS, zip(*columns.values()))])
+
+
+# Of the networks with weights in the package: for what, and milliseconds for a pair of 448x1024 on two cores
+# (docs/performance.md).
+USES = {
+    "fastflownet": ("video, live, the default", 54),
+    "deq_flow_tiny": ("fine detail, small motion, where time does not matter", 1238),
+    "raft_small": ("a small network to fine-tune and to study", 511),
+    "liteflownet2": ("stage-wise training; motion that is not large", 200),
+}
+
+
+def network_table(ours: dict[str, Scores]) -> str:
+    """Returns the README's table: which network for what, with two peers for comparison."""
+    rows = []
+    for name, (use, milliseconds) in USES.items():
+        if name in ours:
+            weights = f"ours, {os.path.getsize(shipped(name)) / 1e6:.1f} MB, Apache-2.0"
+            rows.append([f"`{name}`", use, _cell(ours[name]["mean of sets"]), str(milliseconds), weights])
+    last = SETS.index("mean of sets")
+    for name, milliseconds, weights in (
+        ("OpenCV DIS", 20, "none needed"),
+        ("RAFT-small, published", 511, "of its authors"),
+    ):
+        epe, out3 = PEERS[name][last]
+        rows.append([name, "for comparison", _cell({"epe": epe, "out3": out3}), str(milliseconds), weights])
+    return _table(["network", "for what", "EPE px / % over 3 px", "ms", "weights"], rows)
 
 
 def _cell(score: dict[str, float] | None) -> str:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from results import PEERS, SETS, our_scores, page, score_table
+from results import PEERS, SETS, network_table, our_scores, page
 
 from fleetflow.data.dataset import Files
 from fleetflow.data.datasets.footage import footage
@@ -77,10 +77,9 @@ def score(model: object, files: Files) -> dict[str, Score]:
 def publish() -> None:
     """Writes the scores in the headers of the package's weights into the README and docs/results.md."""
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- scores -->\n")
-    after = rest.partition("<!-- /scores -->")[2]
-    table = score_table(our_scores(), ("OpenCV DIS", "RAFT-small, published"))
-    readme.write_text(f"{before}<!-- scores -->\n{table}\n<!-- /scores -->{after}")
+    before, _, rest = readme.read_text().partition("<!-- networks -->\n")
+    after = rest.partition("<!-- /networks -->")[2]
+    readme.write_text(f"{before}<!-- networks -->\n{network_table(our_scores())}\n<!-- /networks -->{after}")
     (ROOT / "docs" / "results.md").write_text(page(our_scores()))
 
 
