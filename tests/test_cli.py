@@ -83,7 +83,9 @@ def test_pillow_does_not_speak_beside_us(tmp_path):
 
 def test_predict_takes_the_options_of_a_pair(files, capsys):
     frame = str(files / "a.png")
-    write_image(files / "b.png", np.full((8, 9, 3), 200, np.uint8))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
+    for name, picture in zip("ab", pictures):
+        write_image(files / f"{name}.png", picture)
     words = ["predict", frame, str(files / "b.png"), "-o"]
     assert main([*words, str(files / "flow.png"), "-f", "kitti"]) == 0
     assert read_flow(files / "flow.png")[0].shape == (8, 9, 2)

@@ -531,7 +531,7 @@ def test_without_stored_volumes_the_result_is_the_same():
 def test_frames_or_weights_that_are_not_finite(tiny):
     frames = pair(128, 128)
     frames[0, 0, 0, 5, 5] = torch.nan
-    with torch.no_grad(), pytest.raises(FleetflowError, match="finite frames and weights") as caught:
+    with torch.no_grad(), pytest.raises(FleetflowError, match="frame1 has values that are not finite") as caught:
         tiny(*frames, iterations=2)
     assert "\n" not in str(caught.value)
 
@@ -546,7 +546,8 @@ def test_published_defaults():
 def test_attention_of_any_width():
     attention = Attention(1, content=True, position=False, channels=32, embedded=False)
     assert [key for key, _ in attention.named_parameters()] == ["to_qk.weight"]
-    weights = attention(torch.rand(2, 32, 3, 4), 10**6)(torch.eye(12)[None, None])
+    attended = attention(torch.rand(2, 32, 3, 4), 10**6)
+    weights = attention.mix(attended, 10**6, torch.eye(12)[None, None])
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 1, 12))
 
 

@@ -269,6 +269,9 @@ class Walking(FlowModel):
 
     stride, fit = 4, "pad"
 
+    def forward(self, frame1, frame2, previous=None, iterations=None):  # frames of one color move here, too
+        return self.estimate(frame1, frame2, previous, iterations)
+
     def prepare(self, frame1, frame2):
         return frame1, frame2
 

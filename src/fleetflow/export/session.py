@@ -215,7 +215,7 @@ class _opening:
 
     def __exit__(self, kind, error, _) -> None:
         if isinstance(error, Exception) and not isinstance(error, FleetflowError):
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).replace(str(self.path), "it").split())[:200]
             raise FleetflowError(f"{self.path} cannot be opened by {self.runtime} ({reason})") from error
 
 
