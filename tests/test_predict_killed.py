@@ -19,6 +19,7 @@ def killed(work, number: int, when: str) -> bool:
     """Runs `work` in a process that kills itself at its rename of that number; returns whether it came so far."""
     child = os.fork()
     if child == 0:
+        signal.alarm(120)  # a lock that another thread held at the fork can stop it for good
         real, count = os.replace, 0
 
         def replace(*paths):

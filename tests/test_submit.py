@@ -319,6 +319,7 @@ def in_a_child(work) -> int:
     """Runs `work` in a forked process; returns its wait status, 0 where it came to its end."""
     child = os.fork()
     if child == 0:
+        signal.alarm(120)  # a lock that another thread held at the fork can stop it for good
         try:
             work()
         finally:
