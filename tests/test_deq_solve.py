@@ -452,3 +452,15 @@ def test_bad_input_names_the_argument(call, message):
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_evaluations_do_not_change_the_gradient_mode(monkeypatch):
+    """torch.export makes a subgraph of each change, and its time grows with the square of their number."""
+    changes, real = [], torch.set_grad_enabled
+    monkeypatch.setattr(torch, "set_grad_enabled", lambda mode: changes.append(mode) or real(mode))
+    counts = []
+    for steps in (5, 20):
+        changes.clear()
+        fixed_point(torch.cos, torch.ones(1, 3), Anderson(), tolerance=0.0, max_steps=steps)
+        counts.append(len(changes))
+    assert counts[0] == counts[1]

@@ -65,9 +65,13 @@ class Stop:
         whole("max_steps", self.max_steps)
         flag("relative", self.relative)
 
-    @torch.no_grad()
     def measure(self, z: Tensor, fz: Tensor) -> Tensor:
-        """Returns [N], the residual of each sample."""
+        """Returns [N], the residual of each sample, without a gradient.
+
+        Detached instead of under `no_grad`: torch.export makes a subgraph of each change of the mode, and then takes
+        minutes for a solver's many evaluations.
+        """
+        z, fz = z.detach(), fz.detach()
         residual = torch.linalg.vector_norm(fz - z, dim=1)
         if not self.relative:
             return residual
@@ -89,12 +93,11 @@ class Track(NamedTuple):
 
     def after(self, z: Tensor, fz: Tensor, residual: Tensor, step: int, stop: Stop) -> "Track":
         """Returns what is known after evaluation number `step`, f(z) = fz with that residual [n]."""
-        with torch.no_grad():
-            residual = torch.where(self.done, self.residual, residual)
-            better = residual < self.lowest
-            lowest = torch.where(better, residual, self.lowest)
-            steps = torch.where(self.done, self.steps, step)
-            done = self.done | (lowest <= stop.tolerance) | ~residual.isfinite()
+        residual = torch.where(self.done, self.residual, residual)
+        better = residual < self.lowest
+        lowest = torch.where(better, residual, self.lowest)
+        steps = torch.where(self.done, self.steps, step)
+        done = self.done | (lowest <= stop.tolerance) | ~residual.isfinite()
         point, image = (torch.where(better[:, None], new, old) for new, old in ((z, self.point), (fz, self.image)))
         return Track(point, image, residual, lowest, steps, done)
 
