@@ -1,4 +1,4 @@
-""".pt2 files: the exported program of torch, or machine code that AOTInductor has made of it. Reading them needs torch."""
+""".pt2 files: the exported program of torch. Reading them needs torch."""
 
 import json
 from pathlib import Path
@@ -14,24 +14,6 @@ from fleetflow.types import FleetflowError
 def write_pt2(program: ExportedProgram, path: Path, about: dict) -> None:
     """Writes the program for `torch.export.load`, its metadata in the extra file "fleetflow"."""
     torch.export.save(program, path, extra_files={KEY: json.dumps(about)})
-
-
-def write_compiled(program: ExportedProgram, path: Path, about: dict) -> None:
-    """Writes the program as machine code for this kind of processor, for `torch._inductor.aoti_load_package`.
-
-    Raises:
-        FleetflowError: where there is no C++ compiler.
-    """
-    from torch._inductor import aoti_compile_and_package
-
-    try:
-        aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": {KEY: json.dumps(about)}}
-        )
-    except RuntimeError as error:
-        if "compiler" not in str(error).lower():
-            raise
-        raise FleetflowError("AOTInductor found no C++ compiler; install g++, or take --to pt2") from error
 
 
 class Loaded:

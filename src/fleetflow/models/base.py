@@ -248,7 +248,7 @@ def _check(frame1: Tensor, frame2: Tensor) -> None:
     if frame1.device.type != "cpu" or is_captured():
         return  # reading a value would stop the GPU or the trace
     for name, frame in (("frame1", frame1), ("frame2", frame2)):
-        low, high = (bound.item() for bound in torch.aminmax(frame))
+        low, high = frame.amin().item(), frame.amax().item()  # aminmax takes ten times as long on channels-last
         if low >= LOWEST and high <= HIGHEST:
             continue
         if not (low > float("-inf") and high < float("inf")):  # neither holds for NaN
