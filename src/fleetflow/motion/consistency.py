@@ -15,8 +15,9 @@ SLACK = 0.5  # squared pixels by which they may in any case
 def occlusion(forward: Picture, backward: Picture) -> Picture:
     """Returns which pixels of frame1 are hidden in frame2, or leave the picture.
 
-    A pixel counts as hidden where the backward flow, at the place that the forward flow leads to, does not lead back:
-    |forward(x) + backward(x + forward(x))|^2 > 0.01 (|forward|^2 + |backward|^2) + 0.5. Wrong flow looks alike.
+    A pixel counts as hidden where the backward flow, at the place that the forward flow leads to, does not lead back.
+    With the sum s = forward(x) + backward(x + forward(x)) that is where the square of its length is over 0.5 plus 0.01 times
+    the squared lengths of both flows. Wrong flow looks alike.
 
     Args:
         forward: [H, W, 2] numpy array or tensor [N, 2, H, W], pixels from frame1 to frame2.
