@@ -1,5 +1,7 @@
 """Pictures and flows of either kind, numpy [H, W, C] or torch [N, C, H, W], as tensors and back."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,6 +9,13 @@ from torch import Tensor
 from fleetflow.types import FleetflowError
 
 Picture = np.ndarray | Tensor
+
+
+class Masked(NamedTuple):
+    """A result and where it means something: `value, valid = compose(...)`."""
+
+    value: Picture
+    valid: Picture  # bool, [H, W] numpy array or tensor [N, H, W]; of points [P] or [N, P]
 
 
 def as_tensor(picture: Picture, name: str, channels: int | None = None) -> Tensor:
@@ -27,6 +36,26 @@ def as_tensor(picture: Picture, name: str, channels: int | None = None) -> Tenso
             f"{name} is {list(np.shape(picture))}; expected a numpy array [H, W, {wanted}] or a tensor [N, {wanted}, H, W]"
         )
     return tensor
+
+
+def check_sizes(named: dict[str, Tensor | None]) -> None:
+    """Raises FleetflowError unless all tensors [N, C, H, W] given have one number, height and width."""
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    sizes = [(len(tensor), *tensor.shape[-2:]) for tensor in given.values()]
+    if len(set(sizes)) > 1:
+        listed = " and ".join(f"the {name} is {list(tensor.shape[-2:])}" for name, tensor in given.items())
+        raise FleetflowError(f"{listed}; all must have the same size and number: resize one")
+
+
+def mask_of(valid: Picture | None, flow: Tensor, name: str = "valid") -> Tensor:
+    """Returns bool [N, H, W]: the mask given, numpy [H, W] or tensor [N, H, W], and where the flow is a number."""
+    known = flow.detach().isfinite().all(1)
+    if valid is None:
+        return known
+    mask = valid if isinstance(valid, Tensor) else torch.from_numpy(np.array(valid, bool))[None]
+    if mask.shape != known.shape:
+        raise FleetflowError(f"{name} is {list(np.shape(valid))}; expected the height and width of the flow")
+    return known & mask.to(known.device, torch.bool)
 
 
 def like(tensor: Tensor, picture: Picture) -> Picture:

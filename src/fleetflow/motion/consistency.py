@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from fleetflow.motion.arrays import Picture, as_tensor, like
+from fleetflow.motion.arrays import Picture, as_tensor, check_sizes, like
 from fleetflow.ops.warp import inside, warp
-from fleetflow.types import FleetflowError
 
 # Sundaram, Brox, Keutzer, "Dense Point Trajectories by GPU-Accelerated Large Displacement Optical Flow", ECCV 2010:
 SHARE = 0.01  # of the squared lengths of both flows, by which they may miss each other
@@ -27,11 +26,7 @@ def occlusion(forward: Picture, backward: Picture) -> Picture:
         bool [H, W] numpy array, or tensor [N, H, W].
     """
     there, back = as_tensor(forward, "forward", 2), as_tensor(backward, "backward", 2)
-    if there.shape != back.shape:
-        raise FleetflowError(
-            f"the forward flow is {list(there.shape[-2:])} and the backward flow {list(back.shape[-2:])}; both must have "
-            "the same size: resize one"
-        )
+    check_sizes({"forward flow": there, "backward flow": back})
     return like(_hidden(there, back.to(there)), forward)
 
 

@@ -2,9 +2,8 @@
 
 import torch
 
-from fleetflow.motion.arrays import Picture, as_tensor, like
+from fleetflow.motion.arrays import Picture, as_tensor, check_sizes, like
 from fleetflow.ops.warp import warp as warp_tensors
-from fleetflow.types import FleetflowError
 
 
 def warp(image: Picture, flow: Picture) -> Picture:
@@ -15,14 +14,11 @@ def warp(image: Picture, flow: Picture) -> Picture:
         flow: [H, W, 2] numpy array or tensor [N, 2, H, W], pixels from frame1 to frame2.
 
     Returns:
-        image(x + flow(x)), bilinear, 0 outside the picture, of the kind and type of `image`.
+        image(x + flow(x)), bilinear, 0 outside the picture (where `fleetflow.motion.inside` says so), of the kind and
+        type of `image`.
     """
     frame, vectors = as_tensor(image, "image"), as_tensor(flow, "flow", 2)
-    if frame.shape[-2:] != vectors.shape[-2:] or len(frame) != len(vectors):
-        raise FleetflowError(
-            f"the image is {list(frame.shape[-2:])} and the flow {list(vectors.shape[-2:])}; both must have the same "
-            "size and number: resize one"
-        )
+    check_sizes({"image": frame, "flow": vectors})
     exact = frame if frame.is_floating_point() else frame.to(torch.float32)
     warped = warp_tensors(exact, vectors.to(exact.device))
     if not frame.is_floating_point():
