@@ -140,7 +140,7 @@ def predict_pair(
             remove_leftovers(output)
             note().claim(targets.values())
         for kind, path in targets.items():
-            _write(path, kind, image1, flow, scale or robust_scale(flow))
+            write_result(path, kind, image1, flow, scale or robust_scale(flow))
     return list(targets.values())
 
 
@@ -209,7 +209,7 @@ def predict_folder(
                 flow = clip.flow(k, image, read_image(second), first.name)
                 note.claim(paths.values())
                 for kind in missing:
-                    _write(paths[kind], kind, image, flow, scale)
+                    write_result(paths[kind], kind, image, flow, scale)
                 note.add({"scale": scale, **{paths[kind].name: [_stamp(paths[kind]), *origin] for kind in missing}})
             written += paths.values()
             progress(Progress(k + 1, len(pairs)))
@@ -326,7 +326,7 @@ class _Film:
                     writer.write(_picture(kind, image1, flow, scale), image1.time, image2.time - image1.time)
                 for kind, path in zip(self.others, self._numbered(k)):
                     paths.append(path)
-                    _write(path, kind, image1, flow, scale)
+                    write_result(path, kind, image1, flow, scale)
                 progress(Progress(k + 1, total))
         return paths
 
@@ -403,7 +403,16 @@ def _check_folder(output: Path) -> None:
         raise FleetflowError(f"{output} is the name of a file; a folder or a video has many results: give a folder")
 
 
-def _write(path: Path, kind: str, image: np.ndarray, flow: np.ndarray, scale: float | None) -> None:
+def write_result(path: Path, kind: str, image: np.ndarray, flow: np.ndarray, scale: float | None) -> None:
+    """Writes one flow as a file.
+
+    Args:
+        path: the file.
+        kind: a key of FORMATS.
+        image: uint8 [H, W, 3], the first frame.
+        flow: float32 [H, W, 2] pixels.
+        scale: pixels at full color, for the kinds in PICTURES.
+    """
     if kind in PICTURES:
         write_image(path, _picture(kind, image, flow, scale))
     else:
