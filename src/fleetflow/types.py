@@ -19,6 +19,15 @@ class FleetflowError(ValueError):
     """Something the user can fix. The message is one line: what happened, what was expected, what to do."""
 
 
+Size = tuple[int, int]  # height and width, in pixels
+
+
+def size_of(planes: Tensor) -> Size:
+    """Returns height and width of a tensor [..., H, W]; symbols where torch.export or a trace follows them."""
+    height, width = planes.shape[-2:]
+    return height, width
+
+
 class Sample(NamedTuple):
     """One training or test example; a batch is the same type with a leading N on every field."""
 

@@ -12,7 +12,7 @@ For a clip, choose one scale and give it to every frame, so that one color means
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -185,7 +185,7 @@ def _legend(diameter: int, scale: float, background: Background) -> tuple[np.nda
     axis = (np.arange(fine, dtype=np.float32) + 0.5) * 2 / fine - 1
     vectors = np.stack(np.meshgrid(axis, axis), axis=-1)
     inside = np.hypot(vectors[..., 0], vectors[..., 1]) <= 1
-    disc = np.where(inside[..., None], flow_to_color(vectors, 1.0, background=background), np.uint8(plate))
+    disc = np.where(inside[..., None], flow_to_color(vectors, 1.0, background=background), np.array(plate, np.uint8))
     wheel = Image.fromarray(disc).reduce(_FINER)
 
     shape = Image.new("L", (width * _FINER, height * _FINER))
@@ -212,13 +212,13 @@ def arrows(image: np.ndarray, flow: np.ndarray, *, every: int | None = None, sca
     height, width = image.shape[:2]
     flow, known = _known(flow)
     _same_size("flow", flow, "image", image)
-    every = max(round(max(height, width) / 24), 8) if every is None else every
-    if every < 1:
-        raise FleetflowError(f"every is {every}; expected at least 1 pixel between arrows; use None for a good one")
+    apart = max(round(max(height, width) / 24), 8) if every is None else every
+    if apart < 1:
+        raise FleetflowError(f"every is {apart}; expected at least 1 pixel between arrows; use None for a good one")
     scale = checked_scale(scale)
-    ys = np.arange((height - 1) % every // 2, height, every)
-    xs = np.arange((width - 1) % every // 2, width, every)
-    stroke = max(min(every / 12, max(height, width) / 500), 1.0)  # pixels
+    ys = np.arange((height - 1) % apart // 2, height, apart)
+    xs = np.arange((width - 1) % apart // 2, width, apart)
+    stroke = max(min(apart / 12, max(height, width) / 500), 1.0)  # pixels
     canvas = Image.new("L", (width * _FINER, height * _FINER))  # 0 nothing, 1 outline, 2 arrow
     draw = ImageDraw.Draw(canvas)
     shapes = [_arrow(x, y, flow[y, x] * scale, stroke, height + width) for y in ys for x in xs if known[y, x]]
@@ -231,7 +231,7 @@ def arrows(image: np.ndarray, flow: np.ndarray, *, every: int | None = None, sca
                 _stroke(draw, head[[0, 1, 2, 0]], max(extra, 0.4), ink)
     masks = [canvas.point([255 * (ink >= level) for ink in range(256)]).reduce(_FINER) for level in (1, 2)]
     outline, core = (np.asarray(mask, np.float32)[..., None] / 255 for mask in masks)
-    return _mix(_mix(image, np.uint8(ARROW_OUTLINE), outline * 0.75), np.uint8(ARROW_COLOR), core)
+    return _mix(_mix(image, ARROW_OUTLINE, outline * 0.75), ARROW_COLOR, core)
 
 
 def _arrow(x: int, y: int, motion: np.ndarray, stroke: float, longest: float) -> tuple:
@@ -282,7 +282,7 @@ def occlusion_picture(image: np.ndarray, occluded: np.ndarray) -> np.ndarray:
     image = _checked_picture(image)
     occluded = _checked_mask("occluded", occluded, image.shape[:2])
     picture = np.array(Image.fromarray(image).convert("L").convert("RGB"))
-    picture[occluded] = _mix(picture[occluded], np.uint8(OCCLUDED_COLOR), OCCLUDED_MIX)
+    picture[occluded] = _mix(picture[occluded], OCCLUDED_COLOR, OCCLUDED_MIX)
     return picture
 
 
@@ -295,12 +295,10 @@ def side_by_side(*pictures: np.ndarray, titles: tuple[str, ...] = ()) -> np.ndar
         raise FleetflowError("side_by_side got no picture; expected one or more; pass arrays [H, W, 3]")
     if titles and len(titles) != len(pictures):
         raise FleetflowError(f"{len(titles)} titles for {len(pictures)} pictures; give one title for each, or none")
-    pictures = [_checked_picture(picture) for picture in pictures]
-    height = max(picture.shape[0] for picture in pictures)
+    height = max(_checked_picture(picture).shape[0] for picture in pictures)
     gap = min(max(height // 40, 2), 16)
     font = ImageFont.load_default(min(max(height / 18, 11), 32))
-    ascent, descent = font.getmetrics()
-    strip = ascent + descent + gap if titles else 0
+    strip = sum(font.getmetrics()) + gap if titles else 0  # pyright: ignore[reportAttributeAccessIssue]
     widths = [max(round(picture.shape[1] * height / picture.shape[0]), 1) for picture in pictures]
     row = Image.new("RGB", (sum(widths) + gap * (len(pictures) - 1), height + strip), GAP_COLOR)
     draw, left = ImageDraw.Draw(row), 0
@@ -316,15 +314,15 @@ def side_by_side(*pictures: np.ndarray, titles: tuple[str, ...] = ()) -> np.ndar
     return np.array(row)
 
 
-def _cut(title: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _cut(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Returns the title, or as much of it with "..." as fits into `width` pixels ("" if nothing does)."""
     shorter = [title] + [title[:end].rstrip() + "..." for end in range(len(title) - 1, 0, -1)] + [""]
     return next(text for text in shorter if font.getlength(text) <= width)
 
 
-def _mix(below: np.ndarray, above: np.ndarray, opacity: np.ndarray | float) -> np.ndarray:
-    """Returns `above` laid over `below`, uint8 rounded; opacity in 0..1."""
-    return np.rint(below + (above.astype(np.float32) - below) * opacity).astype(np.uint8)
+def _mix(below: np.ndarray, above: np.ndarray | tuple[int, int, int], opacity: np.ndarray | float) -> np.ndarray:
+    """Returns `above` (a picture, or one color) laid over `below`, uint8 rounded; opacity in 0..1."""
+    return np.rint(below + (np.asarray(above, np.float32) - below) * opacity).astype(np.uint8)
 
 
 def _length(flow: np.ndarray) -> np.ndarray:
@@ -342,7 +340,7 @@ def _known(
         raise FleetflowError(f"{name} is {_seen(flow)}; expected a numpy array [H, W, 2] of pixels; {fix}")
     flow = flow.astype(np.float32)
     with np.errstate(invalid="ignore"):
-        known = (np.abs(flow) < UNKNOWN_FLOW).all(-1)  # False for NaN
+        known = np.asarray((np.abs(flow) < UNKNOWN_FLOW).all(-1))  # False for NaN
     if valid is not None:
         known &= _checked_mask("valid", valid, flow.shape[:-1])
     flow[~known] = 0
@@ -379,7 +377,7 @@ def _same_size(name: str, one: np.ndarray, other_name: str, other: np.ndarray) -
         raise FleetflowError(f"{sizes}; both must have the same height and width; resize one of them")
 
 
-def _seen(value: object) -> str:
+def _seen(value: Any) -> str:
     """Returns what a value is, for an error message: [436,1024,2] float32."""
     if not hasattr(value, "shape"):
         return f"a {type(value).__name__}"

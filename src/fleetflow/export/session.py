@@ -165,7 +165,8 @@ def _open_onnx(path: Path, threads: int, precision: str) -> tuple[Run, str]:
         options.intra_op_num_threads = threads
     with _opening(path, "ONNX Runtime"):
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda feeds: session.run(None, feeds), session.get_modelmeta().custom_metadata_map.get(KEY, "")
+    text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
+    return lambda feeds: session.run(None, feeds), text  # pyright: ignore[reportReturnType]  (tensors are arrays)
 
 
 def _open_openvino(path: Path, threads: int, precision: str) -> tuple[Run, str]:
@@ -173,7 +174,7 @@ def _open_openvino(path: Path, threads: int, precision: str) -> tuple[Run, str]:
         import openvino
     except ImportError:
         raise FleetflowError("openvino is not installed; run pip install openvino") from None
-    config = {"INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16"}
+    config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     with _opening(path, "OpenVINO"):

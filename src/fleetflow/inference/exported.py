@@ -44,12 +44,12 @@ class ExportedModel(FlowModel):
     def estimate(
         self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
     ) -> Prediction:
-        images = [(255 * frame).round().clamp(0, 255).to(torch.uint8) for frame in (frame1, frame2)]
-        images = [image.permute(0, 2, 3, 1).contiguous().cpu().numpy() for image in images]
+        pictures = ((255 * frame).round().clamp(0, 255).to(torch.uint8) for frame in (frame1, frame2))
+        image1, image2 = (picture.permute(0, 2, 3, 1).contiguous().cpu().numpy() for picture in pictures)
         last = None
         if previous is not None and previous.state is not None:
             last = Result(previous.flow.numpy(), tuple(part.numpy() for part in previous.state))
-        found = self.session.predict(*images, last, iterations=iterations)
+        found = self.session.predict(image1, image2, last, iterations=iterations)
         state = None if found.state is None else tuple(map(torch.from_numpy, found.state))
         return Prediction(torch.from_numpy(found.flow).permute(0, 3, 1, 2).to(frame1.device), state=state)
 
@@ -61,4 +61,4 @@ def is_exported(name: str | os.PathLike) -> bool:
 
 def open_network(name: str | os.PathLike, *, weights: bool = True) -> FlowModel:
     """Returns what `fleetflow.load` returns, or an exported file as a network."""
-    return ExportedModel(name) if is_exported(name) else load(name, weights=weights)
+    return ExportedModel(name) if is_exported(name) else load(os.fspath(name), weights=weights)

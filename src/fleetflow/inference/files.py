@@ -419,7 +419,8 @@ def write_result(path: Path, kind: str, image: np.ndarray, flow: np.ndarray, sca
         write_flow(path, flow)
 
 
-def _picture(kind: str, image: np.ndarray, flow: np.ndarray, scale: float) -> np.ndarray:
+def _picture(kind: str, image: np.ndarray, flow: np.ndarray, scale: float | None) -> np.ndarray:
+    assert scale is not None  # chosen before the first picture is drawn
     picture = with_legend(flow_to_color(flow, scale), scale)
     return side_by_side(image, picture) if kind == "side" else picture
 

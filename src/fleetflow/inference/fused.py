@@ -6,6 +6,7 @@ memory; here the weights are packed at the first call. Nothing is compiled. For 
 """
 
 import threading
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def _packed(weight: Tensor, geometry: tuple, x: Tensor) -> Tensor:
 class _Packing(nn.Module):
     """A layer that packs its weights at its first call, as they suit the frames; copies pack their own."""
 
-    packed: object = None
+    packed: Any = None
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "packed"}
@@ -98,6 +99,7 @@ class FusedGRU(_Packing):
         width, dtype = hidden.shape[1], terms[0].dtype
         seen = torch.cat((hidden.to(dtype), motion.to(dtype)), 1)
         seen = seen.contiguous(memory_format=torch.channels_last)
+        assert self.packed is not None  # by `prepare`
         layers = list(zip(self.packed, terms, (geometry for *_, geometry in self.layers)))
         for gates, candidate in zip(layers[::2], layers[1::2]):
             z, r = _plus(seen, *gates).sigmoid_().chunk(2, 1)
@@ -134,15 +136,17 @@ def fuse(model: nn.Module, dtype: torch.dtype) -> None:
             if type(layer) is GRU:
                 setattr(parent, name, FusedGRU(layer, dtype))
             elif _plain(layer):
-                if after and type(after[0][1]) is nn.BatchNorm2d and after[0][1].track_running_stats:
-                    norm, normalization = after.pop(0)
-                    layer = fuse_conv_bn_eval(layer, normalization)
+                convolution = layer
+                norm, normalization = after[0] if after else ("", None)
+                if type(normalization) is nn.BatchNorm2d and normalization.track_running_stats:
+                    convolution = fuse_conv_bn_eval(layer, normalization)
                     setattr(parent, norm, nn.Identity())
+                    after = after[1:]
                 activation = _absorbed(parent, after, nn.LeakyReLU, nn.ReLU)
-                setattr(parent, name, FusedConvolution(layer, activation, dtype))
+                setattr(parent, name, FusedConvolution(convolution, activation, dtype))
 
 
-def _plain(layer: nn.Module) -> bool:
+def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether it is a convolution that can be replaced."""
     normed = isinstance(layer, nn.Conv2d) and parametrize.is_parametrized(layer, "weight")
     if not (type(layer) in (nn.Conv2d, ConvReLU) or normed):

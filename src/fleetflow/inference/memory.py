@@ -146,8 +146,9 @@ def limit_model(model: torch.nn.Module, memory: int, device: torch.device) -> No
     """Lets the networks of `model` store only as many correlations as suit a process of `memory` bytes."""
     free = max(memory - resident(device) - FIXED, 0)
     for part in model.modules():
-        if isinstance(getattr(part, "memory_limit", None), int):
-            part.memory_limit = min(part.memory_limit, int(STORED * free))
+        limit = getattr(part, "memory_limit", None)
+        if isinstance(limit, int):
+            part.memory_limit = min(limit, int(STORED * free))  # pyright: ignore[reportArgumentType]
 
 
 class Budget(NamedTuple):

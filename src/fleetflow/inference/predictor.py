@@ -31,7 +31,7 @@ from fleetflow.io.images import read_image
 from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import is_reference
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
 Picture = np.ndarray | str | os.PathLike  # uint8 [H, W, 3] RGB (gray [H, W] and RGBA work too), or a file
 BATCH_PIXELS = 2**21  # of the frames that are predicted at once in a list of pairs: 4 pairs of 448x1024
@@ -56,7 +56,7 @@ class Predictor:
         device: str = "auto",
         precision: Precision = "auto",
         iterations: int | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         memory: int | None = None,
     ):
         """Makes the network ready.
@@ -73,16 +73,17 @@ class Predictor:
         Raises:
             FleetflowError: for a device, precision, number of iterations, size or memory that cannot be.
         """
-        model = open_network(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model)
-        self.iterations = model.iterations_of(iterations)
+        network = open_network(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model)
+        self.iterations = network.iterations_of(iterations)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise FleetflowError(f"size is {size}; expected height and width in pixels")
-        self.size = None if size is None else tuple(size)
-        model = model.eval().requires_grad_(False)
-        self._sha256 = _hash(model)  # before its convolutions are fused, after which it has no state
-        self.model = _ready(model.to(self.device, memory_format=torch.channels_last), self.device, self.dtype)
+        self.size = None if size is None else (size[0], size[1])
+        network = network.eval().requires_grad_(False)
+        self._sha256 = _hash(network)  # before its convolutions are fused, after which it has no state
+        network = network.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model: FlowModel = _ready(network, self.device, self.dtype)
         self._run = Graphed(self.model) if self.device.type == "cuda" else self.model
         self._prepare_process()
         self._budget: Budget | None = None
@@ -161,7 +162,7 @@ class Predictor:
         iterations = self.iterations if iterations is None else iterations
         if self.device.type == "cpu":
             hand_back_if_varied(tuple(frame1.shape))
-        plain = self._budget is None and (self.size is None or self.size == tuple(frame1.shape[2:]))
+        plain = self._budget is None and (self.size is None or self.size == size_of(frame1))
         run = self._run if plain else self._at_size
         try:
             with torch.inference_mode(), autocast(self.device, self.dtype):
@@ -190,9 +191,9 @@ class Predictor:
         self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
     ) -> Prediction:
         """The prediction of frames at the size that the network is to see."""
-        if self.size is None or self.size == tuple(frame1.shape[2:]):
+        whole = size_of(frame1)
+        if self.size is None or self.size == whole:
             return self._within_memory(frame1, frame2, previous, iterations)
-        whole = tuple(frame1.shape[2:])
         frame1, frame2 = _resized(frame1, self.size), _resized(frame2, self.size)
         if previous is not None and previous.state is None:
             previous = previous._replace(flow=_resized_flow(previous.flow, self.size))
@@ -208,7 +209,7 @@ class Predictor:
 
     def _what_would_fit(self, frame: Tensor) -> str:
         """The message of a prediction that ran out of memory."""
-        height, width = self.size or frame.shape[2:]
+        height, width = self.size or size_of(frame)
         text = f"out of memory at {height}x{width} with {type(self.model).__name__}"
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
         try:
@@ -279,12 +280,12 @@ def _stacked(frames: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(first), torch.cat(second)
 
 
-def _resized(frame: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized(frame: Tensor, size: Size) -> Tensor:
     """The frame [N, 3, H, W] at another size; made smaller, it is smoothed first."""
     return nn.functional.interpolate(frame, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def _resized_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized_flow(flow: Tensor, size: Size) -> Tensor:
     """The flow [N, 2, H, W] for frames of another size, in their pixels."""
     factors = constant((size[1] / flow.shape[3], size[0] / flow.shape[2]), flow.float())
     return resize(flow.float(), size) * factors[:, None, None]

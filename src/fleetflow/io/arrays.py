@@ -3,7 +3,7 @@
 import math
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -23,16 +23,16 @@ def read_npy(path: Path) -> np.ndarray:
         return _read(path, file, length, length, 1)
 
 
-def read_npz(path: Path, *names: str, optional: tuple[str, ...] = ()) -> list[np.ndarray | None]:
+def read_npz(path: Path, *names: str, optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Returns arrays of a .npz archive.
 
     Args:
         path: the archive.
         names: the keys of those that must be there.
-        optional: the keys of others; each gives None where it is missing.
+        optional: the keys of others, which may be missing.
 
     Returns:
-        The arrays in the order of `names` and `optional`.
+        The arrays by their keys; those of `optional` that are there.
 
     Raises:
         FleetflowError: a key is missing, or as `read_npy` does.
@@ -44,8 +44,8 @@ def read_npz(path: Path, *names: str, optional: tuple[str, ...] = ()) -> list[np
             if f"{name}.npy" not in present:
                 keys = " and ".join((*names, *optional))
                 raise FleetflowError(f"{path} holds {present[:9]} but no {name}.npy; expected the keys {keys}")
-        wanted = (*names, *optional)
-        return [_read_member(path, archive, f"{name}.npy") if f"{name}.npy" in present else None for name in wanted]
+        wanted = [name for name in (*names, *optional) if f"{name}.npy" in present]
+        return {name: _read_member(path, archive, f"{name}.npy") for name in wanted}
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -59,7 +59,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return _read(path, file, member.file_size, present, packing)
 
 
-def _read(path: Path, file: BinaryIO, length: int, present: int, packing: int) -> np.ndarray:
+def _read(path: Path, file: IO[bytes], length: int, present: int, packing: int) -> np.ndarray:
     """Returns the array in a .npy stream. length: bytes of the stream, as somebody says; others as of `check_size`."""
     if np.lib.format.read_magic(file) != (1, 0):  # later versions hold only structures and headers over 64 KiB
         raise FleetflowError(f"{path} is not a plain .npy file; write it with numpy.save")

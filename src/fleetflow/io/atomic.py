@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import av
+from av.error import FFmpegError
 from safetensors import SafetensorError
 
 try:
@@ -52,7 +52,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 def writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, av.FFmpegError, SafetensorError) as error:
+    except (OSError, FFmpegError, SafetensorError) as error:
         message = f"{path} cannot be written ({reason(error)}); check the folder and the space left"
         raise FleetflowError(message) from error
 
@@ -66,7 +66,7 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".part-{uuid.uuid4().hex[:12]}{path.suffix.lower()}")
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Returns nothing: `write(temporary)` writes a file, which then takes the name `path` in one step.
 
     The folder is created. Where `write` raises, `path` stays as it was and the temporary file is removed.

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from fractions import Fraction
 
 import av
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
 
 from fleetflow.io.containers import clock_origin
 
@@ -19,22 +22,23 @@ class Sound:
         start: seconds on the clock of the video that become the time 0.
     """
 
-    def __init__(self, container: av.container.InputContainer, start: float):
+    def __init__(self, container: InputContainer, start: float):
         self._container, self._shift = container, -start - clock_origin(container)
         streams = [stream for stream in container.streams.audio if stream.codec_context and stream.rate]
         self.stream = streams[0] if streams else None
 
-    def packets(self, output: av.container.OutputContainer, end: float) -> Iterator[av.Packet]:
+    def packets(self, output: OutputContainer, end: float) -> Iterator[av.Packet]:
         """Adds a stream to `output` and returns its packets from the time 0 to `end` seconds, in their order."""
-        if self.stream.codec_context.name in _COPIED:
-            target = output.add_stream_from_template(self.stream)
-            return self._copied(target, end)
-        target = output.add_stream("aac", rate=self.stream.rate, layout=self.stream.layout.name)
-        return self._encoded(target, end)
+        stream = self.stream
+        assert stream is not None  # there is nothing to ask for otherwise
+        if stream.codec_context.name in _COPIED:
+            return self._copied(stream, output.add_stream_from_template(stream), end)
+        target = output.add_stream("aac", rate=stream.rate, layout=stream.layout.name)
+        return self._encoded(stream, target, end)
 
-    def _copied(self, target: av.AudioStream, end: float) -> Iterator[av.Packet]:
-        with suppress(av.FFmpegError):  # sound that is broken from here on
-            for packet in self._container.demux(self.stream):
+    def _copied(self, stream: av.AudioStream, target: av.AudioStream, end: float) -> Iterator[av.Packet]:
+        with suppress(FFmpegError):  # sound that is broken from here on
+            for packet in self._container.demux(stream):
                 if packet.dts is None or packet.pts is None:
                     continue
                 time = float(packet.pts * packet.time_base) + self._shift
@@ -46,17 +50,17 @@ class Sound:
                 packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, target
                 yield packet
 
-    def _encoded(self, target: av.AudioStream, end: float) -> Iterator[av.Packet]:
+    def _encoded(self, stream: av.AudioStream, target: av.AudioStream, end: float) -> Iterator[av.Packet]:
         context = target.codec_context
         resampler = av.AudioResampler(format="fltp", layout=context.layout, rate=context.rate, frame_size=1024)
-        with suppress(av.FFmpegError):
-            for frame in self._container.decode(self.stream):
+        with suppress(FFmpegError):
+            for frame in self._container.decode(stream):
                 time = (frame.time or 0.0) + self._shift
                 if time >= end:
                     break
                 if time + frame.samples / frame.sample_rate <= 0:
                     continue
-                frame.pts = round(time / frame.time_base)
+                frame.pts = round(time / (frame.time_base or Fraction(1, frame.sample_rate)))
                 for piece in resampler.resample(frame):
                     yield from target.encode(piece)
         for piece in resampler.resample(None):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+from av.container import InputContainer
 
 # FFmpeg's names of the containers we open. Left out on purpose: play lists, which open other files or addresses,
 # single pictures, and text, which FFmpeg renders as a film of a terminal.
@@ -16,13 +17,13 @@ _TAIL = 64  # bytes at the end of a file that are never all 0
 _SCAN = 2**20  # bytes of padding that may follow the last picture
 
 
-def open_container(path: Path) -> av.container.InputContainer:
+def open_container(path: Path) -> InputContainer:
     """Opens a video file with FFmpeg, which then follows no address in it; raises what FFmpeg raises."""
     options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
     return av.open(f"file:{path}", options=options, metadata_errors="replace")
 
 
-def clock_origin(container: av.container.InputContainer) -> float:
+def clock_origin(container: InputContainer) -> float:
     """Returns the time in seconds that counts as 0: where the first stream begins, unless the clock begins at 0."""
     own_clock = container.format.name.startswith(_CLOCKS_FROM_ZERO)
     return 0.0 if own_clock else (container.start_time or 0) / av.time_base

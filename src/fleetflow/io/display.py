@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import Colorspace
 
 _UNSPECIFIED = 2  # FFmpeg's number in each of its three lists of color properties
@@ -72,11 +73,11 @@ def _tone_mapped(deep: np.ndarray, transfer: int) -> np.ndarray:
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Returns (a, b, c, d), each -1, 0 or 1: the pixel (x, y) is shown at (a x + c y, b x + d y), up to a shift."""
     for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
+        if isinstance(data, SideData) and data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(data), np.int32)[:5])
             largest = max(abs(a), abs(b), abs(c), abs(d))
             if largest:
-                return tuple(round(value / largest) for value in (a, b, c, d))
+                return round(a / largest), round(b / largest), round(c / largest), round(d / largest)
     return 1, 0, 0, 1
 
 

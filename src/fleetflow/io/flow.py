@@ -151,11 +151,12 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> np.ndarray:
-    flow, valid = read_npz(path, "flow", optional=("valid",))
-    _checked(path, flow, (2,))
-    if valid is None:
+    found = read_npz(path, "flow", optional=("valid",))
+    flow = _checked(path, found["flow"], (2,))
+    if "valid" not in found:
         return flow
-    if _checked(path, valid, ()).shape != flow.shape[:2]:
+    valid = _checked(path, found["valid"], ())
+    if valid.shape != flow.shape[:2]:
         raise FleetflowError(f"{path} holds valid {list(valid.shape)} for a flow {list(flow.shape)}; expected [H, W]")
     return np.where(valid[..., None] != 0, flow, np.nan)
 
@@ -188,14 +189,18 @@ def _read_flo5(path: Path) -> np.ndarray:
     with h5py.File(path, "r") as file:
         # other links, external storage and virtual data sets lead to other files: never followed
         dataset = file["flow"] if isinstance(file.get("flow", getlink=True), h5py.HardLink) else None
-        plain = isinstance(dataset, h5py.Dataset) and not dataset.external and not dataset.is_virtual
-        if not plain or dataset.dtype.kind != "f" or not dataset.shape or dataset.shape[2:] != (2,):
+        if (
+            not isinstance(dataset, h5py.Dataset)
+            or (dataset.external or dataset.is_virtual)
+            or (dataset.dtype.kind != "f" or dataset.ndim != 3 or dataset.shape[2] != 2)
+        ):
             raise FleetflowError(f'{path} holds no plain data set "flow" of floats [H, W, 2], as Spring does')
+        height, width = dataset.shape[:2]
         # HDF5 unpacks whole chunks, and chunks never written take no space: both must fit what is in the file
         values = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
         packing = DEFLATE if dataset.id.get_create_plist().get_nfilters() else 1
         present = min(dataset.id.get_storage_size(), path.stat().st_size)
-        check_size(path, *dataset.shape[:2], values * dataset.dtype.itemsize, present, packing)
+        check_size(path, height, width, values * dataset.dtype.itemsize, present, packing)
         return dataset[()]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fleetflow.io.atomic import existing, reading, write_atomically
 from fleetflow.io.limits import UNBOUNDED, check_size
@@ -81,14 +82,14 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Image.Image, BytesIO]]:
 
 
 def _packing(image: Image.Image) -> int:
-    plain = image.format == "TIFF" and image.tag_v2.get(259, 1) == 1  # the tag "Compression"
-    return 24 if plain else _PACKING.get(image.format, UNBOUNDED)
+    plain = isinstance(image, TiffImageFile) and image.tag_v2.get(259, 1) == 1  # the tag "Compression"
+    return 24 if plain else _PACKING.get(image.format or "", UNBOUNDED)
 
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of JPEG: what is no data, no restart, and no padding
 
 
-def _check_end(name: str, data: memoryview) -> None:
+def _check_end(name: str | None, data: memoryview) -> None:
     """Raises ValueError if a picture ends early and its decoder would fill in the rest."""
     if name == "JPEG" and not _jpeg_ends(data):
         raise ValueError("the file ends early")
@@ -133,7 +134,7 @@ def _orientation(path: Path) -> int:
 
 def _deep_codec(image: Image.Image, data: memoryview) -> str | None:
     """Returns FFmpeg's codec for a 16-bit color picture, of which Pillow would silently keep 8 bits, or None."""
-    if image.format == "TIFF" and image.tag_v2.get(258, ())[1:2] == (16,):  # the tag "BitsPerSample"
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(258, ())[1:2] == (16,):  # the tag "BitsPerSample"
         return "tiff"
     if image.format == "PNG" and not image.mode.startswith("I"):
         return "png" if data[24] == 16 else None  # the bit depth
@@ -143,12 +144,13 @@ def _deep_codec(image: Image.Image, data: memoryview) -> str | None:
 def _decode(data: bytes, codec: str) -> np.ndarray:
     """Returns the picture uint16 [H, W, C] in a PNG or TIFF file of 16 bits a channel, every bit kept."""
     context = av.CodecContext.create(codec, "r")
+    assert isinstance(context, av.VideoCodecContext)  # as both codecs are
     context.options = {"err_detect": "crccheck+explode"} if codec == "png" else {}  # "explode" refuses every TIFF file
     frame = next(iter(context.decode(av.Packet(data))), None)
     if frame is None or len(frame.planes) != 1 or {component.bits for component in frame.format.components} != {16}:
         raise ValueError("no picture of 16 bits a channel in it")
     channels, order = len(frame.format.components), ">" if frame.format.is_big_endian else "<"
-    rows = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, frame.planes[0].line_size)
+    rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, frame.planes[0].line_size)
     pixels = rows[:, : frame.width * channels * 2].copy().view(order + "u2")
     return pixels.reshape(frame.height, frame.width, channels).astype(np.uint16)
 
@@ -168,7 +170,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     with _opened(existing(path), "a mask") as (image, _):
         gray = image.mode in ("1", "L") or image.mode.startswith("I")
         pixels = np.asarray(image if gray else image.convert("RGB"))
-    return pixels > 0 if gray else pixels.any(-1)
+    return pixels > 0 if gray else np.asarray(pixels.any(-1))
 
 
 def read_deep_image(path: str | os.PathLike) -> np.ndarray:

@@ -3,8 +3,11 @@
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import av
+from av.container import InputContainer
+from av.error import FFmpegError
 
 from fleetflow.io.atomic import reading, reason
 from fleetflow.io.display import displayed
@@ -34,12 +37,12 @@ class LiveReader:
 
     def __init__(self, source: int | str):
         self.name, self.problem = f"camera {source}" if isinstance(source, int) else source, None
-        with reading(self.name, "a live video"):
+        with reading(Path(self.name), "a live video"):
             self._container = _opened(source)
             stream = self._container.streams.video[0]
             self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
             self.height, self.width = stream.height, stream.width
-            check_size(self.name, self.height, self.width)
+            check_size(Path(self.name), self.height, self.width)
 
     def __iter__(self) -> Iterator[Frame]:
         first = None
@@ -48,7 +51,7 @@ class LiveReader:
                 seconds = index / float(self.fps) if frame.time is None else frame.time
                 first = seconds if first is None else first
                 yield as_frame(displayed(frame), seconds - first, index)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             self.problem = f"{self.name} ended ({reason(error)})"
         finally:
             self.close()
@@ -64,7 +67,7 @@ class LiveReader:
         self.close()
 
 
-def _opened(source: int | str) -> av.container.InputContainer:
+def _opened(source: int | str) -> InputContainer:
     if isinstance(source, str):
         return av.open(source, timeout=_PATIENCE)
     if sys.platform not in _CAMERAS:

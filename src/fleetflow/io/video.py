@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
@@ -93,7 +95,7 @@ class VideoReader:
             )
         self.path, self.start, self.stop, self.every = existing(path), start, stop, every
         self.problem: str | None = None
-        self._container: av.container.InputContainer | None = None
+        self._container: InputContainer | None = None
         self._index: _PacketIndex | None = None
         with reading(self.path, "a video"):
             self._begin()
@@ -113,7 +115,7 @@ class VideoReader:
             if first is None:
                 raise FleetflowError(f"{self.path} holds no picture that can be decoded; check that it is complete")
             if container.format.name == "avi" and first.pts is not None:  # has decoding times only, which are later
-                self._origin = float(first.pts * first.time_base)
+                self._origin = float(first.pts * (first.time_base or self.time_base))
             self.height, self.width = displayed(first).shape[:2]
 
     @property
@@ -124,10 +126,13 @@ class VideoReader:
     @property
     def seekable(self) -> bool:
         """True where any picture can be read without decoding all before it; the file is looked through once."""
+        return self._indexed().sound
+
+    def _indexed(self) -> "_PacketIndex":
         if self._index is None:
             with reading(self.path, "a video"), self._open() as container:
                 self._index = _PacketIndex(container, self._picture_stream(container))
-        return self._index.sound
+        return self._index
 
     def part(self, start: int, stop: int | None = None, every: int = 1) -> "VideoReader":
         """Returns a reader of the same file for other pictures, without opening it anew: cheap, for looking here and
@@ -142,7 +147,8 @@ class VideoReader:
             self._container, time, step = container, -math.inf, 1 / float(self.fps)
             for index, frame in self._from_start(container):
                 stamp = frame.pts if frame.pts is not None else frame.dts
-                given = math.nan if stamp is None else float(stamp * frame.time_base) - self._origin
+                base = frame.time_base or self.time_base
+                given = math.nan if stamp is None else float(stamp * base) - self._origin
                 time = given if given > time else max(time + step, 0.0)  # no time is given, or one that goes back
                 if self.stop is not None and index >= self.stop:
                     return
@@ -154,10 +160,10 @@ class VideoReader:
                     return
                 yield as_frame(picture, time, index)
 
-    def _open(self) -> av.container.InputContainer:
+    def _open(self) -> InputContainer:
         return open_container(self.path)
 
-    def _picture_stream(self, container: av.container.InputContainer) -> av.VideoStream:
+    def _picture_stream(self, container: InputContainer) -> av.VideoStream:
         # left out: the cover of an album, and what FFmpeg has no decoder for
         films = [s for s in container.streams.video if s.codec_context and not s.disposition & Disposition.attached_pic]
         if not films:
@@ -166,25 +172,28 @@ class VideoReader:
         check_size(self.path, height, width, height * width * 3, self.path.stat().st_size, UNBOUNDED)
         return films[0]
 
-    def _from_start(self, container: av.container.InputContainer) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _from_start(self, container: InputContainer) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields (index, frame): from the first, or from `start` if the file can be sought that exactly."""
         if self.start < _WORTH_SEEKING:
             return enumerate(self._decode(container))
-        if not self.seekable:
+        packets = self._indexed()
+        if not packets.sound:
             return enumerate(self._decode(container))
-        place = self._index.place(self.start)
+        place = packets.place(self.start)
         stream = self._picture_stream(container)
         container.seek(place.seek, stream=stream)
         frames = self._decode(container, place.index)
         first = next(frames, None)
         if first is None or first.pts is None or first.pts > place.pts:  # not where it should be
-            container.seek(self._index.first, stream=stream)
-            frames, place = self._decode(container), _Place(0, self._index.first, self._index.first)
+            container.seek(packets.first, stream=stream)
+            frames, place = self._decode(container), _Place(0, packets.first, packets.first)
             first = next(frames, None)
-        behind = dropwhile(lambda frame: frame.pts < place.pts, chain([first] if first else [], frames))
+        behind = dropwhile(
+            lambda frame: frame.pts is not None and frame.pts < place.pts, chain([first] if first else [], frames)
+        )
         return enumerate(behind, place.index)
 
-    def _decode(self, container: av.container.InputContainer, index: int = 0) -> Iterator[av.VideoFrame]:
+    def _decode(self, container: InputContainer, index: int = 0) -> Iterator[av.VideoFrame]:
         """Yields every frame that can be decoded, then says in `problem` what could not. index: of the first one."""
         stream = self._picture_stream(container)
         # the decoder's threads stay within a frame: side by side, frames lose the mark of damage now and then
@@ -199,13 +208,13 @@ class VideoReader:
                     damage = damage or "a packet that was never written"
                 try:
                     frames = packet.decode()
-                except av.FFmpegError as error:
+                except FFmpegError as error:
                     damage = damage or reason(error)
                     continue
                 for frame in frames:
                     yield frame
                     index += 1
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             damage = damage or reason(error)
         if frame is not None and frame.is_corrupt:
             damage = damage or "a damaged last frame"
@@ -239,7 +248,7 @@ class _Place(NamedTuple):
 class _PacketIndex:
     """The times of all packets of a stream, read without decoding them."""
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream):
+    def __init__(self, container: InputContainer, stream: av.VideoStream):
         stamps, keys, sound = [], [], container.format.name.startswith(_INDEXED)
         for packet in container.demux(stream) if sound else ():
             if packet.size == 0:  # the mark of the end
@@ -282,7 +291,7 @@ def read_video(
     if isinstance(source, int) or "://" in str(source):
         if frames is not None or every != 1:
             raise FleetflowError(f"{source} is live and cannot be cut; leave frames and every out")
-        return LiveReader(source)
+        return LiveReader(source if isinstance(source, int) else os.fspath(source))
     return VideoReader(source, start=wanted.start, stop=wanted.stop, every=wanted.step)
 
 
@@ -318,7 +327,7 @@ class VideoWriter:
         self.fps = max(Fraction(fps).limit_denominator(2**16), Fraction(1, 2**16))
         self.time_base = time_base
         self._temporary = temporary_name(self.path)
-        self._container = self._stream = self._shape = None  # begun by the first picture
+        self._film: _Film | None = None  # begun by the first picture
         self._held = ExitStack()
         self._end = 0  # where the last picture ends, in time bases
         self._last: tuple[int, int] | None = None  # time and duration of the last picture, in time bases
@@ -334,63 +343,64 @@ class VideoWriter:
         """
         image = checked_picture(image)
         with writing(self.path):
-            if self._shape is None:
-                self._begin(image.shape, time)
-            if image.shape != self._shape:
-                raise FleetflowError(f"a frame is {list(image.shape)} after {list(self._shape)}; expected one size")
+            if self._film is None:
+                self._film = self._begin(image.shape, time)
+            film = self._film
+            if image.shape != film.shape:
+                raise FleetflowError(f"a frame is {list(image.shape)} after {list(film.shape)}; expected one size")
             image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-            frame.pts, frame.time_base = self._next_pts(time, duration), self.time_base
-            self._mux(self._stream.encode(frame))
+            frame.pts, frame.time_base = self._next_pts(time, duration, film.time_base), film.time_base
+            self._mux(film, film.stream.encode(frame))
 
-    def _next_pts(self, time: float | None, duration: float | None) -> int:
+    def _next_pts(self, time: float | None, duration: float | None, time_base: Fraction) -> int:
         """Returns the time of the next picture in time bases, and keeps where it ends."""
-        pts = self._end if time is None else round(time / self.time_base)
+        pts = self._end if time is None else round(time / time_base)
         if self._last is not None and pts <= self._last[0]:
             if time is None or pts < self._last[0] - 1:
-                raise FleetflowError(f"a frame at {time} s follows one at {float(self._last[0] * self.time_base)} s")
+                raise FleetflowError(f"a frame at {time} s follows one at {float(self._last[0] * time_base)} s")
             pts = self._last[0] + 1  # two times that the time base cannot tell apart
-        length = max(1, round((1 / self.fps if duration is None else duration) / self.time_base))
+        length = max(1, round((1 / self.fps if duration is None else duration) / time_base))
         self._last, self._end = (pts, length), pts + length
         return pts
 
-    def _begin(self, shape: tuple[int, ...], time: float | None) -> None:
-        self.time_base = self.time_base or (1 / self.fps if time is None else Fraction(1, 90_000))
+    def _begin(self, shape: tuple[int, ...], time: float | None) -> "_Film":
+        time_base = self.time_base or (1 / self.fps if time is None else Fraction(1, 90_000))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(held(self._temporary))
-        self._container = _new_mp4(self._temporary, self.time_base)
+        container = _new_mp4(self._temporary, time_base)
         # crf 18: hardly a visible loss (FFmpeg's H.264 guide); bf 0: frames in order, so that films can be joined
         options = {"preset": "veryfast", "crf": "18", "bf": "0"}
-        stream = self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
+        stream = container.add_stream("libx264", rate=self.fps, options=options)
         stream.height, stream.width = (size + size % 2 for size in shape[:2])
         stream.pix_fmt, context = "yuv420p", stream.codec_context
-        stream.time_base = context.time_base = self.time_base
+        stream.time_base = context.time_base = time_base
         # 1 is BT.709 in FFmpeg's three lists of color properties; range 1 is the limited one of video
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
-        self._shape = shape
+        return _Film(container, stream, shape, time_base)
 
-    def _mux(self, packets: list[av.Packet], *, last: bool = False) -> None:
+    def _mux(self, film: "_Film", packets: list[av.Packet], *, last: bool = False) -> None:
         """Writes all packets but the last, whose duration is not known before the end."""
         self._packets += packets
-        if last and self._packets:
+        if last and self._packets and self._last is not None:
             self._packets[-1].duration = self._last[1]
         ready = self._packets if last else self._packets[:-1]
         self._packets = self._packets[len(ready) :]
-        self._container.mux(ready)
+        film.container.mux(ready)
 
     def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
         try:
-            if kind is None and self._shape is None:
+            if kind is None and self._film is None:
                 raise FleetflowError(f"no frame was written to {self.path}; a video needs one at least")
-            if self._container is not None:
+            if self._film is not None:
                 with writing(self.path):
                     if kind is None:
-                        self._mux(self._stream.encode(), last=True)
-                    self._container.close()
+                        self._mux(self._film, self._film.stream.encode(), last=True)
+                    self._film.container.close()
                     self._held.close()
                     if kind is None:
                         os.replace(self._temporary, self.path)
@@ -400,7 +410,16 @@ class VideoWriter:
                 self._temporary.unlink(missing_ok=True)
 
 
-def _new_mp4(path: Path, time_base: Fraction) -> av.container.OutputContainer:
+class _Film(NamedTuple):
+    """An mp4 that is being written."""
+
+    container: OutputContainer
+    stream: av.VideoStream
+    shape: tuple[int, ...]  # of its pictures
+    time_base: Fraction  # of their times
+
+
+def _new_mp4(path: Path, time_base: Fraction) -> OutputContainer:
     # the time at which a film begins is kept in movie_timescale, which is 1/1000 s unless said; "a:b" is no address
     return av.open(f"file:{path}", "w", format="mp4", options={"movie_timescale": str(time_base.denominator)})
 
@@ -439,36 +458,38 @@ def join_videos(
         write_atomically(path, lambda temporary: _join(temporary, sources, sound))
 
 
-def _join(temporary: Path, sources: list[av.container.InputContainer], sound: Sound | None) -> None:
+def _join(temporary: Path, sources: list[InputContainer], sound: Sound | None) -> None:
     template = sources[0].streams.video[0]
-    with _new_mp4(temporary, template.time_base) as joined:
+    time_base = template.time_base
+    assert time_base is not None  # `VideoWriter` has set it
+    with _new_mp4(temporary, time_base) as joined:
         stream = joined.add_stream_from_template(template)
-        stream.time_base = template.time_base
-        pictures = _in_a_row(sources, stream)
-        if sound is None or sound.stream is None:
-            joined.mux(pictures)
-            return
-        # by their times, so that the muxer need not keep the packets of one stream until the other follows
-        end = sum(float(source.streams.video[0].duration * source.streams.video[0].time_base) for source in sources)
-        end = max(end, _end(sources[-1]))
-        joined.mux(heapq.merge(pictures, sound.packets(joined, end), key=lambda packet: packet.dts * packet.time_base))
+        stream.time_base = time_base
+        packets = _in_a_row(sources, stream)
+        if sound is not None and sound.stream is not None:
+            # by their times, so that the muxer need not keep the packets of one stream until the other follows
+            end = sum(float((source.streams.video[0].duration or 0) * time_base) for source in sources)
+            heard = sound.packets(joined, max(end, _end(sources[-1])))
+            packets = heapq.merge(packets, heard, key=lambda packet: (packet.dts or 0) * packet.time_base)
+        for packet in packets:
+            joined.mux_one(packet)
 
 
-def _end(container: av.container.InputContainer) -> float:
+def _end(container: InputContainer) -> float:
     """Returns when the last picture of a video ends, in seconds on its clock."""
     return ((container.start_time or 0) + (container.duration or 0)) / av.time_base
 
 
-def _in_a_row(sources: list[av.container.InputContainer], stream: av.VideoStream) -> Iterator[av.Packet]:
+def _in_a_row(sources: list[InputContainer], stream: av.VideoStream) -> Iterator[av.Packet]:
     """Yields the packets of all videos, for `stream`, with times that grow."""
     end = 0
     for container in sources:
         shift = None
         for packet in container.demux(video=0):
-            if packet.dts is None:  # the last packet of every file is empty
+            if packet.dts is None or packet.pts is None:  # the last packet of every file is empty
                 continue
             shift = max(0, end - packet.dts) if shift is None else shift
             packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-            end = packet.dts + packet.duration
+            end = packet.dts + (packet.duration or 0)
             packet.stream = stream
             yield packet

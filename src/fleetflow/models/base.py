@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fleetflow.layers.small_frames import enlarged, reduced_flow
 from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import is_captured
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
 FITS = ("pad", "pad_bottom", "scale")
 LOWEST, HIGHEST = -0.5, 1.5  # of a pixel: black is 0, white is 1, and resampling may overshoot
@@ -93,27 +93,27 @@ class FlowModel(nn.Module, ABC):
         iterations = self.iterations_of(iterations)
         if self.fit not in FITS:
             raise FleetflowError(f'fit is "{self.fit}"; expected {", ".join(FITS[:-1])} or {FITS[-1]}')
-        size = frame1.shape[-2:]
-        fitted = tuple((side + self.stride - 1) // self.stride * self.stride for side in size)
+        size = size_of(frame1)
+        fitted = rounded_up(size, self.stride)
         # A size that is a symbol (torch.export) is fitted always, which changes nothing where it is exact.
-        exact = not any(isinstance(side, torch.SymInt) for side in size) and tuple(size) == fitted
+        exact = not any(isinstance(side, torch.SymInt) for side in size) and size == fitted
         if self.training and not exact and self.fit != "scale":
             crop = "x".join(str(max(side // self.stride, 1) * self.stride) for side in size)
             raise FleetflowError(
                 f"frames are {size[0]}x{size[1]}; {type(self).__name__} trains on multiples of {self.stride}: "
                 f"crop to {crop}"
             )
-        both = self.prepare(frame1, frame2)
+        one, two = self.prepare(frame1, frame2)
         if self.fit == "scale":
             if not exact:
-                both = tuple(resize(frame, fitted) for frame in both)
-            prediction = _scaled_back(self.estimate(*both, previous, iterations), size, fitted, exact)
+                one, two = resize(one, fitted), resize(two, fitted)
+            prediction = _scaled_back(self.estimate(one, two, previous, iterations), size, fitted, exact)
         elif exact:
-            prediction = self.estimate(*both, previous, iterations)
+            prediction = self.estimate(one, two, previous, iterations)
         else:
             sides = _sides(size, fitted, self.fit)
-            both = tuple(F.pad(frame, sides, mode="replicate") for frame in both)
-            prediction = _cut_back(self.estimate(*both, _padded(previous, sides), iterations), size, sides)
+            one, two = (F.pad(frame, sides, mode="replicate") for frame in (one, two))
+            prediction = _cut_back(self.estimate(one, two, _padded(previous, sides), iterations), size, sides)
         return prediction if self.training else _still(frame1, frame2, prediction)
 
 
@@ -156,7 +156,8 @@ class RefiningModel(FlowModel):
         self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
     ) -> Prediction:
         """Returns the prediction; in training its intermediate flows are those of all states that `search` returns."""
-        size = frame1.shape[-2:]
+        assert iterations is not None  # `forward` has put in the network's own
+        size = size_of(frame1)
         features, rest = self.encode(enlarged(frame1), enlarged(frame2))
         states, others = self.search(partial(self.step, features), rest, previous, iterations)
         flows = [reduced_flow(self.decode(state), size) for state in states]
@@ -165,16 +166,22 @@ class RefiningModel(FlowModel):
         return Prediction(flows[-1], tuple(flows) if self.training else (), **others)
 
 
-def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def rounded_up(size: Size, stride: int) -> Size:
+    """Returns the size with both sides rounded up to multiples of `stride`, without negative divisions."""
+    height, width = size
+    return (height + stride - 1) // stride * stride, (width + stride - 1) // stride * stride
+
+
+def resize(picture: Tensor, size: Size) -> Tensor:
     """Returns the picture [N, C, h, w], bilinearly resized to `size` (height, width), pixel edges aligned."""
     if picture.shape[1] <= 2:
         picture = picture.contiguous()  # a flow as two planes: three times faster than as pairs
-    return F.interpolate(picture, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(picture, size=size, mode="bilinear", align_corners=False)
 
 
-def _scaled_back(prediction: Prediction, size: tuple[int, int], fitted: tuple[int, int], exact: bool) -> Prediction:
+def _scaled_back(prediction: Prediction, size: Size, fitted: Size, exact: bool) -> Prediction:
     """The prediction for frames of size `fitted`, or of a coarser grid of theirs, for those of `size`."""
-    if exact and tuple(prediction.flow.shape[-2:]) == tuple(size):
+    if exact and size_of(prediction.flow) == size:
         return prediction
     flow = prediction.flow
     flow = resize(flow.to(torch.promote_types(flow.dtype, torch.float32)), size)
@@ -186,7 +193,7 @@ def _scaled_back(prediction: Prediction, size: tuple[int, int], fitted: tuple[in
     )
 
 
-def _sides(size: tuple[int, int], fitted: tuple[int, int], fit: str) -> tuple[int, int, int, int]:
+def _sides(size: Size, fitted: Size, fit: str) -> tuple[int, int, int, int]:
     """How many pixels are added left, right, above and below."""
     left, top = (fitted[1] - size[1]) // 2, (fitted[0] - size[0]) // 2
     if fit == "pad_bottom":
@@ -201,7 +208,7 @@ def _padded(previous: Prediction | None, sides: tuple[int, int, int, int]) -> Pr
     return previous._replace(flow=F.pad(previous.flow, sides, mode="replicate"))
 
 
-def _cut_back(prediction: Prediction, size: tuple[int, int], sides: tuple[int, int, int, int]) -> Prediction:
+def _cut_back(prediction: Prediction, size: Size, sides: tuple[int, int, int, int]) -> Prediction:
     """The prediction without what was added to the frames."""
     left, _, top, _ = sides
     window = (..., slice(top, top + size[0]), slice(left, left + size[1]))

@@ -99,7 +99,7 @@ def checksum(state: dict[str, Tensor]) -> str:
     for key in sorted(state):
         value = state[key].contiguous()
         digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -238,8 +238,9 @@ def _read_as(model: FlowModel, state: dict[str, Tensor]) -> tuple[dict[str, Tens
     """The state with the names of the network, in the spelling that fits best, and what is left of differences."""
     best: tuple[dict[str, Tensor], list[str]] | None = None
     counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    translate = type(model).translate
     for spelling in _spellings(state):
-        own = spelling if model.translate is None else type(model).translate(spelling)
+        own = spelling if translate is None else translate(spelling)
         if counters and not counters.keys() & own.keys():  # files of torch before 0.4.1, which nobody needs
             own = {**own, **{key: torch.zeros_like(value, device="cpu") for key, value in counters.items()}}
         found = differences(model, own)

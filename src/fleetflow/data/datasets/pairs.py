@@ -53,7 +53,7 @@ def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix != ".npz":
         return read_flow(path)
     with reading(existing(path), "a flow .npz"):
-        flow, bits = read_npz(path, "flow", "valid")
+        flow, bits = read_npz(path, "flow", "valid").values()
     flow, count = flow.astype(np.float32), math.prod(flow.shape[:2])
     if flow.ndim != 3 or flow.shape[2] != 2 or bits.dtype != np.uint8 or 8 * bits.size < count:
         held = f"flow {list(flow.shape)} and valid {bits.dtype} {list(bits.shape)}"

@@ -49,7 +49,7 @@ def viper(root: Path, *, split: Split = "train") -> Files:
 
 def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with reading(existing(path), "a VIPER flow"):
-        u, v = read_npz(path, "u", "v")
+        u, v = read_npz(path, "u", "v").values()
     if u.ndim != 2 or u.shape != v.shape:
         raise FleetflowError(f"{path} holds u {list(u.shape)} and v {list(v.shape)}; expected two arrays [H, W]")
     flow = np.stack((u, v), -1).astype(np.float32)
