@@ -19,7 +19,8 @@ QUICK = ("predict", "demo", "recipes")  # what the tests of the other commands r
 def leaves(commands, words=()):
     for name, command in commands.items():
         if isinstance(command, cli.Group):
-            yield from leaves(command.commands, (*words, name))
+            for own, each in command.commands.items():  # the default one need not be named
+                yield (*words, name) if own == command.default else (*words, name, own), each
         else:
             yield (*words, name), command
 

@@ -17,9 +17,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 class bar:
-    """A progress bar on standard error: share, pairs per second, time left. Called with (done, total) or (done, total, what)."""
+    """A progress bar on standard error: share, rate, time left. Called with (done, total) or (done, total, what)."""
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, *, unit: str = "frames"):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,7 +31,7 @@ class bar:
         )
         self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
         self.task = self.bar.add_task(title, total=None, rate="")
-        self.title, self.what = title, ""
+        self.title, self.what, self.unit = title, "", unit
         self.first: int | None = None
 
     def __call__(self, state) -> None:
@@ -44,7 +44,7 @@ class bar:
             self.first = done
             self.bar.start()
         elapsed = self.bar.tasks[0].elapsed or 0
-        rate = f"{(done - self.first + 1) / elapsed:.1f} frames/s" if elapsed > 0 else ""
+        rate = f"{(done - self.first + 1) / elapsed:.1f} {self.unit}/s" if elapsed > 0 else ""
         description = f"{self.title}: {what}" if what else self.title
         self.bar.update(self.task, description=description, completed=done, total=total, rate=rate)
 

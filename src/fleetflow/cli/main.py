@@ -19,7 +19,7 @@ from typing import NamedTuple
 import tyro
 
 import fleetflow
-from fleetflow.cli import benchmark
+from fleetflow.cli import batch, benchmark
 from fleetflow.cli.adapt import adapt
 from fleetflow.cli.convert import convert
 from fleetflow.cli.demo import demo
@@ -35,12 +35,14 @@ from fleetflow.types import FleetflowError
 
 
 class Group(NamedTuple):
-    """A command with commands of its own, such as `fleetflow benchmark speed`."""
+    """A command with commands of its own, such as `fleetflow benchmark speed`; `default` need not be named."""
 
     summary: str
     commands: dict[str, Callable]
+    default: str | None = None
 
 
+BATCH = (batch.run, batch.manifest, batch.status, batch.retry)
 COMMANDS: dict[str, Callable | Group] = {
     "predict": predict,
     "train": train,
@@ -48,6 +50,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "evaluate": evaluate,
     "submit": submit,
     "benchmark": Group(benchmark.__doc__, {"speed": benchmark.speed, "data": benchmark.data, "video": benchmark.video}),
+    "batch": Group(batch.__doc__, {each.__name__: each for each in BATCH}, default="run"),
     "demo": demo,
     "models": models,
     "convert": convert,
@@ -126,6 +129,8 @@ def _run(given: list[str]) -> None:
     while given and isinstance(group := commands.get(given[0]), Group):
         commands, prog, about = group.commands, f"{prog} {given[0]}", group.summary
         given = given[1:]
+        if group.default and given[:1] and given[0] not in commands:
+            given = [group.default, *given]
     try:
         listed = {name: _listed(command) for name, command in commands.items()}
         tyro.extras.subcommand_cli_from_dict(listed, prog=prog, args=given, description=about)

@@ -1,0 +1,182 @@
+"""The executor of many machines: Ray Data with a pool of actors, each with a network; Ray decides what runs where."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from fleetflow.batch.task import Job, Ready, Report, Task
+from fleetflow.types import FleetflowError
+
+try:
+    import ray
+    import ray.data
+except ImportError:
+    raise FleetflowError("batches on Ray need ray; pip install 'fleetflow[batch]', or leave out --on ray") from None
+
+BEGIN = 120.0  # seconds in which a cluster must give the first worker its core or GPU
+
+
+class Ray:
+    """A pool of actors on the cluster of RAY_ADDRESS, or on one that is started on this machine. A context manager.
+
+    Every machine needs fleetflow, and the folder of the results under the same path or address.
+
+    Attributes:
+        label: what the results of its workers depend on.
+        workers: how many actors there are.
+    """
+
+    def __init__(self, job: Job, workers: int = 0):
+        """Connects, and asks one worker what the network is.
+
+        Args:
+            job: what the workers are told.
+            workers: 0 takes one for each GPU of the cluster, or for each `job.threads` cores.
+
+        Raises:
+            FleetflowError: the network cannot be loaded, there is no such cluster, or it has nothing free.
+        """
+        if workers < 0:
+            raise FleetflowError(f"--workers is {workers}; expected a number from 1 on, or 0 for all")
+        self._job = job
+        self._started = not ray.is_initialized()
+        if self._started:
+            _connect()
+        try:
+            found = ray.cluster_resources()
+            gpus = int(found.get("GPU", 0)) if job.settings.device in ("auto", "cuda") else 0
+            self._resources = {"num_gpus": 1} if gpus else {"num_cpus": job.threads}
+            self.workers = workers or gpus or max(1, int(found.get("CPU", 1)) // job.threads)
+            self.label = self._first().label
+        except BaseException:
+            self._end()
+            raise
+
+    def _first(self) -> Ready:
+        """What a worker says of its network: from the place where workers run, which need not be like this one."""
+        asked = ray.remote(_ready).options(**self._resources, max_retries=3).remote(self._job)
+        try:
+            found = ray.get(asked, timeout=BEGIN)
+        except ray.exceptions.GetTimeoutError:
+            resources = " ".join(f"{name}={count}" for name, count in self._resources.items())
+            raise FleetflowError(f"the cluster has had no room ({resources}) for a worker in {BEGIN:.0f} s") from None
+        except ray.exceptions.RayError as error:
+            raise FleetflowError(f"no worker can begin ({str(error).splitlines()[-1]}); see Ray's logs") from None
+        if isinstance(found, FleetflowError):
+            raise found
+        return found
+
+    def run(self, shards: Iterable[str]) -> Iterator[Report | None]:
+        """Yields a report for every task of the lists of items, as they end; after a crash a task may come twice."""
+        context = ray.data.DataContext.get_current()
+        before = context.target_max_block_size, context.enable_progress_bars
+        # One task a block: what is handed to an actor, and done anew when a machine is lost.
+        context.target_max_block_size, context.enable_progress_bars = 1, False
+        try:
+            tasks = ray.data.from_items([{"shard": shard} for shard in shards])
+            # Reading lists takes no core from the actors, which have them all.
+            tasks = tasks.flat_map(_Plan(self._job), num_cpus=0)
+            pool = ray.data.ActorPoolStrategy(size=self.workers)
+            reports = tasks.map_batches(
+                _Actor, batch_size=1, compute=pool, fn_constructor_args=(self._job,), **self._resources
+            )
+            for row in reports.iter_rows():
+                yield Report(**{**row, "reason": row["reason"] or None, "tasks": ()})
+        except ray.exceptions.RayError as error:
+            raise FleetflowError(f"Ray gave up ({str(error).splitlines()[-1]}); see its logs") from error
+        finally:
+            context.target_max_block_size, context.enable_progress_bars = before
+
+    def state(self) -> list[dict]:
+        """Returns nothing: Ray's dashboard shows its workers."""
+        return []
+
+    def _end(self) -> None:
+        if self._started:
+            ray.shutdown()
+
+    def __enter__(self) -> "Ray":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end()
+
+
+def _connect() -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    # Its core writes lines about every pool of actors beside our progress; they are in its logs, too.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), _silence():
+            warnings.simplefilter("ignore")
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise FleetflowError(
+            f"there is no Ray cluster at {address} ({error}); start one, or unset RAY_ADDRESS"
+        ) from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Sends what the core of Ray writes to standard error as it starts nowhere; what is wrong comes as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _ready(job: Job) -> Ready | FleetflowError:
+    from fleetflow.batch.work import Worker
+
+    try:
+        return Worker(job).ready()
+    except FleetflowError as error:
+        return FleetflowError(str(error))
+
+
+class _Plan:
+    """The tasks of a list of items, as rows."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def __call__(self, row: dict) -> Iterator[dict]:
+        from fleetflow.batch.work import plan
+
+        for item in self.job.store.items(row["shard"]):
+            for task in plan(self.job, item):
+                yield {
+                    "id": item.id,
+                    "input": item.input,
+                    "part": -1 if task.part is None else task.part,
+                    "parts": task.parts,
+                }
+
+
+class _Actor:
+    """A worker that takes and gives rows."""
+
+    def __init__(self, job: Job):
+        from fleetflow.batch.work import Worker
+
+        self.worker = Worker(job)
+
+    def __call__(self, rows: dict) -> dict:
+        from fleetflow.batch.manifest import Item
+
+        found = []
+        for id, given, part, parts in zip(*(rows[name].tolist() for name in ("id", "input", "part", "parts"))):
+            task = Task(Item(id, given), None if part < 0 else part, parts)
+            found.append(self.worker(task)._asdict())
+        names = ("id", "outcome", "reason", "frames", "seconds", "worker", "input")
+        return {name: [report[name] if report[name] is not None else "" for report in found] for name in names}

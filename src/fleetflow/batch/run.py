@@ -1,0 +1,210 @@
+"""A batch from its list to its summary: one contract, an executor of this machine or of a Ray cluster."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from fleetflow.batch.manifest import checked, read_manifest
+from fleetflow.batch.records import Store
+from fleetflow.batch.task import Job, Settings
+from fleetflow.registry import unknown
+from fleetflow.types import FleetflowError
+
+EXECUTORS = ("local", "ray")
+NOTED = 2.0  # seconds between two notes of how far a run is
+STALE = 60.0  # seconds after which a note is that of a run that was killed
+ENDS = ("done", "skipped", "failed")
+
+
+class Progress(NamedTuple):
+    """How far a run is: items that have ended, and all of them."""
+
+    done: int
+    total: int
+    what: str = ""
+
+
+@dataclass
+class Summary:
+    """What became of the items of a batch.
+
+    Attributes:
+        items: in the manifest.
+        done: in this run.
+        skipped: they had results before.
+        failed: how many, by reason.
+        missing: neither results nor a reason; the run was stopped.
+        frames: pictures read in this run.
+        seconds: that this run took.
+        workers: of this run.
+        stopped: why the run ended before its end, if it did.
+    """
+
+    items: int = 0
+    done: int = 0
+    skipped: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    missing: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    workers: int = 0
+    stopped: str | None = None
+
+    def items_failed(self) -> int:
+        """Returns how many items have failed."""
+        return sum(self.failed.values())
+
+
+def batch(
+    manifest: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    on: str = "local",
+    workers: int = 0,
+    threads: int = 1,
+    tries: int = 5,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Does every item of a manifest that has no results yet; each exactly once in effect.
+
+    Args:
+        manifest: a list of clips, see `read_manifest`.
+        output: a folder, or an address that fsspec knows; each item gets a folder in it.
+        settings: what to do. Results of a former run in this folder must have come of the same.
+        on: "local", processes of this machine, or "ray".
+        workers: 0 takes one a GPU, or one for `threads` cores.
+        threads: of each worker on the CPU.
+        tries: how often a worker may begin with an item before it counts as failed.
+        progress: called after each item.
+
+    Returns:
+        What became of the items. Those that failed before are not tried again, see `retry`.
+
+    Raises:
+        FleetflowError: the manifest or the network cannot be read, another run has the folder, or it was begun with
+            other settings.
+    """
+    store = Store(output)
+    with store.claimed(f"batch {manifest}") as run:
+        total = store.save_items(checked(read_manifest(manifest)))
+        return _run(Job(settings, store, run, threads, tries), total, on, workers, progress)
+
+
+def retry(
+    output: str | Path,
+    *,
+    on: str | None = None,
+    workers: int = 0,
+    threads: int = 1,
+    tries: int = 5,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Tries the items anew that have failed, and does those that are missing, as the folder was begun.
+
+    Arguments and errors as of `batch`; on: None takes what the folder was begun on.
+    """
+    store = Store(output)
+    known = store.settings()
+    with store.claimed(f"batch retry {output}") as run:
+        store.forget_failures()
+        job = Job(_settings(known["settings"]), store, run, threads, tries)
+        return _run(job, store.count_items(), on or known.get("on", "local"), workers, progress)
+
+
+def status(output: str | Path, *, check: bool = False) -> dict:
+    """Returns what is known of a batch: its summary, the run that is at work, if one is, and damaged results.
+
+    Args:
+        output: the folder of the batch.
+        check: compare all results with the sizes and hashes of their records.
+
+    Raises:
+        FleetflowError: it is no folder of a batch.
+    """
+    store = Store(output)
+    known = store.settings()
+    found = {"settings": known["settings"], "label": known["label"], **asdict(_summary(store, store.count_items()))}
+    now = store.read(store.control("progress.json"))
+    if now and now.get("running") and store.is_current(now.get("run", "")) and time.time() - now["time"] < STALE:
+        found["running"] = now
+    if check:
+        found["damaged"] = {id: wrong for id in store.done() if (wrong := store.damaged(id))}
+    return found
+
+
+def _run(job: Job, total: int, on: str, workers: int, progress: Callable[[Progress], None]) -> Summary:
+    store, began = job.store, time.perf_counter()
+    before = sum(1 for _ in store.done())
+    summary = Summary(total, skipped=before)
+    try:
+        with _executor(on)(job, workers) as executor:
+            summary.workers = executor.workers
+            store.check_settings({"settings": _plain(job.settings), "label": executor.label, "on": on})
+            _follow(executor, job, summary, progress)
+    finally:
+        found = _summary(store, total)
+        summary.done, summary.failed, summary.missing = found.done - before, found.failed, found.missing
+        summary.seconds = time.perf_counter() - began
+        end = {"run": job.run, "running": False, "time": time.time(), **asdict(summary)}
+        with suppress(FleetflowError, OSError):  # on a full disk
+            store.write(store.control("progress.json"), end)
+    return summary
+
+
+def _follow(executor, job: Job, summary: Summary, progress: Callable[[Progress], None]) -> None:
+    """Counts what the workers report until all is done, and keeps how far it is for `status` in another terminal."""
+    ended, began = 0, time.perf_counter()
+    noted = began
+    for report in executor.run(job.store.shards()):
+        if report is not None:
+            summary.frames += report.frames
+            ended += report.outcome in ENDS
+            if report.outcome == "stop":
+                summary.stopped = report.reason
+                return
+            progress(Progress(ended, summary.items))
+        now = time.perf_counter()
+        if now - noted > NOTED:
+            noted, rate = now, ended / (now - began)
+            state = {"run": job.run, "running": True, "time": time.time(), "ended": ended, "items": summary.items}
+            left = (summary.items - ended) / rate if rate else None
+            state |= {"rate": rate, "seconds_left": left, "workers": executor.state()}
+            with suppress(FleetflowError, OSError):
+                job.store.write(job.store.control("progress.json"), state)
+
+
+def _executor(on: str) -> type:
+    if on == "local":
+        from fleetflow.batch.local import Local
+
+        return Local
+    if on == "ray":
+        from fleetflow.batch.ray import Ray
+
+        return Ray
+    raise unknown("executor", on, list(EXECUTORS))
+
+
+def _summary(store: Store, total: int) -> Summary:
+    """What the folder says, whatever any run believed."""
+    done = sum(1 for _ in store.done())
+    reasons = Counter(
+        record.reason.replace(record.input, "CLIP") for record in store.failures() if store.record(record.id) is None
+    )
+    return Summary(total, done, failed=dict(reasons.most_common()), missing=max(0, total - done - reasons.total()))
+
+
+def _plain(settings: Settings) -> dict:
+    """The settings as JSON gives them back."""
+    return json.loads(json.dumps(asdict(settings)))
+
+
+def _settings(known: dict) -> Settings:
+    tuples = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    return Settings(**{**known, **tuples})

@@ -1,0 +1,83 @@
+"""What a run and its workers say to each other: settings, tasks, reports; no torch is needed for it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fleetflow.batch.manifest import Item
+from fleetflow.batch.records import Store
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the results of a batch depend on; those that `fleetflow predict` has, too, mean the same here.
+
+    Attributes:
+        do: "predict", "motion", "track" or "evaluate".
+        format: of predict.
+        split: pairs in a range of a long clip, each done by itself and then joined; 0: clips are not split.
+        dataset: of evaluate: how the pairs lie in each folder.
+    """
+
+    do: str = "predict"
+    model: str = "fastflownet"
+    format: tuple[str, ...] = ("flo", "color")
+    size: tuple[int, int] | None = None
+    scale: float | None = None
+    iterations: int | None = None
+    warm_start: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    memory: str | None = None
+    split: int = 0
+    dataset: str = "pairs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run is told.
+
+    Attributes:
+        settings: what to do.
+        store: where to.
+        run: the name of the run, of `Store.claimed`.
+        threads: of each worker on the CPU.
+        tries: how often a worker may begin with a task before the item counts as failed.
+    """
+
+    settings: Settings
+    store: Store
+    run: str
+    threads: int = 1
+    tries: int = 5
+
+
+class Task(NamedTuple):
+    """An item, or a range of the pairs of a long one."""
+
+    item: Item
+    part: int | None = None
+    parts: int = 1
+
+
+class Report(NamedTuple):
+    """What came of a task.
+
+    `outcome` is "done", "skipped" (it had results), "failed", "part" (ranges of the clip are missing), "split" (a long
+    clip, see `tasks`), or "stop" (the run cannot go on).
+    """
+
+    id: str
+    outcome: str
+    reason: str | None = None
+    frames: int = 0
+    seconds: float = 0.0
+    worker: str = ""
+    tasks: tuple[Task, ...] = ()
+    input: str = ""
+
+
+class Ready(NamedTuple):
+    """A worker has loaded its network. gpus: of its machine, 0 if it does not use one."""
+
+    label: dict
+    gpus: int

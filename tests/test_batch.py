@@ -1,0 +1,416 @@
+"""Batches: lists of clips, records, what one worker does, runs of local processes, and runs that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleetflow.batch import manifest as lists
+from fleetflow.batch import work
+from fleetflow.batch.manifest import Item, checked, clips_in, item_id, read_manifest, write_manifest
+from fleetflow.batch.records import Record, Store, Superseded
+from fleetflow.batch.run import batch, retry, status
+from fleetflow.batch.task import Job, Settings
+from fleetflow.batch.work import Worker
+from fleetflow.cli.main import main
+from fleetflow.inference import files as predictions
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.images import write_image
+from fleetflow.io.video import VideoWriter
+from fleetflow.types import FleetflowError
+
+NPZ = Settings(format=("npz",), device="cpu")
+
+
+def write_clip(path: Path, frames: int, seed: int = 0) -> Path:
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 12, 3))
+    picture = np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
+    with VideoWriter(path, 10) as writer:
+        for k in range(frames):
+            writer.write(np.ascontiguousarray(picture[:, k % 30 : k % 30 + 64]))
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The results below a folder, without records and what is hidden."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: path.read_bytes()
+        for name, path in sorted(found.items())
+        if not name.startswith(".") and path.name != "record.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """A dozen clips of eight frames, and a list of them."""
+    folder = tmp_path_factory.mktemp("batch")
+    names = [write_clip(folder / f"c{k:02d}.mp4", 8, k).name for k in range(12)]
+    (folder / "clips.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(clips) -> Path:
+    """The results of a run that nothing disturbs."""
+    summary = batch(clips / "clips.txt", clips / "whole", NPZ, workers=1)
+    assert (summary.items, summary.done, summary.failed, summary.missing) == (12, 12, {}, 0)
+    assert summary.frames == 12 * 8
+    return clips / "whole"
+
+
+# lists
+
+
+def test_a_list_of_each_kind_gives_the_same_items(tmp_path):
+    given = [Item("one", "/clips/a b.mp4", 40), Item("zwei-ö", "s3://bucket/c,d.mp4", None)]
+    (tmp_path / "list.txt").write_text("# two clips\n\n/clips/a b.mp4\n  s3://bucket/c,d.mp4  \n")
+    assert [item.input for item in read_manifest(tmp_path / "list.txt")] == [item.input for item in given]
+    for name in ("list.csv", "list.parquet"):
+        if name.endswith("parquet"):
+            pytest.importorskip("pyarrow", reason="needs the batch extra")
+        assert write_manifest(given, tmp_path / name) == 2
+        assert list(read_manifest(tmp_path / name)) == given
+
+
+def test_ids_stay_and_paths_are_those_of_the_list(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "list.txt").write_text("a/clip.mp4\nb/clip.mp4\n")
+    first, second = read_manifest(tmp_path / "sub" / "list.txt")
+    assert first.input == str(tmp_path / "sub" / "a" / "clip.mp4") and first.id == item_id("a/clip.mp4")
+    assert first.id != second.id and first.id.startswith("clip-")
+    assert item_id("a/clip.mp4") == "clip-33b5d47cf233"  # as in all versions, or old batches would begin anew
+
+
+WRONG = {
+    "empty.txt": ("# nothing\n", "no item"),
+    "twice.txt": ("a.mp4\nb.mp4\na.mp4\n", "1 of 3 items"),
+    "columns.csv": ("clip,id\na.mp4,1\n", "clip, id; expected input"),
+    "slash.csv": ("id,input\na,a.mp4\n../b,b.mp4\n", 'line 3: the id is "../b"'),
+    "dot.csv": ("id,input\n.batch,a.mp4\n", "line 2"),
+    "long.csv": (f"id,input\n{'x' * 151},a.mp4\n", "line 2"),
+    "none.csv": ("id,input\na,\n", "line 2: no input"),
+    "frames.csv": ("id,input,frames\na,b.mp4,many\n", "frames is many"),
+    "binary.txt": ("a\0b", "no text"),
+    "endless.txt": ("x" * 70_000, "65536 characters"),
+    "text.parquet": ("no parquet", "cannot be read as a manifest"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_list_is_one_line(name, tmp_path):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="needs the batch extra")
+    text, message = WRONG[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FleetflowError, match=message) as caught:
+        list(checked(read_manifest(tmp_path / name)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_unpacks_too_far_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow", reason="needs the batch extra")
+    write_manifest([Item(f"{k}", "x" * 200) for k in range(100)], tmp_path / "list.parquet")
+    monkeypatch.setattr(lists, "COLUMN", 100)
+    with pytest.raises(FleetflowError, match="smaller row groups"):
+        list(read_manifest(tmp_path / "list.parquet"))
+
+
+def test_clips_in_a_folder(tmp_path, capsys):
+    for name in ("b/two.mp4", "one.MKV", "b/notes.txt", ".hidden/x.mp4", "frames/1.png", "frames/2.png", "c/only.png"):
+        (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / name).touch()
+    found = list(clips_in(tmp_path / "clips"))
+    assert {Path(item.input).name for item in found} == {"two.mp4", "one.MKV", "frames"}
+    os.rename(tmp_path / "clips", tmp_path / "moved")
+    assert [item.id for item in clips_in(tmp_path / "moved")] == [item.id for item in found]
+    assert main(["batch", "manifest", str(tmp_path / "moved"), "-o", str(tmp_path / "list.csv")]) == 0
+    assert "3 clips" in capsys.readouterr().out and len(list(read_manifest(tmp_path / "list.csv"))) == 3
+    with pytest.raises(FleetflowError, match="no item"):
+        write_manifest(clips_in(tmp_path / "moved" / "c"), tmp_path / "none.csv")
+    assert not (tmp_path / "none.csv").exists()
+
+
+def test_memory_does_not_grow_with_the_list(tmp_path):
+    """Eight bytes an item are kept, for the search of doubles."""
+    code = (
+        "import resource, sys\n"
+        "from fleetflow.batch.manifest import Item, checked\n"
+        "from fleetflow.batch.records import Store\n"
+        "store, n = Store(sys.argv[1]), int(sys.argv[2])\n"
+        "store.save_items(checked(Item(f'clip-{k}', f'/clips/{k:09d}.mp4') for k in range(n)))\n"
+        "assert n == store.count_items() == sum(1 for shard in store.shards() for _ in store.items(shard))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    pytest.importorskip("resource", reason="needs Unix")
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", code, str(tmp_path / n), n], capture_output=True, check=True).stdout)
+        for n in ("1000", "100000")
+    ]
+    assert peaks[1] < peaks[0] + 8 * 1024, "KiB"
+
+
+# records
+
+
+def a_result(folder: Path, text: str = "flow") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "a.npz").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("url", ["{}/out", "memory://{}/out"])
+def test_results_and_record_appear_together_and_once(url, tmp_path):
+    store = Store(url.format(tmp_path))
+    with store.claimed("test") as run:
+        record = Record("one", "a.mp4", "done", run=run)
+        assert store.record("one") is None and list(store.done()) == []
+        assert store.begin(run, "one") == 1 and store.begin(run, "one") == 2
+        store.fail(replace(record, outcome="failed", reason="why"))
+        assert store.commit(a_result(tmp_path / "w1"), record)
+        assert not store.commit(a_result(tmp_path / "w2", "other"), replace(record, worker="late"))
+        assert store.record("one").worker == "" and list(store.done()) == ["one"]
+        assert store.record("one").files["a.npz"]["bytes"] == 4 and store.damaged("one") == []
+        assert store.begin(run, "one") == 1, "a commit ends the count"
+        assert list(store.failures()) == [], "and the failure before it"
+        with store.files.open(f"{store.target('one')}/a.npz", "wb") as file:
+            file.write(b"floe")
+        assert store.damaged("one") == ["a.npz"]
+        store.write(store.control("run.json"), {"run": "another"})
+        for action in (
+            lambda: store.begin(run, "two"),
+            lambda: store.fail(record),
+            lambda: store.commit(a_result(tmp_path / "w3"), replace(record, id="two")),
+        ):
+            with pytest.raises(Superseded):
+                action()
+        store.write(store.control("run.json"), {"run": run})
+    assert Store(store.url).record("one") == store.record("one")
+
+
+@pytest.mark.parametrize("url", ["{}/out", "memory://{}/two"])
+def test_two_runs_into_one_folder(url, tmp_path):
+    url = url.format(tmp_path)
+    with Store(url).claimed("batch first.txt"):
+        with pytest.raises(FleetflowError, match='in use by "batch first.txt"'):
+            with Store(url).claimed("batch second.txt"):
+                pass
+    with Store(url).claimed("batch third.txt"):
+        pass
+
+
+def test_a_lease_in_an_object_store_ends_with_its_run(tmp_path):
+    url = f"memory://{tmp_path}/lease"
+    store = Store(url)
+    store.write(store.control("run.json"), {"run": "dead", "what": "batch", "time": time.time() - 1000})
+    with store.claimed("next") as run:
+        assert store.is_current(run)
+    assert store.read(store.control("run.json")) is None
+
+
+def test_what_is_in_the_way_is_not_replaced(tmp_path):
+    store = Store(tmp_path / "out")
+    with store.claimed("test") as run:
+        mine = a_result(tmp_path / "out" / "one", "mine")
+        with pytest.raises(FleetflowError, match="in the way"):
+            store.commit(a_result(tmp_path / "w"), Record("one", "a.mp4", "done", run=run))
+        assert (mine / "a.npz").read_text() == "mine"
+
+
+# one worker
+
+
+def a_worker(url, settings: Settings = NPZ, *, tries: int = 5) -> Worker:
+    store = Store(url)
+    store.write(store.control("run.json"), {"run": "r"})
+    return Worker(Job(settings, store, "r", tries=tries))
+
+
+def test_from_one_store_into_another(clips, tmp_path):
+    """Inputs and results through fsspec: here both in memory."""
+    store = Store(f"memory://{tmp_path}/out")
+    store.files.put_file(str(clips / "c00.mp4"), f"{tmp_path}/in/c00.mp4")
+    worker = a_worker(store.url)
+    item = Item("one", f"memory://{tmp_path}/in/c00.mp4")
+    assert worker(item).outcome == "done" and worker(item).outcome == "skipped"
+    folder = tmp_path / "flow"
+    predictions.predict_video(Predictor("fastflownet", device="cpu"), clips / "c00.mp4", folder, ["npz"])
+    assert {name: store.files.cat_file(f"{store.target('one')}/{name}") for name in contents(folder)} == contents(
+        folder
+    )
+    store.files.pipe_file(f"{tmp_path}/in/c00.mp4", b"another")
+    assert "has changed" in worker(item).reason
+    report = worker(Item("two", f"memory://{tmp_path}/in/nowhere.mp4"))
+    assert report.outcome == "failed" and "cannot be fetched" in report.reason
+
+
+def test_a_folder_of_pictures(tmp_path):
+    for k in range(3):
+        write_image(tmp_path / "frames" / f"{k}.png", np.full((64, 64, 3), 20 * k, np.uint8))
+    worker, item = a_worker(tmp_path / "out"), Item("one", str(tmp_path / "frames"))
+    report = worker(item)
+    assert (report.outcome, report.frames) == ("done", 3) and len(contents(tmp_path / "out" / "one")) == 2
+    os.utime(tmp_path / "frames" / "0.png")
+    assert worker(item).outcome == "skipped", "the same contents"
+    write_image(tmp_path / "frames" / "0.png", np.full((64, 64, 3), 9, np.uint8))
+    assert "has changed" in worker(item).reason
+    assert "whose results are there" in worker(Item("one", str(tmp_path / "other"))).reason
+
+
+def test_a_task_whose_workers_die_ends_as_a_failure(clips, tmp_path):
+    worker = a_worker(tmp_path / "out", tries=2)
+    item = Item("one", str(clips / "c00.mp4"))
+    for _ in range(2):
+        worker.store.begin("r", "one")  # and dies
+    report = worker(item)
+    assert report.outcome == "failed" and "died 2 times" in report.reason
+    assert worker.store.failure("one").reason == report.reason
+
+
+def test_a_full_disk_ends_the_run_not_the_item(clips, tmp_path, monkeypatch):
+    worker = a_worker(tmp_path / "out")
+    item = Item("one", str(clips / "c00.mp4"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    report = worker(item)
+    assert report.outcome == "stop" and "No space left" in report.reason
+    monkeypatch.undo()
+    assert list(worker.store.failures()) == [] and worker(item).outcome == "done"
+
+
+def test_a_bug_of_ours_is_a_failure_with_its_place(clips, tmp_path, monkeypatch):
+    monkeypatch.setitem(work.WORKS, "predict", lambda *_: 1 / 0)
+    report = a_worker(tmp_path / "out")(Item("one", str(clips / "c00.mp4")))
+    assert (
+        report.outcome == "failed"
+        and report.reason.startswith("ZeroDivisionError")
+        and "test_batch.py" in report.reason
+    )
+
+
+# runs
+
+
+def test_results_are_those_of_predict(clips, whole, tmp_path):
+    predictor = Predictor("fastflownet", device="cpu")
+    for item in list(read_manifest(clips / "clips.txt"))[:2]:
+        predictions.predict_video(predictor, Path(item.input), tmp_path / item.id, ["npz"])
+        assert contents(tmp_path / item.id) == contents(whole / item.id)
+    record = Store(whole).record(item.id)
+    assert record.frames == 8 and record.label["sha256"] == predictor.label()["sha256"] and record.tries == 1
+    assert record.input_sha256 == work.sha256(Path(item.input)) and len(record.files) == 7
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_is_done(clips, tmp_path, capsys):
+    (tmp_path / "text.mp4").write_text("no video")
+    write_clip(tmp_path / "one.mp4", 1)
+    names = [str(clips / "c00.mp4"), str(tmp_path / "text.mp4"), str(tmp_path / "one.mp4"), str(tmp_path / "none.mp4")]
+    (tmp_path / "clips.txt").write_text("\n".join(names))
+    words = [str(tmp_path / "clips.txt"), "-o", str(tmp_path / "out"), "-f", "npz", "--device", "cpu"]
+    assert main(["batch", *words, "--workers", "1", "--json", str(tmp_path / "all.json")]) == 1
+    said = capsys.readouterr()
+    assert "3 of 4 clips failed" in said.err.splitlines()[-1]
+    summary = json.loads((tmp_path / "all.json").read_text())
+    assert summary["done"] == 1 and summary["missing"] == 0 and sum(summary["failed"].values()) == 3
+    for reason in ("cannot be read as a video", "has one frame only", "does not exist"):
+        assert any(reason in key for key in summary["failed"]), (reason, summary["failed"])
+    write_clip(tmp_path / "none.mp4", 3)
+    assert retry(tmp_path / "out").done == 1
+    assert main(["batch", "status", str(tmp_path / "out"), "--check", "--json", str(tmp_path / "now.json")]) == 0
+    found = json.loads((tmp_path / "now.json").read_text())
+    assert found["done"] == 2 and found["damaged"] == {} and "running" not in found
+    next((tmp_path / "out").glob("c00-*/*.npz")).write_bytes(b"")
+    assert main(["batch", "status", str(tmp_path / "out"), "--check"]) == 1
+
+
+def test_other_settings_are_refused_by_name(clips, whole):
+    for settings, message in (
+        (replace(NPZ, format=("flo",)), "format"),
+        (replace(NPZ, warm_start=True), "warm_start"),
+    ):
+        with pytest.raises(FleetflowError, match=f"was begun with .*{message}="):
+            batch(clips / "clips.txt", whole, settings, workers=1)
+    assert batch(clips / "clips.txt", whole, NPZ, workers=1).skipped == 12
+
+
+@pytest.mark.parametrize("change", [{"do": "dance"}, {"model": "fastflownett"}, {"device": "meta"}], ids=str)
+def test_wrong_settings_are_one_line(change, clips, tmp_path):
+    with pytest.raises(FleetflowError) as caught:
+        batch(clips / "clips.txt", tmp_path / "out", replace(NPZ, **change), workers=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_batch_is_said(tmp_path):
+    for action in (retry, status):
+        with pytest.raises(FleetflowError, match="no folder of a batch"):
+            action(tmp_path)
+    with pytest.raises(FleetflowError, match="no executor"):
+        (tmp_path / "a.txt").write_text("a.mp4")
+        batch(tmp_path / "a.txt", tmp_path / "out", NPZ, on="moon")
+
+
+# runs that are killed
+
+
+def children(of: set[int]) -> set[int]:
+    """The processes whose parent is one of these (Linux)."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) in of and fields[0] != "Z":
+            found.add(int(entry.parent.name))
+    return found
+
+
+def driver(clips: Path, output: Path) -> subprocess.Popen:
+    words = ["batch", str(clips / "clips.txt"), "-o", str(output), "-f", "npz", "--device", "cpu", "--workers", "2"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "fleetflow", *words, "--tries", "99"], stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_and_run_are_killed_and_nothing_shows_it(clips, whole, tmp_path):
+    output, killed, ended = tmp_path / "out", 0, set()
+
+    def results() -> int:
+        return sum(1 for _ in Store(output).done())
+
+    for restart in range(2):
+        process = driver(clips, output)
+        seen = results()
+        while process.poll() is None:
+            workers = children(children({process.pid}))  # the server that forks them is between
+            ended |= workers
+            if results() > seen and workers:
+                seen = results()
+                os.kill(min(workers), signal.SIGKILL)
+                killed += 1
+            if restart == 0 and killed >= 2 and results() >= 4:
+                process.kill()
+            time.sleep(0.05)
+        _, error = process.communicate()
+        assert process.returncode == (-signal.SIGKILL if restart == 0 else 0), error
+    assert killed >= 4
+    assert contents(output) == contents(whole)
+    records = [Store(output).record(id) for id in Store(output).done()]
+    assert len(records) == 12 and len({record.run for record in records}) == 2
+    until = time.monotonic() + 20
+    while ended & {int(path.name) for path in Path("/proc").glob("[0-9]*")} and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not ended & {int(path.name) for path in Path("/proc").glob("[0-9]*")}, "no worker outlives its run"
+    left = {path.name for path in (output / ".batch").iterdir()}
+    assert left == {"items", "progress.json", "run.json", "settings.json"}

@@ -1,0 +1,90 @@
+"""Batches on Ray: a cluster of three nodes loses workers, a node and the run itself, and nothing shows it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_batch import NPZ, children, contents, write_clip
+
+from fleetflow.batch.records import Store
+from fleetflow.batch.run import batch
+
+SLOW = bool(os.environ.get("FLEETFLOW_SLOW"))
+CLIPS, BETWEEN, PATIENCE = (300, 5.0, 3600) if SLOW else (30, 3.0, 900)  # seconds between kills; for one run at most
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes of one core each, on this machine."""
+    pytest.importorskip("ray", reason="needs the batch extra")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(**node)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def actors(cluster) -> list[int]:
+    """The processes of the pool, on all nodes."""
+    raylets = {each.process.pid for node in cluster.list_all_nodes() for each in node.all_processes["raylet"]}
+    found = []
+    for pid in children(raylets):
+        try:
+            name = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if name.startswith(b"ray::MapWorker"):
+            found.append(pid)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_cluster_that_loses_workers_a_node_and_the_run(cluster, tmp_path):
+    clips = [write_clip(tmp_path / f"{k:03d}.mp4", 8, k) for k in range(CLIPS)]
+    (tmp_path / "clips.txt").write_text("\n".join(path.name for path in clips))
+    output, killed, restarts = tmp_path / "out", 0, 0
+    words = ["batch", "clips.txt", "-o", "out", "-f", "npz", "--device", "cpu", "--on", "ray", "--tries", "99"]
+    log = (tmp_path / "log").open("w")
+
+    def results() -> int:
+        return sum(1 for _ in Store(output).done())
+
+    def run() -> subprocess.Popen:
+        own = {**os.environ, "RAY_ADDRESS": cluster.address}
+        whole = [sys.executable, "-m", "fleetflow", *words, *([] if SLOW else ["--workers", "2"])]
+        return subprocess.Popen(whole, cwd=tmp_path, env=own, stderr=log, stdout=log)
+
+    process, last, end = run(), time.monotonic(), time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+        done = results()
+        if restarts == 0 and done > CLIPS // 3:
+            process.kill()
+            process.wait()
+            process, restarts = run(), 1
+        elif restarts == 1 and done > CLIPS // 2:
+            cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+            restarts = 2
+        elif done and time.monotonic() - last > BETWEEN and (found := actors(cluster)) and (SLOW or killed < 3):
+            last = time.monotonic()
+            os.kill(found[0], signal.SIGKILL)
+            killed += 1
+    process.kill()
+    assert process.wait() == 0, (tmp_path / "log").read_text()[-3000:]
+    assert killed >= 2 and restarts == 2
+    whole = batch(tmp_path / "clips.txt", tmp_path / "whole", NPZ, workers=1)
+    assert whole.done == CLIPS
+    assert contents(output) == contents(tmp_path / "whole")
+    records = [Store(output).record(id) for id in Store(output).done()]
+    assert len({record.id for record in records}) == len(records) == CLIPS
+    assert len({record.run for record in records}) == 2 and len({record.worker for record in records}) >= 4
+    assert list(Store(output).failures()) == []
