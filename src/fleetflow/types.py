@@ -49,3 +49,4 @@ class Prediction(NamedTuple):
     residual: Tensor | None = None  # [N, H, W] fixed-point error of equilibrium networks
     uncertainty: Tensor | None = None  # [N, H, W] pixels: how far the flow may be off
     occlusion: Tensor | None = None  # [N, H, W] probability that frame2 does not show the pixel
+    features: Any = None  # of frame2, for the next pair of a clip, where they were asked for (`models.base.Clip`)

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fleetflow.layers.small_frames import enlarged, reduced_flow
 from fleetflow.ops.constant import constant
@@ -17,6 +18,20 @@ from fleetflow.types import FleetflowError, Prediction, Size, size_of
 FITS = ("pad", "pad_bottom", "scale")
 LOWEST, HIGHEST = -0.5, 1.5  # of a pixel: black is 0, white is 1, and resampling may overshoot
 SPARSE = 16  # pixels: one of so many is looked at first, to see whether two frames are the same
+
+
+class Clip(NamedTuple):
+    """How a pair stands in a clip.
+
+    Attributes:
+        features: what the pair before has said of the frame that is now frame1 (`Prediction.features`), so that it is
+            not looked at twice; None: nothing. It must come from the same network, and frames of the same size.
+        both_ways: also predict the flow back, in the same batch: the prediction has 2 N entries, N from frame1 to
+            frame2, then N from frame2 to frame1.
+    """
+
+    features: Any = None
+    both_ways: bool = False
 
 
 class FlowModel(nn.Module, ABC):
@@ -29,6 +44,8 @@ class FlowModel(nn.Module, ABC):
             network that pads may be told which way: RAFT and its descendants take `model.fit = "pad_bottom"` for KITTI.
         iterations: the published number of refinement iterations, None for a network without refinement.
         translate: published checkpoint -> names of this network, where they differ; "module." is gone before that.
+        keeps_features: False where `prepare` looks at both frames, as for their common mean: what a network sees in a
+            frame holds for the pair then, and not for the next one.
         grid, paper, license: for the catalog: stride of the flow that the network computes, before it is enlarged;
             whose paper it is, where it appeared; license of the published code and checkpoints.
     """
@@ -37,6 +54,7 @@ class FlowModel(nn.Module, ABC):
     fit: Literal["pad", "pad_bottom", "scale"]
     iterations: int | None = None
     translate: ClassVar[Callable[[dict[str, Tensor]], dict[str, Tensor]] | None] = None
+    keeps_features: ClassVar[bool] = True
     grid: ClassVar[int | None] = None
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""
@@ -54,6 +72,22 @@ class FlowModel(nn.Module, ABC):
         With fit = "scale" its flow may be on a coarser grid (in pixels of these frames); it is resized in one go.
         """
 
+    def frame_features(self, frame: Tensor) -> Any:
+        """Returns what the network sees in one prepared frame, without the other one: tensors [N, ...], in any form.
+
+        None: it looks at both frames at once. A network that has features takes those of both frames as a fifth
+        argument of `estimate`, None where they are not known.
+        """
+        return None
+
+    def seen(self, frame1: Tensor, frame2: Tensor, features: tuple[Any, Any] | None) -> tuple[Any, Any]:
+        """Returns the features of both prepared frames: those given, or new ones, computed as one batch."""
+        if features is not None:
+            return features
+        parts, form = tree_flatten(self.frame_features(torch.cat((frame1, frame2))))
+        first, second = zip(*(part.tensor_split(2) for part in parts))
+        return tree_unflatten(first, form), tree_unflatten(second, form)
+
     def iterations_of(self, iterations: int | None) -> int | None:
         """Returns the number of refinement iterations where `iterations` is asked for; None takes the network's own.
 
@@ -68,7 +102,12 @@ class FlowModel(nn.Module, ABC):
         return iterations
 
     def forward(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None = None, iterations: int | None = None
+        self,
+        frame1: Tensor,
+        frame2: Tensor,
+        previous: Prediction | None = None,
+        iterations: int | None = None,
+        clip: Clip | None = None,
     ) -> Prediction:
         """Returns the flow from frame1 to frame2.
 
@@ -83,13 +122,14 @@ class FlowModel(nn.Module, ABC):
                 prediction without a state, such as FastFlowNet's for this very pair, whose flow [N, 2, H, W] they
                 refine.
             iterations: number of refinement iterations, for networks that refine; None takes the network's own.
+            clip: for pairs of a clip: the prediction then has the features of frame2 for the pair behind it.
 
         Raises:
             FleetflowError: for frames of other shapes or types; on the CPU also for values that are not finite or far
                 from [0, 1]. On a GPU and in exported models values are not looked at, as that would stop it.
         """
         _check(frame1, frame2)
-        _check_start(previous, frame1)
+        _check_start(previous, frame1, 2 if clip is not None and clip.both_ways else 1)
         iterations = self.iterations_of(iterations)
         if self.fit not in FITS:
             raise FleetflowError(f'fit is "{self.fit}"; expected {", ".join(FITS[:-1])} or {FITS[-1]}')
@@ -104,17 +144,34 @@ class FlowModel(nn.Module, ABC):
                 f"crop to {crop}"
             )
         one, two = self.prepare(frame1, frame2)
+        estimate = self.estimate if clip is None else partial(self._in_clip, clip)
         if self.fit == "scale":
             if not exact:
                 one, two = resize(one, fitted), resize(two, fitted)
-            prediction = _scaled_back(self.estimate(one, two, previous, iterations), size, fitted, exact)
+            prediction = _scaled_back(estimate(one, two, previous, iterations), size, fitted, exact)
         elif exact:
-            prediction = self.estimate(one, two, previous, iterations)
+            prediction = estimate(one, two, previous, iterations)
         else:
             sides = _sides(size, fitted, self.fit)
             one, two = (F.pad(frame, sides, mode="replicate") for frame in (one, two))
-            prediction = _cut_back(self.estimate(one, two, _padded(previous, sides), iterations), size, sides)
+            prediction = _cut_back(estimate(one, two, _padded(previous, sides), iterations), size, sides)
         return prediction if self.training else _still(frame1, frame2, prediction)
+
+    def _in_clip(
+        self, clip: Clip, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+    ) -> Prediction:
+        """`estimate`, with features that are computed once for each frame, and for both directions if asked for."""
+        second, known = None, ()
+        if self.keeps_features or clip.both_ways:
+            second = self.frame_features(frame2)
+        if second is not None:
+            kept = clip.features if self.keeps_features else None
+            known = (self.frame_features(frame1) if kept is None else kept, second)
+        if clip.both_ways:
+            frame1, frame2 = torch.cat((frame1, frame2)), torch.cat((frame2, frame1))
+            known = tuple(tree_map(lambda *parts: torch.cat(parts), *order) for order in (known, known[::-1]) if known)
+        found = self.estimate(frame1, frame2, previous, iterations, *((known,) if known else ()))
+        return found._replace(features=second if self.keeps_features else None)
 
 
 class RefiningModel(FlowModel):
@@ -127,9 +184,16 @@ class RefiningModel(FlowModel):
     stride = 8
     grid = 8
 
+    def frame_features(self, frame: Tensor) -> Tensor:
+        """Returns the features [N, C, h, w] that are correlated, for prepared frames of any size."""
+        return self.fnet(enlarged(frame))
+
     @abstractmethod
-    def encode(self, frame1: Tensor, frame2: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
-        """Returns the features, and the state at rest, for prepared frames of at least 128 pixels a side."""
+    def encode(
+        self, frame1: Tensor, frame2: Tensor, features: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """Returns all that `step` needs to know, and the state at rest, for prepared frames of at least 128 pixels a
+        side, whose `features` may be known."""
 
     @abstractmethod
     def step(self, features: Any, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -153,13 +217,18 @@ class RefiningModel(FlowModel):
         """
 
     def estimate(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+        self,
+        frame1: Tensor,
+        frame2: Tensor,
+        previous: Prediction | None,
+        iterations: int | None,
+        features: tuple[Tensor, Tensor] | None = None,
     ) -> Prediction:
         """Returns the prediction; in training its intermediate flows are those of all states that `search` returns."""
         assert iterations is not None  # `forward` has put in the network's own
         size = size_of(frame1)
-        features, rest = self.encode(enlarged(frame1), enlarged(frame2))
-        states, others = self.search(partial(self.step, features), rest, previous, iterations)
+        known, rest = self.encode(enlarged(frame1), enlarged(frame2), features)
+        states, others = self.search(partial(self.step, known), rest, previous, iterations)
         flows = [reduced_flow(self.decode(state), size) for state in states]
         if "residual" in others:
             others["residual"] = resize(others["residual"][:, None], size)[:, 0]
@@ -232,6 +301,7 @@ def _still(frame1: Tensor, frame2: Tensor, prediction: Prediction) -> Prediction
         if not bool(_shows_no_motion(*few).any()):
             return prediction
     still = _shows_no_motion(frame1, frame2)[:, None, None, None]
+    still = still.repeat(len(prediction.flow) // len(still), 1, 1, 1)  # twice, if there is the flow back
     return prediction._replace(flow=prediction.flow.masked_fill(still, 0))
 
 
@@ -268,8 +338,8 @@ def _check(frame1: Tensor, frame2: Tensor) -> None:
         raise FleetflowError(f"frames reach {high if low >= LOWEST else low:.4g}; expected values in [0, 1]: {advice}")
 
 
-def _check_start(previous: Prediction | None, frame1: Tensor) -> None:
-    """Raises FleetflowError unless a flow to begin with has the size of the frames."""
-    expected = [frame1.shape[0], 2, *frame1.shape[2:]]
+def _check_start(previous: Prediction | None, frame1: Tensor, ways: int) -> None:
+    """Raises FleetflowError unless a flow to begin with has the size of the frames, and one entry for each way."""
+    expected = [ways * frame1.shape[0], 2, *frame1.shape[2:]]
     if previous is not None and previous.state is None and list(previous.flow.shape) != expected:
         raise FleetflowError(f"the initial flow is {list(previous.flow.shape)}; expected {expected}: resize it")

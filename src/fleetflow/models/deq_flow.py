@@ -204,9 +204,12 @@ class DEQFlow(RefiningModel):
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return 2 * frame1 - 1, 2 * frame2 - 1
 
-    def encode(self, frame1: Tensor, frame2: Tensor) -> tuple[Features, State]:
+    def encode(
+        self, frame1: Tensor, frame2: Tensor, features: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Features, State]:
         """Returns the features, and zero: where a search begins that knows nothing."""
-        pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
+        features = features or (self.fnet(frame1), self.fnet(frame2))
+        pyramid = all_pairs(*features, LEVELS, self.memory_limit)
         context = self.cnet(frame1).relu()
         attended = None if self.attn is None else self.attn(context, self.memory_limit)
         # The state is that of an equation: it stays in float32 (or wider) whatever the precision of the layers.

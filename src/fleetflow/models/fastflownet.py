@@ -8,6 +8,8 @@ Inside, flow is in units of 20 px at every level; the result has stride 4 and is
 The published table's "12.2 GFLOPs" are multiply-adds at 436x1024 (12.59 G at 448x1024).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,6 +73,7 @@ class FastFlowNet(FlowModel):
     stride = 64
     fit = "scale"
     grid = 4
+    keeps_features = False  # of the pair's mean color
     paper = "Kong et al., ICRA 2021, arXiv 2103.04524"
     license = "research only"
 
@@ -109,7 +112,7 @@ class FastFlowNet(FlowModel):
             1
         )  # BGR; flip keeps the memory layout
 
-    def pyramid(self, frame: Tensor) -> tuple[Tensor, ...]:
+    def frame_features(self, frame: Tensor) -> tuple[Tensor, ...]:
         """Returns the features of levels 2 (stride 4, 32 channels) to 6 (stride 64, 64 channels)."""
         level1 = self.pconv1_2(self.pconv1_1(frame))
         level2 = self.pconv2_3(self.pconv2_2(self.pconv2_1(level1)))
@@ -137,12 +140,17 @@ class FastFlowNet(FlowModel):
         return widened(correction) if coarser is None else widened(correction) + widened(flow), hidden
 
     def estimate(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+        self,
+        frame1: Tensor,
+        frame2: Tensor,
+        previous: Prediction | None,
+        iterations: int | None,
+        features: tuple[Any, Any] | None = None,
     ) -> Prediction:
-        both = self.pyramid(torch.cat((frame1, frame2)))
+        first, second = self.seen(frame1, frame2, features)
         flows = []
         for level in (6, 5, 4, 3, 2):
-            flows.append(self.level(level, *both[level - 2].tensor_split(2), flows[-1] if flows else None)[0])
+            flows.append(self.level(level, first[level - 2], second[level - 2], flows[-1] if flows else None)[0])
         # Two channels are enlarged three times faster as planes than channels-last.
         full = resize((flows[-1] * FLOW_SCALE).contiguous(), tuple(frame1.shape[2:]))
         if not self.training:

@@ -124,7 +124,7 @@ class FastFlowNetRefine(FlowModel):
         The start is the flow of FastFlowNet's level 3, or what `previous` says; the coarser flows are those of
         FastFlowNet's levels 6 to 3 in units of 20 px, none where they are not needed.
         """
-        level2, level3, *coarse = self.fastflownet.pyramid(torch.cat((frame1, frame2)))
+        level2, level3, *coarse = self.fastflownet.frame_features(torch.cat((frame1, frame2)))
         features1, features2 = self.fnet(level2, level3).tensor_split(2)
         first2, second2 = level2.tensor_split(2)
         hidden, context = self.cnet(first2, level3.tensor_split(2)[0]).split((HIDDEN, CONTEXT), 1)

@@ -92,8 +92,11 @@ class GMA(RefiningModel):
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         return 2 * frame1 - 1, 2 * frame2 - 1
 
-    def encode(self, frame1: Tensor, frame2: Tensor) -> tuple[Features, State]:
-        pyramid = all_pairs(self.fnet(frame1), self.fnet(frame2), LEVELS, self.memory_limit)
+    def encode(
+        self, frame1: Tensor, frame2: Tensor, features: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Features, State]:
+        features = features or (self.fnet(frame1), self.fnet(frame2))
+        pyramid = all_pairs(*features, LEVELS, self.memory_limit)
         hidden, context = self.cnet(frame1).chunk(2, 1)
         flow, context = starting_flow(None, hidden), context.relu()
         attended = self.att(context, self.memory_limit)

@@ -21,7 +21,7 @@ sampled. Its model for KITTI has a seventh network, of level 2, and is refused.
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -246,7 +246,7 @@ class LiteFlowNet2(FlowModel):
         mean = constant(MEAN, frame1)
         return subtract_mean(frames[0], mean), subtract_mean(frames[1], mean)
 
-    def pyramid(self, frame: Tensor) -> list[Tensor]:
+    def frame_features(self, frame: Tensor) -> list[Tensor]:
         """Returns the features of levels 1 (stride 1, 32 channels) to 6 (stride 32, 192 channels)."""
         levels = []
         for level in self.encoder["layers"]:
@@ -255,17 +255,22 @@ class LiteFlowNet2(FlowModel):
         return levels
 
     def estimate(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+        self,
+        frame1: Tensor,
+        frame2: Tensor,
+        previous: Prediction | None,
+        iterations: int | None,
+        features: tuple[Any, Any] | None = None,
     ) -> Prediction:
         """Returns the prediction; its intermediate flows in training are the flows of all levels, coarsest first."""
-        both = self.pyramid(torch.cat((frame1, frame2)))
+        first, second = self.seen(frame1, frame2, features)
         flows = []
         for level in self.levels:
             decoder = self.decoder["decoders"][f"level{level}"]
             flow = self.decoder["decoders"][f"level{level + 1}"].upflow_layer(flows[-1]) if flows else None
-            features = both[level - 1].tensor_split(2)
-            frames = (resize(frame, tuple(features[0].shape[2:])) for frame in (frame1, frame2))
-            flows.append(decoder(*features, *frames, flow))
+            both = first[level - 1], second[level - 1]
+            frames = (resize(frame, tuple(both[0].shape[2:])) for frame in (frame1, frame2))
+            flows.append(decoder(*both, *frames, flow))
         # Two channels are enlarged three times faster as planes than channels-last.
         full = resize((FLOW_SCALE * flows[-1]).contiguous(), tuple(frame1.shape[2:]))
         if not self.training:

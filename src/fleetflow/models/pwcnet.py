@@ -15,6 +15,8 @@ the paper, whose "8.75 M" the tables of others repeat. Kept as published (NVlabs
 FastFlowNet's table gives it 90.8 "GFLOPs"; convolutions and correlations are 84.3 G multiply-adds at 448x1024.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,7 +101,7 @@ class PWCNet(FlowModel):
         size = tuple((side + self.stride - 1) // self.stride * self.stride for side in frame1.shape[2:])
         return resize_8bit(frames[0], size), resize_8bit(frames[1], size)
 
-    def pyramid(self, frame: Tensor) -> list[Tensor]:
+    def frame_features(self, frame: Tensor) -> list[Tensor]:
         """Returns the features of levels 1 (stride 2, 16 channels) to 6 (stride 64, 196 channels)."""
         levels = []
         for names in self.names:
@@ -109,13 +111,18 @@ class PWCNet(FlowModel):
         return levels
 
     def estimate(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+        self,
+        frame1: Tensor,
+        frame2: Tensor,
+        previous: Prediction | None,
+        iterations: int | None,
+        features: tuple[Any, Any] | None = None,
     ) -> Prediction:
         """Returns the prediction with a flow of stride 4, which `forward` enlarges; its intermediate flows are the five flows."""
-        both = self.pyramid(torch.cat((frame1, frame2)))
+        first, second = self.seen(frame1, frame2, features)
         flows, x = [], None  # coarsest first; what the last decoder knew
         for level in LEVELS:
-            features1, features2 = both[level - 1].tensor_split(2)
+            features1, features2 = first[level - 1], second[level - 1]
             known = ()
             if x is not None:
                 flow = getattr(self, f"deconv{level + 1}")(flows[-1].to(features1.dtype))
