@@ -203,7 +203,7 @@ def test_tiles_cover_the_frame_and_agree_with_it():
         with torch.inference_mode():
             return predictor.model(*parts)
 
-    tensors = [predictor._frame(image, "") for image in frames]
+    tensors = [predictor.frame(image) for image in frames]
     found = tiles.tiled(run, *tensors, 400 * 400).flow[0].permute(1, 2, 0).numpy()
     assert len(calls) == 2 and all(height * width <= 400 * 400 for height, width in calls)
     difference = np.linalg.norm(found - whole, axis=2)

@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # for editors and type checkers; `_HOME` says the same, to be imported at the first use
     from fleetflow.export.session import Session as Session
     from fleetflow.inference.predictor import Predictor as Predictor
+    from fleetflow.inference.stream import Stream as Stream
     from fleetflow.io.flow import read_flow as read_flow
     from fleetflow.io.flow import write_flow as write_flow
     from fleetflow.io.images import read_image as read_image
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOME` says the same, to be
 
 _HOME = {
     "Predictor": "inference.predictor",
+    "Stream": "inference.stream",
     "Session": "export.session",
     "read_flow": "io.flow",
     "write_flow": "io.flow",
@@ -61,6 +63,7 @@ __all__ = [
     "Predictor",
     "Sample",
     "Session",
+    "Stream",
     "__version__",
     "flow_to_color",
     "load",

@@ -49,4 +49,5 @@ class Prediction(NamedTuple):
     residual: Tensor | None = None  # [N, H, W] fixed-point error of equilibrium networks
     uncertainty: Tensor | None = None  # [N, H, W] pixels: how far the flow may be off
     occlusion: Tensor | None = None  # [N, H, W] probability that frame2 does not show the pixel
+    backward: Tensor | None = None  # [N, 2, H, W] pixels, frame2 -> frame1, where both directions were asked for
     features: Any = None  # of frame2, for the next pair of a clip, where they were asked for (`models.base.Clip`)

@@ -8,6 +8,7 @@ import numpy as np
 from fleetflow.data.dataset import to_images
 from fleetflow.evaluation.baselines import Method
 from fleetflow.inference.predictor import Predictor
+from fleetflow.inference.stream import Stream
 from fleetflow.io.images import read_image
 from fleetflow.types import FleetflowError, Prediction
 
@@ -26,28 +27,30 @@ class Warm:
     def __init__(self, predict: "Predictor | Method", pairs: Sequence):
         if not isinstance(predict, Predictor):
             raise FleetflowError(f"{predict.name} keeps nothing for the next pair; leave --warm-start out")
-        self.predictor, self.pairs = predict, pairs
+        self.predictor, self.pairs, self.stream = predict, pairs, Stream(predict)
         frames = [(pair.frame1, pair.frame2) for pair in pairs]
         moves = enumerate(pairwise(frames), 1)
         self.continued = {k for k, (old, new) in moves if new[0] == old[1] and new[1] != old[0]}  # forward, not back
-        self.last: tuple[int, Prediction | None] | None = None  # None: not finite, so the next pair starts cold
+        self.last: int | None = None  # the pair whose second frame the stream has seen last
         if not self.continued:
             raise FleetflowError("no pair here begins with the frame that ends the one before; leave --warm-start out")
 
     def pair(self, k: int, iterations: int | None = None) -> Prediction:
         """Returns the prediction of pair k; raises FleetflowError for a network without a state."""
         first = k
-        while first in self.continued and (self.last is None or self.last[0] != first - 1):
+        while first in self.continued and self.last != first - 1:
             first -= 1
         for place in range(first, k + 1):
-            previous = self.last[1] if place in self.continued else None
-            images = _frames(self.pairs[place])
-            found = self.predictor.predict(*images, previous, iterations)
-            if found.state is None:
+            image1, image2 = _frames(self.pairs[place])
+            if place not in self.continued:
+                self.stream.reset()
+                self.stream(image1)
+            step = self.stream(image2, iterations=iterations)
+            if step.prediction.state is None:
                 network = type(self.predictor.model).__name__
                 raise FleetflowError(f"{network} keeps nothing for the next pair; leave --warm-start out")
-            self.last = place, found if found.flow.isfinite().all() else None
-        return found
+            self.last = place
+        return step.prediction
 
 
 def _frames(pair) -> list[np.ndarray]:

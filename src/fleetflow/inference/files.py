@@ -12,13 +12,14 @@ import numpy as np
 from fleetflow.inference.color_scale import SCOUTS, scouted, scouts, video_scouts
 from fleetflow.inference.pairing import check_sizes, scenes
 from fleetflow.inference.predictor import Predictor
+from fleetflow.inference.stream import Stream
 from fleetflow.io.atomic import lock_folder, remove_leftovers
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import IMAGE_SUFFIXES, list_frames, read_image, write_image
 from fleetflow.io.note import Note
 from fleetflow.io.video import VideoReader, VideoWriter, join_videos
 from fleetflow.registry import unknown
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError
 from fleetflow.visualise import checked_scale, flow_to_color, robust_scale, side_by_side, with_legend
 
 # How each format of --format is named; {} is the name of the first frame without its suffix.
@@ -47,44 +48,50 @@ class Progress(NamedTuple):
 
 
 class _Clip:
-    """Predicts the pairs of a clip in their order; warm: each from where the last one ended, if it was just before."""
+    """Predicts the pairs of a clip in their order, as a stream; warm: each starts where the last one just before ended."""
 
     def __init__(self, predictor: Predictor, warm: bool):
         self.predictor, self.warm = predictor, warm
-        self.last: tuple[int, Prediction] | None = None
+        self.stream = Stream(predictor, warm_start=warm)
+        self.next: int | None = None  # the pair whose first frame the stream has seen last
         self.known: dict[int, np.ndarray] = {}  # flows of pairs that were looked at before their turn
 
     def flow(self, k: int, image1: np.ndarray, image2: np.ndarray, name: str) -> np.ndarray:
         """Returns the flow of pair k, if it is a number everywhere; else raises FleetflowError. name: of image1."""
         if k in self.known and not self.warm:
             return self.known.pop(k)
-        previous = self.last[1] if self.last and self.last[0] == k - 1 else None
-        found = self.predictor.predict(image1, image2, previous)
-        if self.warm:
-            if found.state is None:
-                network = type(self.predictor.model).__name__
-                raise FleetflowError(
-                    f"{network} keeps nothing that the next pair could start from; leave --warm-start out, or take a "
-                    "network such as raft or deq_flow_b"
-                )
-            self.last = k, found
-        return _numbers(found, name)
+        if self.next != k:
+            self.restart()
+            self.stream(image1)
+        step = self.stream(image2)
+        if self.warm and step.prediction.state is None:
+            network = type(self.predictor.model).__name__
+            raise FleetflowError(
+                f"{network} keeps nothing that the next pair could start from; leave --warm-start out, or take a "
+                "network such as raft or deq_flow_b"
+            )
+        self.next = k + 1
+        return _checked(step.flow, name)
+
+    def restart(self) -> None:
+        """Begins a new scene or part."""
+        self.stream.reset()
+        self.next = None
 
     def scout(self, pairs: Iterable, progress: Callable[[Progress], None]) -> float:
         """Returns the color scale for some pairs (index, image1, image2, name of image1), and keeps their flows."""
 
         def flows() -> Iterator[tuple[int, np.ndarray]]:
             for done, (k, image1, image2, name) in enumerate(pairs, 1):
-                yield k, _numbers(self.predictor.predict(image1, image2), name)
+                yield k, _checked(self.predictor(image1, image2), name)
                 progress(Progress(done, SCOUTS, "color scale"))
 
         scale, self.known = scouted(flows())
         return scale
 
 
-def _numbers(found: Prediction, name: str) -> np.ndarray:
-    """The flow [H, W, 2] of a prediction; raises FleetflowError unless it is a number everywhere."""
-    flow = found.flow[0].permute(1, 2, 0).float().cpu().numpy()
+def _checked(flow: np.ndarray, name: str) -> np.ndarray:
+    """The flow [H, W, 2] that follows the picture `name`; raises FleetflowError unless it is a number everywhere."""
     if not np.isfinite(flow).all():
         raise FleetflowError(f"the flow of {name} is not finite everywhere; try --precision fp32 or other weights")
     return flow
@@ -134,7 +141,7 @@ def predict_pair(
     if not single:
         note().check(targets.values())
     image1 = read_image(first)
-    flow = _Clip(predictor, False).flow(0, image1, read_image(second), first.name)
+    flow = _checked(predictor(image1, read_image(second)), first.name)
     with nullcontext() if single else lock_folder(output, f"predict {first.name} {second.name}", patience=PATIENCE):
         if not single:
             remove_leftovers(output)
@@ -203,7 +210,7 @@ def predict_folder(
             origin = [_stamp(first), second.name, _stamp(second)]
             missing = [kind for kind, path in paths.items() if note.facts.get(path.name) != [_stamp(path), *origin]]
             if first in starts:
-                clip.last = None
+                clip.restart()
             if missing:
                 image = read_image(first)
                 flow = clip.flow(k, image, read_image(second), first.name)
@@ -305,7 +312,7 @@ class _Film:
             first = next(batch, None)
             if first is None:
                 break
-            clip.last = None
+            clip.restart()
             paths = self._part(part, chain((first,), batch), clip, scale, progress)
             note.add({"scale": scale, f"part {part}": _stamps(self.output, paths)})
         if "part 0" not in note.facts:

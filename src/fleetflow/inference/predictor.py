@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import overload
 
 import numpy as np
@@ -28,7 +29,7 @@ from fleetflow.inference.memory import (
 from fleetflow.inference.memory import available as available_memory
 from fleetflow.inference.tiles import SMALLEST, tiled
 from fleetflow.io.images import read_image
-from fleetflow.models.base import FlowModel, resize
+from fleetflow.models.base import Clip, FlowModel, resize
 from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import is_reference
 from fleetflow.types import FleetflowError, Prediction, Size, size_of
@@ -124,7 +125,7 @@ class Predictor:
             return _array(self.predict(image1, image2).flow)[0]
         if isinstance(image1, np.ndarray | str | os.PathLike):
             raise FleetflowError("one picture was given; expected two, or a list of pairs")
-        return [flow for batch in self._batches(image1) for flow in _array(self._predict(*batch).flow)]
+        return [flow for batch in self._batches(image1) for flow in _array(self.predict_frames(*batch).flow)]
 
     def predict(
         self, image1: Picture, image2: Picture, previous: Prediction | None = None, iterations: int | None = None
@@ -138,7 +139,7 @@ class Predictor:
                 a state, what another network said about this pair.
             iterations: in place of those the Predictor was made with.
         """
-        return self._predict(*self._frames(image1, image2), previous, iterations)
+        return self.predict_frames(*self._frames(image1, image2), previous, iterations)
 
     def label(self) -> dict[str, str]:
         """Returns what its results depend on, for a note beside them: the network, its weights, device and precision.
@@ -155,51 +156,77 @@ class Predictor:
         }
         return label if self.size is None else {**label, "size": "x".join(map(str, self.size))}
 
-    def _predict(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None = None, iterations: int | None = None
+    def predict_frames(
+        self,
+        frame1: Tensor,
+        frame2: Tensor,
+        previous: Prediction | None = None,
+        iterations: int | None = None,
+        clip: Clip | None = None,
+        size: Size | None = None,
     ) -> Prediction:
-        """The prediction for frames [N, 3, H, W] in [0, 1] on the device."""
+        """Returns the prediction for frames [N, 3, H, W] in [0, 1] on the device, as `frame` makes them.
+
+        Args:
+            previous, iterations: as of `predict`.
+            clip: for pairs of a clip, see `models.base.Clip`.
+            size: in place of the one the Predictor was made with.
+        """
         iterations = self.iterations if iterations is None else iterations
+        size = size or self.size
         if self.device.type == "cpu":
             hand_back_if_varied(tuple(frame1.shape))
-        plain = self._budget is None and (self.size is None or self.size == size_of(frame1))
-        run = self._run if plain else self._at_size
+        plain = self._budget is None and (size is None or size == size_of(frame1))
+        run = self._run if plain else partial(self._at_size, size)
+        rest = () if clip is None else (clip,)
         try:
             with torch.inference_mode(), autocast(self.device, self.dtype):
-                return run(frame1, frame2, previous, iterations)
+                return run(frame1, frame2, previous, iterations, *rest)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
         raise FleetflowError(self._what_would_fit(frame1))
 
     def _within_memory(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+        self,
+        frame1: Tensor,
+        frame2: Tensor,
+        previous: Prediction | None,
+        iterations: int | None,
+        clip: Clip | None = None,
     ) -> Prediction:
         """The prediction of frames as they are, in tiles where they are too large."""
-        whole = frame1[0, 0].numel()
+        whole = frame1[0, 0].numel() * (2 if clip is not None and clip.both_ways else 1)
         pixels = whole if self._budget is None else self._budget.pixels(whole, SMALLEST)
         if whole <= pixels:
-            return self._run(frame1, frame2, previous, iterations)
+            return self._run(frame1, frame2, previous, iterations, *(() if clip is None else (clip,)))
         if previous is not None:
             raise FleetflowError(
                 f"frames of {frame1.shape[2]}x{frame1.shape[3]} take tiles in this memory, which cannot start from "
                 "another prediction; leave --warm-start out, or give more memory or a smaller size"
             )
-        return tiled(lambda *frames: self._run(*frames, None, iterations), frame1, frame2, pixels)
+        ways = ((frame1, frame2), (frame2, frame1)) if clip is not None and clip.both_ways else ((frame1, frame2),)
+        there, *back = (tiled(lambda *tiles: self._run(*tiles, None, iterations), *way, pixels) for way in ways)
+        return there._replace(backward=back[0].flow) if back else there
 
     def _at_size(
-        self, frame1: Tensor, frame2: Tensor, previous: Prediction | None, iterations: int | None
+        self,
+        size: Size | None,
+        frame1: Tensor,
+        frame2: Tensor,
+        previous: Prediction | None,
+        iterations: int | None,
+        clip: Clip | None = None,
     ) -> Prediction:
         """The prediction of frames at the size that the network is to see."""
         whole = size_of(frame1)
-        if self.size is None or self.size == whole:
-            return self._within_memory(frame1, frame2, previous, iterations)
-        frame1, frame2 = _resized(frame1, self.size), _resized(frame2, self.size)
+        if size is None or size == whole:
+            return self._within_memory(frame1, frame2, previous, iterations, clip)
+        frame1, frame2 = _resized(frame1, size), _resized(frame2, size)
         if previous is not None and previous.state is None:
-            previous = previous._replace(flow=_resized_flow(previous.flow, self.size))
-        found = self._within_memory(frame1, frame2, previous, iterations)
-        return found._replace(
-            flow=_resized_flow(found.flow, whole),
+            previous = _flows_resized(previous, size)
+        found = self._within_memory(frame1, frame2, previous, iterations, clip)
+        return _flows_resized(found, whole)._replace(
             **{
                 name: resize(plane[:, None].float(), whole)[:, 0]
                 for name in ("residual", "uncertainty", "occlusion")
@@ -245,7 +272,7 @@ class Predictor:
             yield _stacked(waiting)
 
     def _frames(self, image1: Picture, image2: Picture) -> tuple[Tensor, Tensor]:
-        frame1, frame2 = self._frame(image1, "image1"), self._frame(image2, "image2")
+        frame1, frame2 = self.frame(image1, "image1"), self.frame(image2, "image2")
         if frame1.shape != frame2.shape:
             sizes = " and ".join(f"{frame.shape[2]}x{frame.shape[3]}" for frame in (frame1, frame2))
             which = " and ".join(str(image) for image in (image1, image2) if not isinstance(image, np.ndarray))
@@ -254,7 +281,8 @@ class Predictor:
             )
         return frame1, frame2
 
-    def _frame(self, image: Picture, name: str) -> Tensor:
+    def frame(self, image: Picture, name: str = "the frame") -> Tensor:
+        """Returns a picture as networks take it, [1, 3, H, W] float32 in [0, 1] on the device; `name` is for errors."""
         image = read_image(image) if isinstance(image, str | os.PathLike) else np.asarray(image)
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise FleetflowError(f"{name} is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] RGB")
@@ -283,6 +311,13 @@ def _stacked(frames: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _resized(frame: Tensor, size: Size) -> Tensor:
     """The frame [N, 3, H, W] at another size; made smaller, it is smoothed first."""
     return nn.functional.interpolate(frame, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _flows_resized(found: Prediction, size: Size) -> Prediction:
+    back = found.backward
+    return found._replace(
+        flow=_resized_flow(found.flow, size), backward=None if back is None else _resized_flow(back, size)
+    )
 
 
 def _resized_flow(flow: Tensor, size: Size) -> Tensor:

@@ -1,11 +1,14 @@
 """Cameras and network streams: pictures that arrive while they are read."""
 
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 
@@ -16,6 +19,7 @@ from fleetflow.io.limits import check_size
 from fleetflow.types import FleetflowError
 
 _CAMERAS = {"linux": ("video4linux2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
+_GRACE = 2 * 10.0  # seconds in which a thread that reads must have ended after it was told to
 _PATIENCE = 10.0  # seconds without a picture after which a stream has ended
 
 
@@ -65,6 +69,69 @@ class LiveReader:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+class Newest:
+    """Iterates over the pictures of a live source, always the newest one, as (picture, how many came and went before it).
+
+    A thread of its own reads the source, so that pictures do not queue up while the last one is worked on. A context
+    manager; `close` ends the iteration from any thread, and closes the source if it can be closed.
+
+    Args:
+        source: an iterable of pictures, such as a `LiveReader`.
+    """
+
+    def __init__(self, source: Iterable[np.ndarray]):
+        self._source, self._changed = source, threading.Condition()
+        self._picture: np.ndarray | None = None
+        self._dropped, self._ended, self._error = 0, False, None
+        self._thread = threading.Thread(target=self._read, name="fleetflow live", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        error = None
+        try:
+            for picture in self._source:
+                with self._changed:
+                    if self._ended:
+                        return
+                    self._dropped += self._picture is not None
+                    self._picture = picture
+                    self._changed.notify_all()
+        except BaseException as caught:  # is raised where the pictures are taken
+            error = caught
+        finally:
+            if hasattr(self._source, "close"):
+                with suppress(Exception):
+                    self._source.close()
+            with self._changed:
+                self._error, self._ended = error, True
+                self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._picture is not None)
+                picture, dropped, error = self._picture, self._dropped, self._error
+                self._picture, self._dropped = None, 0
+            if picture is None:
+                if error is not None:
+                    raise error
+                return
+            yield picture, dropped
+
+    def close(self) -> None:
+        """Ends the iteration, at once; the source is closed by the thread that reads it, after its next picture."""
+        with self._changed:
+            self._ended, self._picture = True, None
+            self._changed.notify_all()
+
+    def __enter__(self) -> "Newest":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+        self._thread.join(_GRACE)
 
 
 def _opened(source: int | str) -> InputContainer:

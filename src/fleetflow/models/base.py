@@ -26,8 +26,7 @@ class Clip(NamedTuple):
     Attributes:
         features: what the pair before has said of the frame that is now frame1 (`Prediction.features`), so that it is
             not looked at twice; None: nothing. It must come from the same network, and frames of the same size.
-        both_ways: also predict the flow back, in the same batch: the prediction has 2 N entries, N from frame1 to
-            frame2, then N from frame2 to frame1.
+        both_ways: also predict the flow back (`Prediction.backward`), in the same batch. Such a prediction has no state.
     """
 
     features: Any = None
@@ -80,6 +79,11 @@ class FlowModel(nn.Module, ABC):
         """
         return None
 
+    @property
+    def shares_features(self) -> bool:
+        """True where what the network sees in a frame serves both pairs of a clip that the frame is in."""
+        return self.keeps_features and type(self).frame_features is not FlowModel.frame_features
+
     def seen(self, frame1: Tensor, frame2: Tensor, features: tuple[Any, Any] | None) -> tuple[Any, Any]:
         """Returns the features of both prepared frames: those given, or new ones, computed as one batch."""
         if features is not None:
@@ -129,7 +133,10 @@ class FlowModel(nn.Module, ABC):
                 from [0, 1]. On a GPU and in exported models values are not looked at, as that would stop it.
         """
         _check(frame1, frame2)
-        _check_start(previous, frame1, 2 if clip is not None and clip.both_ways else 1)
+        _check_start(previous, frame1)
+        both_ways = clip is not None and clip.both_ways
+        if both_ways and previous is not None:
+            previous = _as_batch(previous)
         iterations = self.iterations_of(iterations)
         if self.fit not in FITS:
             raise FleetflowError(f'fit is "{self.fit}"; expected {", ".join(FITS[:-1])} or {FITS[-1]}')
@@ -155,6 +162,8 @@ class FlowModel(nn.Module, ABC):
             sides = _sides(size, fitted, self.fit)
             one, two = (F.pad(frame, sides, mode="replicate") for frame in (one, two))
             prediction = _cut_back(estimate(one, two, _padded(previous, sides), iterations), size, sides)
+        if both_ways:
+            prediction = _as_ways(prediction)
         return prediction if self.training else _still(frame1, frame2, prediction)
 
     def _in_clip(
@@ -301,8 +310,10 @@ def _still(frame1: Tensor, frame2: Tensor, prediction: Prediction) -> Prediction
         if not bool(_shows_no_motion(*few).any()):
             return prediction
     still = _shows_no_motion(frame1, frame2)[:, None, None, None]
-    still = still.repeat(len(prediction.flow) // len(still), 1, 1, 1)  # twice, if there is the flow back
-    return prediction._replace(flow=prediction.flow.masked_fill(still, 0))
+    back = prediction.backward
+    return prediction._replace(
+        flow=prediction.flow.masked_fill(still, 0), backward=None if back is None else back.masked_fill(still, 0)
+    )
 
 
 def _shows_no_motion(frame1: Tensor, frame2: Tensor) -> Tensor:
@@ -338,8 +349,22 @@ def _check(frame1: Tensor, frame2: Tensor) -> None:
         raise FleetflowError(f"frames reach {high if low >= LOWEST else low:.4g}; expected values in [0, 1]: {advice}")
 
 
-def _check_start(previous: Prediction | None, frame1: Tensor, ways: int) -> None:
-    """Raises FleetflowError unless a flow to begin with has the size of the frames, and one entry for each way."""
-    expected = [ways * frame1.shape[0], 2, *frame1.shape[2:]]
+def _as_batch(previous: Prediction) -> Prediction:
+    """A start for both directions, as one for twice as many pairs."""
+    if previous.state is not None or previous.backward is None:
+        raise FleetflowError("the start has no flow back; both directions take a prediction of flow and backward alone")
+    return Prediction(torch.cat((previous.flow, previous.backward)))
+
+
+def _as_ways(prediction: Prediction) -> Prediction:
+    """The prediction for N pairs whose backward flow it is, made of that for N pairs and N in the other order."""
+    flow, backward = prediction.flow.tensor_split(2)
+    maps = _maps(prediction, lambda plane: plane.tensor_split(2)[0])
+    return Prediction(flow, backward=backward, features=prediction.features, **maps)
+
+
+def _check_start(previous: Prediction | None, frame1: Tensor) -> None:
+    """Raises FleetflowError unless a flow to begin with has the size of the frames."""
+    expected = [frame1.shape[0], 2, *frame1.shape[2:]]
     if previous is not None and previous.state is None and list(previous.flow.shape) != expected:
         raise FleetflowError(f"the initial flow is {list(previous.flow.shape)}; expected {expected}: resize it")

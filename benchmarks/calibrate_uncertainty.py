@@ -1,0 +1,188 @@
+"""Fits what networks say about their uncertainty, on generated footage, and judges it elsewhere.
+
+    python benchmarks/calibrate_uncertainty.py NETWORK[:CHECKPOINT] ... --root PHOTOS --data REAL_PAIRS [--pairs 4]
+
+For each network the map of `motion/confidence.py` is fitted on the validation part of `footage` and written into
+src/fleetflow/weights/confidence.json under the hash of its weights (the map "other", for weights without one of their own,
+is fitted on all networks named). Then it is judged on the test part and on the real pairs, which nothing is chosen on.
+PHOTOS: the folder of photographs and cut-outs that footage takes. Pictures are cut to 256x448, to spare time. Prints two
+tables in Markdown: by network, and by class of footage.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fleetflow.data.dataset import Files
+from fleetflow.data.datasets.footage import CLASSES, footage
+from fleetflow.data.datasets.pairs import pairs
+from fleetflow.evaluation.metrics import ause, sparsification
+from fleetflow.inference.predictor import Predictor
+from fleetflow.io.atomic import write_atomically
+from fleetflow.models.base import Clip
+from fleetflow.motion.confidence import CLUES, Confidence, clues, judged
+from fleetflow.ops.warp import inside
+from fleetflow.types import Prediction, Sample
+
+STORE = Path(__file__).parents[1] / "src" / "fleetflow" / "weights" / "confidence.json"
+CUT = (256, 448)  # pixels: the middle of each picture
+PIXELS = 4000  # of a pair that the fit sees
+KNOTS = 12  # of the bound
+STEPS = 400
+UNVERIFIED = "ambush_4_final_0004"  # its truth is doubted, as in ship.py
+
+
+@dataclass
+class Found:
+    """What was found in the pairs of a set: rows of pixels, and each pair whole."""
+
+    seen: list[Tensor] = field(default_factory=list)  # [P, clues]
+    error: list[Tensor] = field(default_factory=list)  # [P] pixels
+    hidden: list[Tensor] = field(default_factory=list)  # [P] bool
+    group: list[str] = field(default_factory=list)
+    whole: list[tuple[Prediction, Tensor, Tensor, Sample]] = field(default_factory=list)
+
+
+def middle(sample: Sample) -> Sample:
+    """Returns the middle of a sample, at most CUT."""
+    height, width = sample.frame1.shape[-2:]
+    top, left = (max((side - most) // 2, 0) for side, most in zip((height, width), CUT))
+    window = (..., slice(top, top + CUT[0]), slice(left, left + CUT[1]))
+    return Sample(*(part[window].contiguous() if isinstance(part, Tensor) else part for part in sample))
+
+
+def hidden_pixels(sample: Sample) -> Tensor:
+    """Returns [H, W] bool: pixels that frame2 does not show, what the cut took away included."""
+    outside = ~inside(sample.flow[None])[0]
+    return outside if sample.occluded is None else outside | sample.occluded
+
+
+def collect(predictor: Predictor, files: Files) -> Found:
+    """Returns what the network finds in the pairs, and how it is."""
+    found, generator = Found(), torch.Generator().manual_seed(0)
+    for k, pair in enumerate(files.pairs):
+        sample = middle(files[k])
+        frames = [frame[None].contiguous(memory_format=torch.channels_last) for frame in (sample.frame1, sample.frame2)]
+        prediction = predictor.predict_frames(*frames, clip=Clip(both_ways=True))
+        height, width = sample.valid.shape
+        error = (prediction.flow[0].float() - sample.flow).norm(dim=0)
+        seen = clues(prediction, *frames)[0].repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :height, :width]
+        places = sample.valid.flatten().nonzero()[:, 0]
+        places = places[torch.randperm(len(places), generator=generator)[:PIXELS]]
+        found.seen.append(seen.flatten(1)[:, places].T)
+        found.error.append(error.flatten()[places])
+        found.hidden.append(hidden_pixels(sample).flatten()[places])
+        found.group.append(pair.group)
+        found.whole.append((prediction._replace(features=None), *frames, sample))
+    return found
+
+
+def fitted(sets: list[Found]) -> Confidence:
+    """Returns the map that fits: the score by the likelihood of a Laplace distribution, the bounds by counting."""
+    seen, error, hidden = (
+        torch.cat([row for one in sets for row in getattr(one, name)]) for name in ("seen", "error", "hidden")
+    )
+    weights, score = _fit(seen, lambda score: (score + error.clamp(max=100) * (-score).exp()).mean())
+    odds, _ = _fit(seen, lambda score: torch.nn.functional.binary_cross_entropy_with_logits(score, hidden.float()))
+    edges = torch.quantile(score, torch.linspace(0, 1, KNOTS + 1))
+    rows = [(score >= low) & (score <= high) for low, high in zip(edges, edges[1:]) if high > low]
+    at = [score[row].median().item() for row in rows]
+    bound = [max(torch.quantile(error[row], 0.9).item(), 0.01) for row in rows]
+    bound = torch.tensor(bound).log().cummax(0).values
+    kept = [k for k in range(len(at)) if k == 0 or at[k] > at[k - 1]]
+    at, bound = tuple(at[k] for k in kept), tuple(bound[k].item() for k in kept)
+    half = torch.quantile(
+        error / Confidence(weights, at, bound, 1.0, odds).uncertainty(seen.T[None, :, None])[0, 0], 0.5
+    )
+    return Confidence(weights, at, bound, half.item(), odds)
+
+
+def _fit(seen: Tensor, loss) -> tuple[tuple[float, ...], Tensor]:
+    """The weights, none below 0, and the constant that make the loss of the score small; and that score."""
+    raw, constant = torch.full((len(CLUES),), -2.0, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([raw, constant], lr=0.05)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss(seen @ torch.nn.functional.softplus(raw) + constant).backward()
+        optimizer.step()
+    weights = [*torch.nn.functional.softplus(raw).tolist(), constant.item()]
+    return tuple(weights), (seen @ torch.tensor(weights[:-1]) + weights[-1]).detach()
+
+
+def figures(found: Found, confidence: Confidence) -> dict[str, tuple[float, float, float, float]]:
+    """Returns by group and for "all": AUSE, share of errors within the bound and within its half, F1 of occlusion."""
+    rows: dict[str, list] = {}
+    for group, (prediction, *frames, sample) in zip(found.group, found.whole):
+        told = judged(prediction, *frames, confidence)
+        error = (prediction.flow[0].float() - sample.flow).norm(dim=0)[sample.valid]
+        bound = told.uncertainty[0][sample.valid]
+        area = ause(sparsification(error, bound)) if error.isfinite().all() else float("nan")
+        hidden = hidden_pixels(sample)
+        said = told.occlusion[0] > 0.5
+        counts = [(said & hidden).sum().item(), said.sum().item(), hidden.sum().item()]
+        within = [(error <= share * bound).float().mean().item() for share in (1.0, confidence.half)]
+        rows.setdefault(group, []).append((area, *within, *counts))
+    rows["all"] = [row for group in list(rows.values()) for row in group]
+    result = {}
+    for group, found_rows in rows.items():
+        area, whole, half, hit, said, there = (sum(column) for column in zip(*found_rows))
+        count = len(found_rows)
+        result[group] = area / count, whole / count, half / count, 2 * hit / max(said + there, 1)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="+")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--precision", default="auto")
+    options = parser.parse_args()
+    store = json.loads(STORE.read_text()) if STORE.is_file() else {}
+    splits = {split: footage(options.root, split=split, limit=options.pairs) for split in ("validation", "test")}
+    if options.data:
+        splits["real"] = pairs(options.data, without=(UNVERIFIED,))
+    every, tables = [], {}
+    for name in options.networks:
+        predictor = Predictor(name, precision=options.precision)
+        found = {split: collect(predictor, files) for split, files in splits.items()}
+        confidence = fitted([found["validation"]])
+        every.append(found["validation"])
+        key = predictor.label()["sha256"][:16]
+        store = {sha: row for sha, row in store.items() if row.get("network") != name}  # of weights before these
+        store[key] = {"network": name, **confidence._asdict()}
+        tables[name] = {split: figures(found[split], confidence) for split in splits if split != "validation"}
+        for one in found.values():
+            one.whole.clear()
+        print(name, json.dumps(store[key]), flush=True)
+    store["other"] = {"network": "other", **fitted(every)._asdict()}
+    rounded = json.loads(json.dumps(store), parse_float=lambda text: float(f"{float(text):.4g}"))
+    write_atomically(
+        STORE, lambda temporary: temporary.write_text(json.dumps(rounded, indent=1, sort_keys=True) + "\n")
+    )
+    show(tables)
+
+
+def show(tables: dict[str, dict[str, dict[str, tuple[float, ...]]]]) -> None:
+    """Prints both tables."""
+    print("\n| network | AUSE real | within 90 % real | AUSE footage | within 90 % | within 50 % | occlusion F1 |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for name, sets in tables.items():
+        area, whole, half, score = sets["test"]["all"]
+        real = sets.get("real", {}).get("all")
+        cells = ["-", "-"] if real is None else [f"{real[0]:.2f}", f"{100 * real[1]:.0f} %"]
+        cells += [f"{area:.2f}", f"{100 * whole:.0f} %", f"{100 * half:.0f} %", f"{score:.2f}"]
+        print(f"| `{name}` | {' | '.join(cells)} |")
+    print(f"\n| within 90 % | {' | '.join(CLASSES)} |\n|---|{'--:|' * len(CLASSES)}")
+    for name, sets in tables.items():
+        shares = [f"{100 * sets['test'][group][1]:.0f}" for group in CLASSES]
+        print(f"| `{name}` | {' | '.join(shares)} |")
+
+
+if __name__ == "__main__":
+    main()

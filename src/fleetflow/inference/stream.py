@@ -1,0 +1,304 @@
+"""Stream: the flow of frames that arrive one after another, each pair helped by the one before it."""
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fleetflow.inference.device import Precision
+from fleetflow.inference.pace import Effort, Pace
+from fleetflow.inference.predictor import Picture, Predictor
+from fleetflow.io.live import Newest
+from fleetflow.layers.warm_start import reduced
+from fleetflow.models.base import Clip, FlowModel, resize
+from fleetflow.motion.confidence import confidence_of, judged
+from fleetflow.motion.splatting import splat_tensors
+from fleetflow.ops.constant import constant
+from fleetflow.types import FleetflowError, Prediction
+
+CUT = 0.15  # of the range from black to white: mean difference of thumbnails
+CARRIED = 8  # pixels: of so coarse a grid is the last flow, when it is moved along by itself
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a stream says about a frame and the one before it.
+
+    Attributes:
+        flow: float32 [H, W, 2] pixels, from the frame before to this one: right, down.
+        backward: the same from this frame to the one before, where the stream was asked for `occlusion` or
+            `uncertainty`; else None.
+        occlusion: float32 [H, W], the probability that this frame does not show a pixel of the one before.
+        uncertainty: float32 [H, W] pixels: nine of ten pixels are off by less than this.
+        time: seconds on the clock of the source, of this frame; not-a-number where it has none.
+        interval: seconds since the frame before; not-a-number where frames have no times.
+        cut: the two frames are of different shots; the flow means little, and nothing of the past was used.
+        dropped: frames that came in between and were left out, as the stream was not ready for them.
+        warm: the search began with the last flow.
+        iterations: refinement iterations, None for networks without.
+        size: height and width at which the network saw the frames.
+        latency: seconds that it took.
+        prediction: the same as tensors of a batch of one on the device.
+    """
+
+    flow: np.ndarray
+    backward: np.ndarray | None
+    occlusion: np.ndarray | None
+    uncertainty: np.ndarray | None
+    time: float
+    interval: float
+    cut: bool
+    dropped: int
+    warm: bool
+    iterations: int | None
+    size: tuple[int, int]
+    latency: float
+    prediction: Prediction
+
+
+class _Last(NamedTuple):
+    """What is kept of a frame until the next one comes."""
+
+    frame: Tensor  # [1, 3, H, W]
+    time: float
+    effort: Effort | None = None
+    found: Prediction | None = None  # for this frame and the one before it; None behind a cut and for the first one
+
+
+class Stream:
+    """The flow of frames that arrive one after another.
+
+        stream = fleetflow.Stream("fastflownet", occlusion=True, budget_ms=40)
+        for frame in fleetflow.read_video("clip.mp4"):
+            step = stream(frame)  # None for the first frame
+            if step is not None:
+                print(step.time, step.flow.mean((0, 1)), step.occlusion.mean())
+
+    What a network sees in a frame is computed once, for both of its pairs. Memory does not grow. Several threads may
+    use one stream; frames count in the order in which they come.
+    """
+
+    def __init__(
+        self,
+        network: Predictor | FlowModel | str,
+        *,
+        occlusion: bool = False,
+        uncertainty: bool = False,
+        warm_start: bool = True,
+        budget_ms: float | None = None,
+        device: str = "auto",
+        precision: Precision = "auto",
+        iterations: int | None = None,
+        size: tuple[int, int] | None = None,
+        memory: int | None = None,
+    ):
+        """Makes the network ready.
+
+        Args:
+            network: a `Predictor`, or what makes one, for which the last five arguments are.
+            occlusion, uncertainty: say so with each step. Both need the flow back, which is predicted in the same
+                batch: a step takes nearly twice as long.
+            warm_start: begin each search with the last flow, moved along by itself, in networks that gain by it: RAFT,
+                GMA, DEQ-Flow. Behind a cut the search begins anew.
+            budget_ms: milliseconds that a step should take. Where it takes longer, refinement iterations become fewer
+                first, then the frames that the network sees smaller; where there is time, they grow again, up to what
+                was asked for. Each step says what it was given. None: no limit.
+            device, precision, iterations, size, memory: as of `Predictor`.
+
+        Raises:
+            FleetflowError: for a budget that is not above 0, and for what `Predictor` refuses.
+        """
+        if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
+            raise FleetflowError(f"budget_ms is {budget_ms}; expected milliseconds above 0, or None for no limit")
+        if not isinstance(network, Predictor):
+            network = Predictor(
+                network, device=device, precision=precision, iterations=iterations, size=size, memory=memory
+            )
+        elif (device, precision, iterations, size, memory) != ("auto", "auto", None, None, None):
+            raise FleetflowError(
+                "a Predictor has its own device, precision, iterations, size and memory; leave them out"
+            )
+        self.predictor = network
+        self.dropped = 0  # of all steps so far
+        self._asked = {"occlusion": occlusion, "uncertainty": uncertainty}
+        self._ways = occlusion or uncertainty
+        self._confidence = confidence_of(network.label()["sha256"]) if self._ways else None
+        self._shares = network.model.shares_features
+        self._warm = warm_start
+        self._budget = None if budget_ms is None else budget_ms / 1000
+        self._pace: Pace | None = None
+        self._last: _Last | None = None
+        self._closed = False
+        self._lock = threading.RLock()
+        self._sources: set[Newest] = set()
+
+    def __call__(self, frame: Picture, *, iterations: int | None = None, dropped: int = 0) -> Step | None:
+        """Returns what there is to say about this frame and the one before it; None for the first frame.
+
+        Args:
+            frame: uint8 [H, W, 3] RGB or what else `Predictor` takes; its `time`, where it has one, goes into the step.
+            iterations: in place of the stream's own, for this step.
+            dropped: frames that were left out before this one.
+
+        Raises:
+            FleetflowError: for a frame of another size than the one before (`reset` first), and once it is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise FleetflowError("the stream is closed; make a new one")
+            began = time.perf_counter()
+            last, now = self._last, _Last(self.predictor.frame(frame), float(getattr(frame, "time", math.nan)))
+            self.dropped += dropped
+            if last is None:
+                self._last = now
+                return None
+            if last.frame.shape != now.frame.shape:
+                old, new = ("x".join(map(str, one.frame.shape[2:])) for one in (last, now))
+                raise FleetflowError(f"a frame of {new} follows one of {old}; resize it, or call reset() first")
+            cut = _is_cut(last.frame, now.frame)
+            effort = self._effort(now.frame, iterations)
+            known = last.found if last.effort is not None and last.effort.size == effort.size and not cut else None
+            found, warm = self._predicted(last.frame, now.frame, known, effort)
+            step = self._step(found, last, now, began, cut, warm, dropped, effort)
+            kept = found._replace(features=None) if cut else found
+            self._last = now._replace(effort=effort, found=None if cut or not _finite(found) else kept)
+            if self._pace is not None:
+                self._pace.took(step.latency)
+            return step
+
+    def reset(self) -> None:
+        """Forgets the past: the next frame is a first one. What was learned about time stays."""
+        with self._lock:
+            self._last = None
+
+    def follow(self, source: Iterable[np.ndarray]) -> Iterator[Step]:
+        """Yields a step for each frame of a live source that the stream is ready for.
+
+        Frames are read by a thread of their own. Of those that come while a step is computed, the newest is taken, and
+        the others are counted (`Step.dropped`): the flow stays up to date, whatever the network costs. The source is
+        closed at the end, also by `close` in another thread.
+
+            with fleetflow.Stream("fastflownet") as stream:
+                for step in stream.follow(fleetflow.read_video("rtsp://camera/stream")):
+                    print(step.time, step.dropped, step.latency)
+        """
+        with Newest(source) as newest:
+            self._sources.add(newest)
+            try:
+                for frame, dropped in newest:
+                    if self._closed:
+                        return
+                    step = self(frame, dropped=dropped)
+                    if step is not None:
+                        yield step
+            finally:
+                self._sources.discard(newest)
+
+    def close(self) -> None:
+        """Ends the stream and lets go of its sources; safe from any thread, waits for the step at work."""
+        for source in list(self._sources):
+            source.close()
+        with self._lock:
+            self._closed, self._last = True, None
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _effort(self, frame: Tensor, iterations: int | None) -> Effort:
+        """What the next step may cost."""
+        size = self.predictor.size or tuple(frame.shape[2:])
+        whole = Effort(size, self.predictor.iterations if iterations is None else iterations)
+        if self._budget is None:
+            return whole
+        if self._pace is None or self._pace.efforts[0] != whole:
+            self._pace = Pace(self._budget, whole)
+        return self._pace.effort
+
+    def _predicted(
+        self, frame1: Tensor, frame2: Tensor, known: Prediction | None, effort: Effort
+    ) -> tuple[Prediction, bool]:
+        """The prediction, in both directions if there is need, and whether it began with the last flow."""
+        clip = Clip(None if known is None else known.features, self._ways) if self._ways or self._shares else None
+        start = self._start(known) if self._warm and known is not None else None
+        found = self.predictor.predict_frames(frame1, frame2, start, effort.iterations, clip, effort.size)
+        if self._confidence is not None:
+            found = judged(found, frame1, frame2, self._confidence)
+            asked = {"occlusion": found.occlusion, "uncertainty": found.uncertainty}
+            found = found._replace(**{name: value if self._asked[name] else None for name, value in asked.items()})
+        return found, start is not None
+
+    def _start(self, known: Prediction) -> Prediction | None:
+        """Where a search begins: the network's own state, or the last flow (both, if both are wanted) moved along."""
+        if known.state is not None and not self._ways:
+            return known
+        if self.predictor.model.iterations is None:
+            return None
+        back = known.backward if self._ways else None  # leads where the surface came from; it goes on the other way
+        return Prediction(
+            moved_along(known.flow, known.flow), backward=None if back is None else moved_along(back, -back)
+        )
+
+    def _step(
+        self,
+        found: Prediction,
+        last: _Last,
+        now: _Last,
+        began: float,
+        cut: bool,
+        warm: bool,
+        dropped: int,
+        effort: Effort,
+    ) -> Step:
+        arrays = {}
+        for name in ("flow", "backward", "occlusion", "uncertainty"):
+            value = getattr(found, name)
+            if value is not None:
+                value = value[0].float().movedim(0, -1) if value.ndim == 4 else value[0].float()
+                value = value.contiguous().cpu().numpy()
+            arrays[name] = value
+        return Step(
+            **arrays,
+            time=now.time,
+            interval=now.time - last.time,
+            cut=cut,
+            dropped=dropped,
+            warm=warm,
+            iterations=effort.iterations,
+            size=effort.size,
+            latency=time.perf_counter() - began,
+            prediction=found._replace(features=None),
+        )
+
+
+@torch.inference_mode()
+def moved_along(flow: Tensor, motion: Tensor) -> Tensor:
+    """Returns the flow [N, 2, H, W] where `motion` [N, 2, H, W] takes it, smooth: on a grid of 8 pixels and back.
+
+    Where two meet, the faster one counts: what moves passes before what does not, more often than behind it. Places
+    that nothing reaches keep what they had.
+    """
+    size = tuple(flow.shape[2:])
+    grid = tuple(-(-side // CARRIED) for side in size)
+    coarse, way = reduced(flow, grid), reduced(motion, grid)
+    moved, reached = splat_tensors(coarse, way, 4 * way.norm(dim=1, keepdim=True))
+    moved = torch.where(reached[:, None], moved, coarse)
+    return resize(moved, size) * constant((size[1] / grid[1], size[0] / grid[0]), moved)[:, None, None]
+
+
+def _finite(found: Prediction) -> bool:
+    return bool(found.flow.isfinite().all())
+
+
+def _is_cut(frame1: Tensor, frame2: Tensor) -> bool:
+    """Whether the frames [1, 3, H, W] are of different shots: thumbnails have little in common."""
+    small = [torch.nn.functional.adaptive_avg_pool2d(frame, (9, 16)) for frame in (frame1, frame2)]
+    return bool((small[0] - small[1]).abs().mean() > CUT)
