@@ -1,5 +1,6 @@
 """What several test files need: the reference data beside the repository, and small generated inputs."""
 
+import gc
 import os
 import shutil
 import signal
@@ -79,6 +80,7 @@ def in_child(action) -> tuple[int, str]:
     pid = os.fork()
     if pid == 0:
         code = 1
+        gc.disable()  # garbage of the parent with threads of its own, such as FFmpeg's coders, cannot be freed here
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(PATIENCE)
         try:

@@ -508,6 +508,65 @@ def test_video(predictor, tmp_path):
         assert len(list(film)) == 6 and film.fps == 10
 
 
+def uneven_video(path, times) -> Path:
+    """A clip whose frames k of brightness 20 + 5 k are shown at these seconds."""
+    with VideoWriter(path, 10) as writer:
+        for k, time in enumerate(times):
+            writer.write(np.full((48, 64, 3), 20 + 5 * k, np.uint8), time)
+    return path
+
+
+def test_a_part_of_a_video(predictor, tmp_path, monkeypatch):
+    """Numbers, intervals and totals are the video's; an interrupted run goes on; what lies before is not decoded."""
+    monkeypatch.setattr(job, "PART_FRAMES", 2)
+    times = np.cumsum([0, *np.tile([0.04, 0.1, 0.5], 13)])
+    clip, totals = uneven_video(tmp_path / "clip.mp4", times), []
+    options = {"scale": 40, "frames": "20:34", "every": 2}
+
+    def stop(progress):
+        totals.append((progress.done, progress.total))
+        if progress.done == 3:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        job.predict_video(predictor, clip, tmp_path / "out", ["color", "npy"], **options, progress=stop)
+    written, problem = job.predict_video(predictor, clip, tmp_path / "out", ["color", "npy"], **options)
+    assert predictor.model.calls == 3 + 4 and totals == [(1, 6), (2, 6), (3, 6)] and problem is None
+    assert [path.name for path in written[1:]] == [f"clip_{k:06d}.npy" for k in range(20, 32, 2)]
+    flow = read_flow(written[1])[0][0, 0]
+    np.testing.assert_allclose(flow, [100 * (20 + 5 * k) / 255 for k in (20, 22)], atol=1.5)
+    film = list(VideoReader(written[0]))
+    np.testing.assert_allclose([frame.time for frame in film], times[20:32:2] - times[20], atol=1e-4)
+    job.predict_video(predictor, clip, tmp_path / "out", ["npy"], frames="30:")
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 6 + 9 - 1, "30 is in both"
+
+
+@pytest.mark.parametrize("frames", ["39:", "50:", "3:4"])
+def test_a_part_of_a_video_that_has_no_pair(frames, predictor, tmp_path):
+    clip = video_of(tmp_path / "clip.mp4", 40)
+    with pytest.raises(FleetflowError, match=f"fewer than two frames of frames {frames}; a flow needs two"):
+        job.predict_video(predictor, clip, tmp_path / "out", ["color"], frames=frames)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("[!.]*"))
+
+
+def test_a_part_of_a_folder(predictor, tmp_path):
+    for k in range(8):
+        write_image(tmp_path / "frames" / f"f{k}.png", np.full((20, 30, 3), 20 * k + 10, np.uint8))
+    written = job.predict_folder(predictor, tmp_path / "frames", tmp_path / "out", ["flo"], frames="2:7", every=2)
+    assert [path.name for path in written] == ["f2.flo", "f4.flo"]
+    np.testing.assert_allclose(read_flow(written[0])[0][0, 0], [5000 / 255, 9000 / 255], atol=1e-3)
+    with pytest.raises(FleetflowError, match="holds 8 pictures, of which --frames and --every leave 1; a flow needs"):
+        job.predict_folder(predictor, tmp_path / "frames", tmp_path / "out", frames="7:")
+
+
+@pytest.mark.parametrize("words", [["--frames", "1:2"], ["--every", "2"], ["--frames", "b"], ["--every", "0"]])
+def test_a_part_that_cannot_be(words, folder, tmp_path, capsys):
+    pair = words[1] in ("1:2", "2")
+    inputs = [str(folder / "f1.png"), str(folder / "f3.png")] if pair else [str(folder)]
+    assert main(["predict", *inputs, "-o", str(tmp_path / "out"), *words]) == 1
+    assert ("two pictures are one pair" if pair else "expected") in capsys.readouterr().err
+
+
 def test_a_finished_video_is_kept_as_a_folder_is(predictor, tmp_path):
     video, output = video_of(tmp_path / "clip[1].mp4", 7), tmp_path / "out"
 
@@ -639,7 +698,7 @@ def test_a_cut_video_gives_what_can_be_read_and_says_so(predictor, tmp_path):
 
 
 def test_no_film_of_one_frame_or_of_no_video(predictor, tmp_path):
-    with pytest.raises(FleetflowError, match="one frame"):
+    with pytest.raises(FleetflowError, match="fewer than two frames; a flow needs"):
         job.predict_video(predictor, video_of(tmp_path / "one.mp4", 1), tmp_path / "out", ["color"])
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(FleetflowError):

@@ -30,10 +30,12 @@ def convert(
     """
     import torch
 
+    from fleetflow.cli.outputs import make_room
     from fleetflow.models.weights import load, save
 
     if output.suffix != ".safetensors":
         raise FleetflowError(f"{output} does not end in .safetensors; name the output so")
+    make_room(output)
     model = load(f"{variant}:{checkpoint}")
     header = {"network": variant, "license": license, "source": checkpoint.name}
     save(model, output, header, dtype=torch.float32 if precision == "fp32" else torch.float16)

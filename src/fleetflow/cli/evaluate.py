@@ -18,6 +18,7 @@ def evaluate(
     warm_start: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
+    threads: int = 0,
     json: Path | None = None,
     csv: Path | None = None,
     html: Path | None = None,
@@ -36,6 +37,7 @@ def evaluate(
         warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
         device: auto, cpu, cuda, cuda:1, mps, xpu, npu, hpu, ... as torch has them here.
         precision: of the convolutions.
+        threads: 0 takes all.
         json: a file for all numbers with their protocol.
         csv: a file for a line per pair.
         html: a file for a report with curves and the worst and best pairs; it needs no other file.
@@ -52,9 +54,11 @@ def evaluate(
     from fleetflow.evaluation.protocol import open_model
     from fleetflow.evaluation.saved_flows import is_folder, saved_flows
     from fleetflow.evaluation.warm_start import Warm
+    from fleetflow.inference.device import use_threads
     from fleetflow.registry import models as networks
 
     options, without = flat(options), flat(without)
+    use_threads(threads)
     make_room(json, csv, html)
     if html:
         plots.require()

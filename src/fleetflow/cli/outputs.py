@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-from fleetflow.io.atomic import writing
+from fleetflow.io.atomic import remove_leftovers, writing
 from fleetflow.types import FleetflowError
 
 
 def make_room(*files: Path | None) -> None:
-    """Makes the folders of files that are to be written; raises FleetflowError now where a job would at its end."""
+    """Makes the folders of files that are to be written, and removes what killed runs left in them.
+
+    Raises:
+        FleetflowError: now where a job would at its end.
+    """
     given = [file for file in files if file is not None]
     for file in given:
         if file.is_dir():
@@ -17,3 +21,4 @@ def make_room(*files: Path | None) -> None:
     for file in given:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(file.parent)

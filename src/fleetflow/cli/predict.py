@@ -20,6 +20,8 @@ def predict(
     scale: float | None = None,
     iterations: int | None = None,
     warm_start: bool = False,
+    frames: str | None = None,
+    every: int = 1,
     scenes: bool = True,
     overwrite: bool = False,
     device: str = "auto",
@@ -39,6 +41,8 @@ def predict(
         scale: pixels of motion shown at full color; chosen from the clip if not given.
         iterations: refinement iterations of RAFT, GMA, DEQ-Flow; their own if not given.
         warm_start: let each pair of a folder or video start from where the one before it ended (RAFT, GMA, DEQ-Flow).
+        frames: A:B, of a folder or video only frame A (0 is the first) up to B, which is left out; as 100:200, :50, 100:
+        every: 2 takes every second frame of those, and so on.
         scenes: pair only pictures of a folder whose names differ in their last number alone.
         overwrite: compute anew what a former run has finished, and replace files in the way.
         device: auto, cpu, cuda, cuda:1, mps, ...
@@ -48,7 +52,7 @@ def predict(
 
     Examples:
         fleetflow predict frame1.png frame2.png -o flow.png
-        fleetflow predict clip.mp4 -o out --format color flo
+        fleetflow predict clip.mp4 -o out --format color flo --frames 0:100 --every 2
     """
     import warnings
 
@@ -56,13 +60,11 @@ def predict(
     from fleetflow.inference.device import use_threads
     from fleetflow.inference.memory import parse_bytes
     from fleetflow.inference.pairing import described
-    from fleetflow.inference.pairing import scenes as scenes_of
     from fleetflow.inference.predictor import Predictor
-    from fleetflow.io.images import list_frames
 
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said in one line
     formats = flat(format) if format else None
-    _check_inputs(inputs, warm_start)
+    _check_inputs(inputs, warm_start, frames, every)
     use_threads(threads)
     limit = None if memory is None else parse_bytes(memory)
     predictor = Predictor(model, device=device, precision=precision, iterations=iterations, size=size, memory=limit)
@@ -70,10 +72,10 @@ def predict(
     if len(inputs) == 2:
         written = job.predict_pair(predictor, *inputs, output, formats, **options)
     else:
-        options["warm_start"] = warm_start
+        options |= {"warm_start": warm_start, "frames": frames, "every": every}
         with bar(f"flow of {inputs[0].name}") as progress:
             if inputs[0].is_dir():
-                clips = scenes_of(list_frames(inputs[0])) if scenes else []
+                clips = job.clips_of(inputs[0], not scenes, frames, every)
                 written = job.predict_folder(
                     predictor, inputs[0], output, formats, **options, one_scene=not scenes, progress=progress
                 )
@@ -90,12 +92,14 @@ def predict(
         raise FleetflowError(f"{problem} (what could be read was written)")
 
 
-def _check_inputs(inputs: tuple[Path, ...], warm_start: bool) -> None:
+def _check_inputs(inputs: tuple[Path, ...], warm_start: bool, frames: str | None, every: int) -> None:
     """Raises FleetflowError for inputs that are not there, or not two pictures, one folder or one video."""
     if len(inputs) not in (1, 2):
         raise FleetflowError(f"{len(inputs)} inputs were given; expected two pictures, one folder or one video")
     missing = [path for path in inputs if not path.exists()]
     if missing:
         raise FleetflowError(f"{missing[0]} does not exist; give two pictures, one folder or one video")
+    if len(inputs) == 2 and (frames is not None or every != 1):
+        raise FleetflowError("two pictures are one pair; leave --frames and --every out, or give a folder or video")
     if warm_start and len(inputs) == 2:
         raise FleetflowError("two pictures have no pair before them; leave --warm-start out, or give a folder or video")

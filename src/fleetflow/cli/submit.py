@@ -20,6 +20,7 @@ def submit(
     warm_start: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
+    threads: int = 0,
 ) -> None:
     """Predict the test frames of a public benchmark in its official layout, check every file, and zip them.
 
@@ -36,6 +37,7 @@ def submit(
         warm_start: let each pair start from where the one before it in its scene ended (RAFT, GMA, DEQ-Flow).
         device: auto, cpu, cuda, cuda:1, mps, xpu, npu, hpu, ... as torch has them here.
         precision: of the convolutions.
+        threads: 0 takes all.
 
     Examples:
         fleetflow submit raft:raft-sintel.pth sintel --root Sintel -o sintel.zip
@@ -44,6 +46,7 @@ def submit(
     from fleetflow.evaluation import submit as job
     from fleetflow.evaluation.baselines import CLASSICAL
     from fleetflow.evaluation.protocol import open_model
+    from fleetflow.inference.device import use_threads
     from fleetflow.registry import models
 
     if job.is_finished(model, (*models, *CLASSICAL)):
@@ -53,6 +56,7 @@ def submit(
             raise FleetflowError(f"{benchmark} would refuse {model}: {job.summary(problems)}")
         print(f"{model} is a whole submission to {benchmark}")
         return
+    use_threads(threads)
     predict = open_model(model, benchmark, iterations=iterations, device=device, precision=precision, submission=True)
     label = {"model": model, **predict.label()}
     with bar(f"{model} on {benchmark}") as progress:

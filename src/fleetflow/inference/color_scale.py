@@ -30,12 +30,12 @@ def scouted(flows: Iterable[tuple[int, np.ndarray]]) -> tuple[float, dict[int, n
 
 def video_scouts(reader: VideoReader) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields (index, frame, next frame) of the scouts of a video, seeking where the file allows it."""
-    wanted = scouts((reader.frames or 25 * SCOUTS) - 1)
+    chosen = scouts((reader.wanted or 25 * SCOUTS) - 1)
     if reader.seekable:
-        for k in wanted:
-            for image1, image2 in pairwise(reader.part(k, k + 2)):
+        for k in chosen:
+            for image1, image2 in pairwise(reader.among(k, 2)):
                 yield k, image1, image2
         return
-    for k, (image1, image2) in enumerate(pairwise(reader.part(0, wanted[-1] + 2 if wanted else 2))):
-        if k in wanted:
+    for k, (image1, image2) in enumerate(pairwise(reader.among(0, chosen[-1] + 2 if chosen else 2))):
+        if k in chosen:
             yield k, image1, image2

@@ -17,7 +17,7 @@ from fleetflow.io.atomic import lock_folder, remove_leftovers
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import IMAGE_SUFFIXES, list_frames, read_image, write_image
 from fleetflow.io.note import Note
-from fleetflow.io.video import VideoReader, VideoWriter, join_videos
+from fleetflow.io.video import VideoReader, VideoWriter, frame_slice, join_videos
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
 from fleetflow.visualise import checked_scale, flow_to_color, robust_scale, side_by_side, with_legend
@@ -143,8 +143,8 @@ def predict_pair(
     image1 = read_image(first)
     flow = _checked(predictor(image1, read_image(second)), first.name)
     with nullcontext() if single else lock_folder(output, f"predict {first.name} {second.name}", patience=PATIENCE):
+        remove_leftovers(output.parent if single else output)
         if not single:
-            remove_leftovers(output)
             note().claim(targets.values())
         for kind, path in targets.items():
             write_result(path, kind, image1, flow, scale or robust_scale(flow))
@@ -161,6 +161,8 @@ def predict_folder(
     warm_start: bool = False,
     overwrite: bool = False,
     one_scene: bool = False,
+    frames: str | None = None,
+    every: int = 1,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Path]:
     """Predicts the flow from each picture of a folder to the next of its scene; returns the files there now.
@@ -178,18 +180,18 @@ def predict_folder(
             behind files that were kept.
         overwrite: compute anew what was finished, and replace what is in the way.
         one_scene: take the pictures for one scene, whatever they are called.
+        frames: "A:B", from picture A (0 is the first) up to B, which is left out. None: all.
+        every: 2 takes every second picture of those, and so on.
         progress: called after each pair.
 
     Raises:
         FleetflowError: before anything is computed, for pictures of different sizes within a scene, and for files in
             the output that are not ours or belong to another source.
     """
-    frames, formats = list_frames(folder), _known(formats, scale)
+    clips, formats = clips_of(folder, one_scene, frames, every), _known(formats, scale)
     _check_folder(output)
-    if len(frames) < 2:
-        raise FleetflowError(f"{folder} holds {len(frames)} picture; a flow needs two: add frames")
+    frames = list(chain.from_iterable(clips))
     _check_names(folder, frames, output, formats)
-    clips = [frames] if one_scene else scenes(frames)
     check_sizes(clips)
     pairs = [pair for clip in clips for pair in pairwise(clip)]
     starts = {clip[0] for clip in clips}
@@ -223,6 +225,21 @@ def predict_folder(
     return written
 
 
+def clips_of(folder: Path, one_scene: bool = False, frames: str | None = None, every: int = 1) -> list[list[Path]]:
+    """Returns the pictures that `predict_folder` takes from a folder, by scenes. Arguments as there.
+
+    Raises:
+        FleetflowError: for fewer than two.
+    """
+    pictures = list_frames(folder)
+    wanted = pictures[frame_slice(frames, every)]
+    if len(wanted) < 2:
+        part = "" if len(wanted) == len(pictures) else f", of which --frames and --every leave {len(wanted)}"
+        plural = "" if len(pictures) == 1 else "s"
+        raise FleetflowError(f"{folder} holds {len(pictures)} picture{plural}{part}; a flow needs two: add frames")
+    return [wanted] if one_scene else scenes(wanted)
+
+
 def predict_video(
     predictor: Predictor,
     video: Path,
@@ -232,12 +249,14 @@ def predict_video(
     scale: float | None = None,
     warm_start: bool = False,
     overwrite: bool = False,
+    frames: str | None = None,
+    every: int = 1,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[list[Path], str | None]:
     """Predicts the flow between consecutive frames of a video; memory does not grow with its length.
 
     Pictures become one mp4 for each kind, OUTPUT/NAME_color.mp4, with one color scale for the whole clip; other
-    formats one numbered file a pair. The work is done in parts of 200 pairs, kept in a hidden folder in `output` until
+    formats one file a pair with the number of its first frame in the video. The work is done in parts of 200 pairs, kept in a hidden folder in `output` until
     the end: an interrupted run continues behind the last whole part, and a finished one is kept, unless it was another
     request (a hidden note in `output` says which), or its files have changed.
 
@@ -249,6 +268,9 @@ def predict_video(
         scale: pixels at full color; None chooses one for the whole clip from a few of its pairs, once.
         warm_start: each pair starts from where the one before it ended, but the first of each part.
         overwrite: compute anew what was finished, and replace what is in the way.
+        frames: "A:B", from frame A (0 is the first) up to B, which is left out; a film of them begins with frame A,
+            its times from there on, and its sound, are those of the video. None: all.
+        every: 2 takes every second frame of those, and so on.
         progress: called after each pair.
 
     Returns:
@@ -258,16 +280,18 @@ def predict_video(
         FleetflowError: for a file that is no video or has one frame, and for files in the output that are not ours or
             belong to another source.
     """
-    formats = _known(formats, scale)
+    formats, wanted = _known(formats, scale), frame_slice(frames, every)
     _check_folder(output)
-    try:
-        reader = VideoReader(video)  # raises before anything is written
+    try:  # raises before anything is written
+        reader = VideoReader(video, start=wanted.start, stop=wanted.stop, every=wanted.step)
     except FleetflowError:
         if video.suffix.lower() in IMAGE_SUFFIXES:
             raise FleetflowError(f"{video} is one picture; a flow needs two: give the second one, too") from None
         raise
     origin = [str(video.resolve()), _stamp(video)]
     request = {**predictor.label(), "warm": warm_start, "video": origin, "scale": scale, "formats": sorted(formats)}
+    if wanted != slice(0, None, 1):
+        request["frames"] = [wanted.start, wanted.stop, wanted.step]
     with lock_folder(output, f"predict {video}"):
         remove_leftovers(output)
         note = Note(output, str(video.resolve()), request, overwrite=overwrite)
@@ -287,6 +311,7 @@ class _Film:
         self.films = [kind for kind in formats if kind in PICTURES]
         self.others = [kind for kind in formats if kind not in PICTURES]
         self.stem = reader.path.stem
+        self.begin = note.facts.get("begin")  # the time of the first frame, if it is not that of the video
         self.targets = {kind: output / f"{self.stem}_{kind}.mp4" for kind in self.films}
         key = hashlib.sha256(note.source.encode("utf-8", "surrogateescape")).hexdigest()[:8]
         self.parts = output / f".{self.stem}-{key}.parts"
@@ -305,7 +330,7 @@ class _Film:
         if self.films and scale is None:
             found = ((k, *images, self._name(k)) for k, *images in video_scouts(self.reader))
             scale = clip.scout(found, progress)
-        reader = self.reader.part(whole * PART_FRAMES)
+        reader = self.reader.among(whole * PART_FRAMES)
         pairs = enumerate(pairwise(reader), whole * PART_FRAMES)
         for part in count(whole):
             batch = islice(pairs, PART_FRAMES)
@@ -314,23 +339,27 @@ class _Film:
                 break
             clip.restart()
             paths = self._part(part, chain((first,), batch), clip, scale, progress)
-            note.add({"scale": scale, f"part {part}": _stamps(self.output, paths)})
+            note.add({"scale": scale, "begin": self.begin, f"part {part}": _stamps(self.output, paths)})
         if "part 0" not in note.facts:
-            raise FleetflowError(f"{reader.path} has one frame only; a flow needs two: give a longer video")
+            where = f" of frames {reader.start}:{reader.stop or ''}" if reader.start or reader.stop else ""
+            raise FleetflowError(f"{reader.path} has fewer than two frames{where}; a flow needs two: take more")
         note.add({"problem": reader.problem})
 
     def _part(self, part: int, pairs: Iterable, clip: "_Clip", scale: float | None, progress: Callable) -> list[Path]:
         """Writes what belongs to the pairs of one part; returns the files."""
-        total = self.reader.frames and max(self.reader.frames - 1, 1)
+        total = self.reader.wanted and max(self.reader.wanted - 1, 1)
         paths = [self.parts / f"{part:05d}_{kind}.mp4" for kind in self.films]
         with ExitStack() as stack:
             clock = {"time_base": self.reader.time_base}
             writers = [stack.enter_context(VideoWriter(path, self.reader.fps, **clock)) for path in paths]
             for k, (image1, image2) in pairs:
                 flow = clip.flow(k, image1, image2, self._name(k))
+                if self.begin is None:
+                    self.begin = image1.time if self.reader.start else 0.0
                 self.note.claim(self._paths(part, k))
                 for kind, writer in zip(self.films, writers):
-                    writer.write(_picture(kind, image1, flow, scale), image1.time, image2.time - image1.time)
+                    time = image1.time - self.begin
+                    writer.write(_picture(kind, image1, flow, scale), time, image2.time - image1.time)
                 for kind, path in zip(self.others, self._numbered(k)):
                     paths.append(path)
                     write_result(path, kind, image1, flow, scale)
@@ -342,7 +371,8 @@ class _Film:
         parts = list(takewhile(lambda part: f"part {part}" in self.note.facts, count()))
         self.note.claim(self.targets.values())
         for kind, film in self.targets.items():
-            join_videos([self.parts / f"{part:05d}_{kind}.mp4" for part in parts], film, audio=self.reader.path)
+            films = [self.parts / f"{part:05d}_{kind}.mp4" for part in parts]
+            join_videos(films, film, audio=self.reader.path, audio_start=self.note.facts["begin"])
         names = [name for part in parts for name in self.note.facts[f"part {part}"]]
         written = list(self.targets.values())
         for kind in self.others:
@@ -355,10 +385,14 @@ class _Film:
         return [*(self.parts / f"{part:05d}_{kind}.mp4" for kind in self.films), *self._numbered(k)]
 
     def _numbered(self, k: int) -> list[Path]:
-        return [self.output / FORMATS[kind].format(f"{self.stem}_{k:06d}") for kind in self.others]
+        return [self.output / FORMATS[kind].format(f"{self.stem}_{self._number(k):06d}") for kind in self.others]
+
+    def _number(self, k: int) -> int:
+        """The number of the first frame of pair k in the video."""
+        return self.reader.start + k * self.reader.every
 
     def _name(self, k: int) -> str:
-        return f"frame {k} of {self.reader.path.name}"
+        return f"frame {self._number(k)} of {self.reader.path.name}"
 
 
 def _noted_scale(note: Note) -> float | None:

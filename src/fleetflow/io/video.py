@@ -141,6 +141,21 @@ class VideoReader:
         other.start, other.stop, other.every, other.problem, other._container = start, stop, every, None, None
         return other
 
+    @property
+    def wanted(self) -> int | None:
+        """How many pictures there are from `start` to `stop`, one of `every`; None or an estimate, as `frames` is."""
+        known = [end for end in (self.frames, self.stop) if end is not None]
+        return len(range(self.start, min(known), self.every)) if self.frames is not None else None
+
+    def among(self, first: int, count: int | None = None) -> "VideoReader":
+        """Returns a reader of `count` of the pictures that this one gives, or of all, from number `first` of them on."""
+        start = self.start + first * self.every
+        stop = self.stop
+        if count is not None:
+            end = start + (count - 1) * self.every + 1
+            stop = end if stop is None else min(end, stop)
+        return self.part(start, stop, self.every)
+
     def __iter__(self) -> Iterator[Frame]:
         self.problem = None
         with reading(self.path, "a video"), self._open() as container:
