@@ -256,9 +256,10 @@ def predict_video(
     """Predicts the flow between consecutive frames of a video; memory does not grow with its length.
 
     Pictures become one mp4 for each kind, OUTPUT/NAME_color.mp4, with one color scale for the whole clip; other
-    formats one file a pair with the number of its first frame in the video. The work is done in parts of 200 pairs, kept in a hidden folder in `output` until
-    the end: an interrupted run continues behind the last whole part, and a finished one is kept, unless it was another
-    request (a hidden note in `output` says which), or its files have changed.
+    formats one file a pair with the number of its first frame in the video. The work is done in parts of 200 pairs,
+    kept in a hidden folder in `output` until the end: an interrupted run continues behind the last whole part, and a
+    finished one is kept, unless it was another request (a hidden note in `output` says which), or its files have
+    changed.
 
     Args:
         predictor: of the flow.
