@@ -9,7 +9,7 @@ COPY src ./src
 RUN pip install --no-cache-dir --constraint constraints.txt numpy onnxruntime pillow \
     && pip install --no-cache-dir --no-deps .
 
-RUN useradd --create-home runner
-USER runner
+RUN useradd --create-home --uid 1000 runner
+USER 1000
 WORKDIR /work
 CMD ["python"]

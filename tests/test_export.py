@@ -16,6 +16,7 @@ from fleetflow.export import forms, parity, write
 from fleetflow.export.graph import Sizes, plain
 from fleetflow.export.session import Session
 from fleetflow.export.tensorrt import build_script
+from fleetflow.models.base import resize
 from fleetflow.models.weights import load
 from fleetflow.ops.all_pairs import all_pairs, lookup
 from fleetflow.ops.correlation import local_correlation
@@ -43,6 +44,8 @@ def test_forms_compute_what_operators_define(size):
         (dilated_correlation, (one, two, 20, 2)),
         (warp, (one, flow)),
         (mean_color, (one, two)),
+        (resize, (flow, (4 * size[0], 4 * size[1]))),
+        (resize, (flow, (size[0] + 5, 3 * size[1]))),
     ]
     with fleetflow.reference():
         for operator, given in cases:
@@ -56,6 +59,16 @@ def test_lookup_computes_what_the_operator_defines(radius):
         expected = lookup(all_pairs(one, two, 4), at, radius)
     found = forms.lookup(forms.all_pairs(one, two, 4), at, radius)
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
+
+
+def test_a_warp_leaves_the_picture_and_takes_what_is_no_number():
+    features, flow = random(1, 1, 3, 6, 7), torch.zeros(1, 2, 6, 7)
+    flow[0, 0, 0], flow[0, 1, 1], flow[0, 0, 2] = float("nan"), -1e9, float("inf")
+    flow[0, :, 3], flow[0, 0, 4], flow[0, 1, 5] = -0.4, 6.5, 0.5
+    found = forms.warp_form(features, flow)
+    assert (found[..., :3, :] == 0).all()
+    with fleetflow.reference():
+        torch.testing.assert_close(found[..., 3:, :], warp(features, flow)[..., 3:, :], atol=1e-5, rtol=0)
 
 
 def test_operators_are_back_after_an_export():
@@ -234,10 +247,11 @@ def test_every_network(name, target, tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("name", ["fastflownet", "lightflow_050"])
+@pytest.mark.parametrize("name", ["fastflownet", "lightflow_050", "deq_flow_tiny"])
 def test_any_size(name, tmp_path):
-    model = load(name, weights=name == "fastflownet")
-    written = write.export(model, tmp_path / "net.onnx", network=name)
+    model = load(name, weights=name != "lightflow_050")
+    iterations = None if model.iterations is None else 1
+    written = write.export(model, tmp_path / "net.onnx", network=name, iterations=iterations)
     assert {row.size for row in written.rows} == {(1, 133, 171), (2, 133, 171), (1, 190, 251), (3, 190, 251)}
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbols
 
@@ -89,15 +90,24 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], open_axes: tuple[dict[i
         module: takes the inputs.
         inputs: that it is traced with.
         open_axes: for each input, axis -> its name and range; None fixes all shapes.
+
+    Raises:
+        FleetflowError: where an axis cannot be open.
     """
     with torch.no_grad(), reference(), for_runtimes(), symbols.patch(backed_size_oblivious=True):
-        return torch.export.export(
-            module.eval(),
-            inputs,
-            dynamic_shapes=open_axes,
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+        try:
+            return torch.export.export(
+                module.eval(),
+                inputs,
+                dynamic_shapes=open_axes,
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        except UserError as error:  # of a network that computes with its sizes in Python
+            reason = next((line for line in str(error).splitlines() if line.startswith("  - ")), str(error))
+            raise FleetflowError(
+                f"the network cannot be traced with open sizes ({' '.join(reason.split())[:200]}); give --size HEIGHT WIDTH"
+            ) from error
 
 
 def traced(model: FlowModel, sizes: Sizes, iterations: int | None) -> ExportedProgram:

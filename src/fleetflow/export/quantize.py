@@ -12,6 +12,8 @@ from fleetflow.export.onnx import require
 
 FEW = 4  # outputs of a convolution that writes a flow (2), or a flow and something else
 
+MOVES = ("Reshape", "Transpose")  # a channel shuffle: what it moves may be int8 already
+
 
 def quantized(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]):
     """Returns an OpenVINO model with int8 convolutions.
@@ -29,12 +31,15 @@ def quantized(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]):
         nncf.Dataset(list(pairs), lambda pair: list(pair)),
         subset_size=len(pairs),
         ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
+        preset=nncf.QuantizationPreset.MIXED,  # activations behind a leaky ReLU are mostly positive
         fast_bias_correction=True,
     )
 
 
 def _is_quantized(node) -> bool:
-    """Whether an operation is a convolution that does not write a flow."""
+    """Whether an operation is a convolution that does not write a flow, or may stand between two."""
+    if node.get_type_name() in MOVES:
+        return True
     if node.get_type_name() not in ("Convolution", "GroupConvolution"):
         return False
     return node.get_output_partial_shape(0)[1].get_length() > FEW

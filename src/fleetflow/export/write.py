@@ -29,7 +29,7 @@ from fleetflow.types import FleetflowError
 Target = Literal["onnx", "openvino", "pt2", "executorch", "tensorrt"]
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "executorch": ".pte", "tensorrt": ".onnx"}
 ANY = Sizes()
-ONE_SIZE = ("executorch", "pt2")  # targets that take pictures of one size
+ONE_SIZE = ("executorch",)  # targets that take pictures of one size
 
 
 class Exported(NamedTuple):

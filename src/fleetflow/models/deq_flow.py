@@ -214,7 +214,7 @@ class DEQFlow(RefiningModel):
         attended = None if self.attn is None else self.attn(context, self.memory_limit)
         # The state is that of an equation: it stays in float32 (or wider) whatever the precision of the layers.
         hidden = torch.zeros_like(context, dtype=torch.promote_types(context.dtype, torch.float32))
-        flow = hidden.new_zeros(len(hidden), 2, *hidden.shape[-2:])
+        flow = hidden.new_zeros(hidden.shape[0], 2, *hidden.shape[-2:])
         context = self.update_block.gru.prepare(context)
         return Features(pyramid, context, pixel_grid(*flow.shape[-2:], flow), attended), (hidden, flow)
 
