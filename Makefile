@@ -6,7 +6,7 @@ TORCH = torch==2.13.0
 # pytest workers; two threads each would fight over two cores
 WORKERS ?= 2
 
-.PHONY: demo test test-all fuzz wheel-test docs lint format example clean
+.PHONY: demo test test-all fuzz wheel-test docs page lint format example clean
 
 # A file that says: installed since the pins or the package's metadata last changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -39,6 +39,10 @@ wheel-test: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
+# The static page into page/dist, for any web host; needs npm.
+page: $(VENV)/installed
+	$(BIN)/python page/build.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
@@ -52,4 +56,4 @@ example: $(VENV)/installed
 	$(BIN)/python benchmarks/render_example.py
 
 clean:
-	rm -rf $(VENV) runs demo dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs demo dist docs/_build page/dist page/node_modules .pytest_cache .ruff_cache .hypothesis

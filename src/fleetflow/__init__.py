@@ -19,6 +19,7 @@ if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for editors and type checkers; `_HOME` says the same, to be imported at the first use
+    from fleetflow.desk.page import show as show
     from fleetflow.export.session import Session as Session
     from fleetflow.inference.predictor import Predictor as Predictor
     from fleetflow.inference.stream import Stream as Stream
@@ -48,6 +49,7 @@ _HOME = {
     "ModelSpec": "models.spec",
     "load": "models.weights",
     "save": "models.weights",
+    "show": "desk.page",
     "occlusion": "motion.consistency",
     "warp": "motion.warping",
     "reference": "ops.kernels",
@@ -73,6 +75,7 @@ __all__ = [
     "read_video",
     "reference",
     "save",
+    "show",
     "warp",
     "write_flow",
 ]

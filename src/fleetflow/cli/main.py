@@ -23,6 +23,7 @@ from fleetflow.cli import batch, benchmark
 from fleetflow.cli.adapt import adapt
 from fleetflow.cli.convert import convert
 from fleetflow.cli.demo import demo
+from fleetflow.cli.desk import desk
 from fleetflow.cli.doctor import doctor
 from fleetflow.cli.evaluate import evaluate
 from fleetflow.cli.export import export
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "benchmark": Group(benchmark.__doc__, {"speed": benchmark.speed, "data": benchmark.data, "video": benchmark.video}),
     "batch": Group(batch.__doc__, {each.__name__: each for each in BATCH}, default="run"),
     "demo": demo,
+    "desk": desk,
     "models": models,
     "convert": convert,
     "export": export,

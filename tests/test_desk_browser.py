@@ -1,0 +1,272 @@
+"""The desk, the static page and the notebook's viewer in a real browser: Debian's chromium, driven by playwright.
+
+Screenshots are left in runs/screenshots. Without a browser these tests are skipped.
+"""
+
+import functools
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+import fleetflow
+from fleetflow.visualise import flow_to_color
+
+sync_api = pytest.importorskip("playwright.sync_api")
+uvicorn = pytest.importorskip("uvicorn")
+from fleetflow.desk.server import EXAMPLE, STATIC, create_app  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")
+SCREENSHOTS = ROOT / "runs" / "screenshots"
+PATIENCE = 120_000  # milliseconds; the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A desk on a free port."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(create_app(), log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Callable]:
+    """Opens an address; at the end no script may have failed, and nothing but its own origin been asked."""
+    wrong: list[str] = []
+    context = browser.new_context(viewport={"width": 1280, "height": 720}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
+
+    def open_page(address: str):
+        page = context.new_page()
+        origin = urlsplit(address).netloc
+        page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda asked: _foreign(asked.url, origin) and wrong.append(f"asked for {asked.url}"))
+        page.goto(address)
+        return page
+
+    yield open_page
+    context.close()
+    refused = "status of 400"  # how the browser notes an answer that the page shows to the user
+    assert not [text for text in wrong if refused not in text], wrong
+
+
+def _foreign(url: str, origin: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme not in ("blob", "data", "file") and parts.netloc != origin
+
+
+def compute(page) -> None:
+    page.click("#run:not([disabled])")
+    page.wait_for_selector("#state:has-text('s a pair')")
+    page.wait_for_selector(".viewer canvas")
+    page.wait_for_selector("#downloads a")
+
+
+def read(page, viewer: int = 0) -> list[float]:
+    """x, y, u, v of the pixel that is looked at."""
+    readout = page.locator(".viewer-readout").nth(viewer)
+    return [float(readout.get_attribute(f"data-{name}")) for name in "xyuv"]
+
+
+def keep(page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def test_a_pair_is_uploaded_computed_and_read(address, open_page, tmp_path):
+    page = open_page(address)
+    page.set_input_files("#files", [EXAMPLE / "frame1.png", EXAMPLE / "frame2.png"])
+    page.wait_for_selector("#list li >> nth=1")
+    compute(page)
+    flow = fleetflow.Predictor("fastflownet")(EXAMPLE / "frame1.png", EXAMPLE / "frame2.png")
+    for x, y in ((300, 100), (120, 260), (500, 300)):
+        page.hover(".viewer canvas", position={"x": x, "y": y})
+        column, row, u, v = read(page)
+        assert np.abs(np.array([u, v]) - flow[int(row), int(column)]).max() <= 0.01
+    assert "uncertainty" in page.inner_text(".viewer-readout") and "frame 2" in page.inner_text(".viewer-readout")
+    keep(page, "pair")
+
+    with page.expect_download() as download:
+        page.click("#downloads a:text-is('flo')")
+    download.value.save_as(tmp_path / "found.flo")
+    np.testing.assert_allclose(fleetflow.read_flow(tmp_path / "found.flo")[0], flow, atol=1e-3)
+    assert page.inner_text("#command").startswith("fleetflow predict frame1.png frame2.png -m fastflownet")
+
+    before = page.inner_text("[data-role=scale-value]")
+    page.locator("[data-role=scale]").fill("1")
+    assert page.inner_text("[data-role=scale-value]") != before
+    pictures = set()
+    for layer in ("flow", "arrows", "frame2", "warped", "error", "occlusion", "uncertainty"):
+        page.select_option("[data-side=right]", layer)
+        pictures.add(page.locator(".viewer canvas").screenshot())
+    assert len(pictures) == 7
+    page.locator(".viewer-wipe").fill("0.9")
+    assert page.locator(".viewer canvas").screenshot() not in pictures
+
+
+def test_the_keyboard_reaches_everything(address, open_page):
+    page = open_page(address)
+    page.focus("#example")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#run:not([disabled])")
+    page.focus("#run")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#downloads a")
+    page.focus(".viewer canvas")
+    page.keyboard.press("ArrowRight")
+    first = read(page)
+    for key in ("ArrowRight", "Shift+ArrowDown", "+", "."):
+        page.keyboard.press(key)
+    second = read(page)
+    assert (second[0] - first[0], second[1] - first[1]) == (1, 10)
+    unlabelled = page.evaluate(
+        """() => [...document.querySelectorAll("input, select, button, canvas")].filter((element) =>
+             !element.labels?.length && !element.textContent.trim() && !element.getAttribute("aria-label")).length"""
+    )
+    assert unlabelled == 0
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    keep(page, "phone")
+
+
+def test_a_clip_with_two_networks_time_and_tracks(address, open_page, tmp_path):
+    from fleetflow.io.video import VideoWriter
+
+    y, x = np.mgrid[:96, :160]
+    with VideoWriter(tmp_path / "pattern.mp4", 10) as writer:
+        for k in range(4):
+            waves = np.sin((x - 3 * k) / 5) * np.sin(y / 6) + np.sin((x - 3 * k + 2 * y) / 9)
+            writer.write(np.repeat((128 + 60 * waves)[..., None], 3, -1).astype(np.uint8))
+    page = open_page(address)
+    page.set_input_files("#files", tmp_path / "pattern.mp4")
+    page.select_option("#second", "liteflownet2")
+    page.uncheck("#both")
+    compute(page)
+    assert page.locator(".viewer").count() == 2
+    page.locator(".viewer canvas").first.click(position={"x": 150, "y": 120})
+    page.wait_for_timeout(500)
+    start = read(page)
+    assert read(page, 1)[:2] == start[:2], "the viewers are not linked"
+    page.locator("#time").fill("2")
+    page.wait_for_selector("#when:has-text('pair 3 of 3')")
+    before = page.locator(".viewer canvas").first.screenshot()
+    page.click("#forget")
+    assert page.locator(".viewer canvas").first.screenshot() != before, "no track was drawn"
+    page.click("#play")
+    page.wait_for_selector("#play[aria-pressed=true]")
+    page.wait_for_selector("#when:has-text('pair 2 of 3')")
+    page.click("#play")
+    keep(page, "clip")
+
+
+def test_what_is_wrong_is_said_in_a_line(address, open_page, tmp_path):
+    page = open_page(address)
+    (tmp_path / "text.png").write_text("no picture")
+    with page.expect_response("**/files?name=text.png"):
+        page.set_input_files("#files", tmp_path / "text.png")
+    page.wait_for_selector("#state.bad")
+    assert "text.png" in page.inner_text("#state")
+    assert page.is_disabled("#run")
+
+
+def test_colors_are_those_of_visualise(address, open_page):
+    page = open_page(address)
+    rng = np.random.default_rng(0)
+    flow = rng.normal(0, 8, (16, 16, 2)).astype(np.float32)
+    flow[0, 0] = np.nan
+    flow[0, 1] = 0
+    script = """async ([flow, scale]) => {
+      const paint = await import("./static/paint.js");
+      const values = new Float32Array(flow.map((value) => value ?? NaN));
+      return [[...paint.colorOfFlow(values, scale)], [...paint.colorOfFlow(values, scale, true)], paint.robustScale(values)];
+    }"""
+    given = [None if np.isnan(value) else float(value) for value in flow.ravel()]
+    light, dark, scale = page.evaluate(script, [given, 20])
+    for found, background in ((light, "light"), (dark, "dark")):
+        expected = flow_to_color(flow, 20, background=background)
+        difference = np.abs(np.reshape(found, (16, 16, 4))[..., :3] - expected.astype(int))
+        assert difference.max() <= 1, background
+    assert scale in (20, 30)
+
+
+def test_the_viewer_of_a_notebook_needs_no_server(browser, tmp_path):
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    flow = np.full((60, 80, 2), (2.5, -1.25), np.float32)
+    fleetflow.show(flow, frame, frame, uncertainty=flow[..., 0], title="a <flow>").save(tmp_path / "flow.html")
+    page, wrong = browser.new_page(), []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith("http") else None)
+    page.goto((tmp_path / "flow.html").as_uri())
+    page.wait_for_selector("[data-role=scale-value]:has-text('px')")  # it has been drawn
+    page.hover("canvas")
+    assert read(page)[2:] == [2.5, -1.25] and page.inner_text(".viewer-title") == "a <flow>"
+    page.close()
+    assert not wrong
+
+
+@pytest.mark.skipif(
+    not (ROOT / "page" / "dist" / "fastflownet.onnx").is_file(), reason="no page: run `make page` first"
+)
+def test_the_static_page_agrees_with_torch_and_works_offline(browser, open_page):
+    class Handler(SimpleHTTPRequestHandler):
+        extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
+
+        def log_message(self, *_) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=ROOT / "page" / "dist"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    flow = fleetflow.Predictor("fastflownet", precision="fp32")(EXAMPLE / "frame1.png", EXAMPLE / "frame2.png")
+    page = open_page(f"http://127.0.0.1:{server.server_port}/")
+    try:
+        for offline in (False, True):
+            page.click("#example")
+            page.click("#run:not([disabled])")
+            page.wait_for_selector("#state:has-text('on wasm')")
+            for x, y in ((300, 100), (520, 300)):
+                page.hover("#viewer canvas", position={"x": x, "y": y})
+                column, row, u, v = read(page)
+                assert np.abs(np.array([u, v]) - flow[int(row), int(column)]).max() <= 0.05
+            if not offline:
+                keep(page, "page")
+                page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+                server.shutdown()
+                page.context.set_offline(True)
+                page.reload()
+                assert page.evaluate("crossOriginIsolated"), "the runtime has one thread only"
+    finally:
+        server.server_close()
+
+
+def test_the_files_of_the_page_name_no_other_host():
+    for path in [
+        *STATIC.iterdir(),
+        ROOT / "page" / "index.html",
+        ROOT / "page" / "page.js",
+        ROOT / "page" / "offline.js",
+    ]:
+        text = path.read_text()
+        assert "http://" not in text and "https://" not in text and "//cdn" not in text, path.name
