@@ -1,6 +1,8 @@
 """The desk's server: jobs, results, limits, and who may call it. The page itself is tested in test_desk_browser.py."""
 
+import io as streams
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from PIL import Image
+from test_io_fuzz import damaged
 
 import fleetflow
 from fleetflow.inference.files import FORMATS, predict_pair
@@ -53,9 +56,7 @@ def start(client: TestClient, session: str, **asked) -> str:
 
 
 def png(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
-    from io import BytesIO
-
-    stream = BytesIO()
+    stream = streams.BytesIO()
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(noise).save(stream, "PNG")
     return stream.getvalue()
@@ -312,3 +313,46 @@ def test_the_viewer_is_one_page_without_a_server(tmp_path):
     assert (tmp_path / "flow.html").read_text() == shown.html
     with pytest.raises(FleetflowError, match="expected one size"):
         fleetflow.show(flow, frame[:10], frame)
+
+
+def test_twenty_at_once_lose_and_mix_nothing():
+    """Each client sees its own frames and a flow of its own; what waits too long is told so, and tries again."""
+    with TestClient(create_app(), base_url=HERE) as client:
+        wrong: list[object] = []
+
+        def visit(k: int) -> None:
+            session = begin(client)
+            keys = []
+            for seed in (k, k + 100):
+                keys.append(client.post(f"{session}/files?name={k}.png", content=png(48 + k, seed=seed)).json()["id"])
+            for _ in range(2):
+                path = start(client, session, files=keys)
+                end, result = wait(client, path), client.get(path).json()
+                frame = np.asarray(Image.open(streams.BytesIO(client.get(f"{path}/frames/0").content)))
+                same = np.array_equal(frame, np.asarray(Image.open(streams.BytesIO(png(48 + k, seed=k)))))
+                if end["state"] != "done" or result["width"] != 48 + k or not same:
+                    wrong.append((k, end, result["width"], same))
+            client.post(f"{session}/end")
+
+        threads = [threading.Thread(target=visit, args=(k,)) for k in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert not list(client.app.state.desk.sessions.folder.iterdir())
+
+
+def test_damaged_uploads_are_refused_in_a_line(client, clip):
+    """Five seconds of damaged pictures and clips, from a fixed seed."""
+    random, until, tried = np.random.default_rng(0), time.monotonic() + 5, 0
+    wholes = {"a.png": png(), "a.mp4": clip}
+    session = begin(client)
+    while time.monotonic() < until:
+        for name, whole in wholes.items():
+            answer = client.post(f"{session}/files?name={name}", content=damaged(whole, random))
+            tried += 1
+            assert answer.status_code in (200, 400), answer.text
+            if answer.status_code == 400:
+                assert "\n" not in answer.json()["error"] and str(tempfile.gettempdir()) not in answer.json()["error"]
+    assert tried > 10

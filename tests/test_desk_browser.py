@@ -181,6 +181,17 @@ def test_a_clip_with_two_networks_time_and_tracks(address, open_page, tmp_path):
     keep(page, "clip")
 
 
+def test_cancel_ends_a_job(address, open_page):
+    page = open_page(address)
+    page.click("#example")
+    page.select_option("#network", "deq_flow_tiny")
+    page.locator("#size").fill("640x896")
+    page.click("#run:not([disabled])")
+    page.click("#cancel")
+    page.wait_for_selector("#state.bad:has-text('cancelled')")
+    assert page.is_enabled("#run") and not page.is_visible("#cancel")
+
+
 def test_what_is_wrong_is_said_in_a_line(address, open_page, tmp_path):
     page = open_page(address)
     (tmp_path / "text.png").write_text("no picture")
