@@ -162,3 +162,49 @@ def test_wrong_inputs_are_named():
     assert set(motion.__all__) == set(dir(motion)) and all(callable(getattr(motion, name)) for name in motion.__all__)
     with pytest.raises(AttributeError):
         motion.nothing  # noqa: B018
+
+
+def test_the_camera_is_found_beside_what_moves_by_itself():
+    pytest.importorskip("cv2", reason="needs the bench extra")
+    matrix = affine(3, 1.05, (4, -2))
+    matrix[2, :2] = 2e-4, -1e-4
+    flow = flow_of(matrix)
+    flow[10:25, 20:40] += (6, 3)
+    found = motion.fit_homography(flow)
+    np.testing.assert_allclose(found.matrix, matrix, atol=2e-3)
+    assert not found.inliers[10:25, 20:40].any() and found.inliers.sum() == 40 * 56 - 15 * 20
+    value, valid = motion.residual_motion(flow, found.matrix)
+    np.testing.assert_allclose(value[12:22, 22:38], np.broadcast_to((6, 3), (10, 16, 2)), atol=0.02)
+    assert valid.all() and np.abs(value[found.inliers]).max() < 0.02
+    camera, inside = motion.camera_flow(found.matrix, SIZE)
+    np.testing.assert_allclose(camera, flow_of(matrix), atol=0.02)
+    assert (inside == motion.inside(flow_of(matrix))).mean() > 0.99
+    with pytest.raises(FleetflowError, match="8 or more"):
+        motion.fit_homography(flow, np.zeros(SIZE, bool))
+
+
+def test_epipolar_geometry_holds_for_all_depths():
+    pytest.importorskip("cv2", reason="needs the bench extra")
+    generator = np.random.default_rng(1)
+    y, x = np.mgrid[0 : SIZE[0], 0 : SIZE[1]].astype(np.float64)
+    depth = 2 + generator.uniform(0, 3, SIZE)
+    focal, (cx, cy) = 60, ((SIZE[1] - 1) / 2, (SIZE[0] - 1) / 2)
+    forward = np.array([0.1, 0.05, 0.2])
+    points = np.stack(((x - cx) / focal * depth, (y - cy) / focal * depth, depth), -1) - forward
+    flow = np.stack(
+        (focal * points[..., 0] / points[..., 2] + cx - x, focal * points[..., 1] / points[..., 2] + cy - y), -1
+    )
+    flow[5:15, 30:40] += (-5, 7)
+    found = motion.fit_fundamental(flow, threshold=0.2)
+    free = np.ones(SIZE, bool)
+    free[5:15, 30:40] = False
+    assert found.inliers[free].mean() > 0.99 and found.inliers[~free].mean() < 0.2
+
+
+def test_pan_zoom_and_roll_are_found_without_opencv():
+    from fleetflow.motion.camera import fit_similarity
+
+    matrix = affine(2, 1.03, (3, -1))
+    flow = flow_of(matrix)
+    flow[5:25, 10:40] += (5, 5)
+    np.testing.assert_allclose(fit_similarity(flow, step=2), matrix, atol=0.02)

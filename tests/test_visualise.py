@@ -23,6 +23,8 @@ from fleetflow.visualise import (
     occlusion_picture,
     robust_scale,
     side_by_side,
+    streamlines,
+    trails,
     with_legend,
 )
 
@@ -452,3 +454,28 @@ def test_a_tensor_is_told_how_to_become_an_array():
     torch = pytest.importorskip("torch")
     with pytest.raises(FleetflowError, match=r"Tensor \[2,4,5\] torch.float32; .*permute\(1, 2, 0\)"):
         flow_to_color(torch.zeros(2, 4, 5))
+
+
+def test_streamlines_follow_the_field():
+    image = np.full((90, 120, 3), 200, np.uint8)
+    flow = np.zeros((90, 120, 2), np.float32)
+    flow[:45, :, 0] = 4
+    picture = streamlines(image, flow, every=20)
+    drawn = (np.abs(picture.astype(int) - 90) > 20).any(-1)
+    rows = drawn[:45].mean(1)
+    assert picture.shape == image.shape and (picture[60:] == 90).all(), "nothing moves there: a dimmed picture"
+    assert rows[10] > 0.5 and rows[30] > 0.5 and rows[20] == 0, "level lines through the starts"
+    with pytest.raises(FleetflowError, match="at least 1 pixel"):
+        streamlines(image, flow, every=0)
+
+
+def test_trails_show_where_points_came_from():
+    image = np.zeros((60, 100, 3), np.uint8)
+    points = np.stack([np.stack([10 + 8 * np.arange(5), np.full(5, 20.0)], -1), np.full((5, 2), 45.0)])
+    visible = np.array([[True] * 5, [True] * 4 + [False]])
+    picture = trails(image, points, visible)
+    assert picture[20, 42].max() > 200 and picture[20, 12:40].max(-1).min() > 10, "a dot, and a trail"
+    assert picture[20, 14].sum() < picture[20, 38].sum(), "which fades"
+    assert 0 < picture[43:48, 43:48].sum() < picture[18:23, 40:45].sum() / 2, "a ring where it is hidden"
+    with pytest.raises(FleetflowError, match="T of 1 or more"):
+        trails(image, points[:, :0], visible[:, :0])

@@ -41,6 +41,7 @@ ERROR_COLORS = (
 )  # fmt: skip
 ERROR_LIMIT, ERROR_FRACTION = 3.0, 0.05
 
+SLOW = 0.05  # of the scale: where the field is slower a streamline ends
 ARROW_COLOR, ARROW_OUTLINE = (255, 236, 110), (20, 20, 25)
 OCCLUDED_COLOR, OCCLUDED_MIX = (235, 45, 95), 0.6
 GAP_COLOR, TITLE_COLOR = (255, 255, 255), (40, 40, 45)
@@ -212,9 +213,7 @@ def arrows(image: np.ndarray, flow: np.ndarray, *, every: int | None = None, sca
     height, width = image.shape[:2]
     flow, known = _known(flow)
     _same_size("flow", flow, "image", image)
-    apart = max(round(max(height, width) / 24), 8) if every is None else every
-    if apart < 1:
-        raise FleetflowError(f"every is {apart}; expected at least 1 pixel between arrows; use None for a good one")
+    apart = _spacing(every, height, width)
     scale = checked_scale(scale)
     ys = np.arange((height - 1) % apart // 2, height, apart)
     xs = np.arange((width - 1) % apart // 2, width, apart)
@@ -234,6 +233,96 @@ def arrows(image: np.ndarray, flow: np.ndarray, *, every: int | None = None, sca
     return _mix(_mix(image, ARROW_OUTLINE, outline * 0.75), ARROW_COLOR, core)
 
 
+def streamlines(
+    image: np.ndarray, flow: np.ndarray, *, every: int | None = None, scale: float | None = None
+) -> np.ndarray:
+    """Returns the image [H, W, 3] uint8, dimmed, with lines along the flow [H, W, 2] pixels in the colors of the flow.
+
+    A line starts on every `every`-th pixel and follows the field as it is now, there and back (midpoint rule), for as
+    long as 3 `every`; where nothing moves (under 5 % of the scale) or the flow is unknown it ends.
+
+    Args:
+        every: pixels between the starts; None gives about 24 along the longer side.
+        scale: pixels of motion at full color; None takes `robust_scale(flow)`.
+    """
+    image = _checked_picture(image)
+    flow, known = _known(flow)
+    _same_size("flow", flow, "image", image)
+    height, width = image.shape[:2]
+    apart = _spacing(every, height, width)
+    full = robust_scale(flow, known) if scale is None else checked_scale(scale)
+    y, x = np.mgrid[apart // 2 : height : apart, apart // 2 : width : apart]
+    moves = _length(flow[y, x]) > SLOW * full
+    starts = np.stack((x[moves], y[moves]), -1).astype(np.float32)
+    paths = np.stack([*_streamed(starts, -flow, full, apart)[:0:-1], *_streamed(starts, flow, full, apart)], 1)
+    colors = flow_to_color(flow, full, background="dark")[starts[:, 1].astype(int), starts[:, 0].astype(int)]
+    dimmed = np.rint(image * 0.45).astype(np.uint8)
+    fine = Image.fromarray(dimmed).resize((2 * width, 2 * height), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(fine)
+    for path, color in zip(paths, colors):
+        draw.line(
+            [tuple(point) for point in 2 * path + 1], fill=tuple(int(part) for part in color), width=3, joint="curve"
+        )
+    return np.asarray(fine.reduce(2))
+
+
+def _streamed(starts: np.ndarray, flow: np.ndarray, scale: float, every: int) -> list[np.ndarray]:
+    """Points along the field from the starts [P, 2]: a list of [P, 2], 12 steps long; they stay where the field is slow."""
+    height, width = flow.shape[:2]
+
+    def along(points: np.ndarray) -> np.ndarray:
+        column = np.clip(np.rint(points[:, 0]), 0, width - 1).astype(int)
+        row = np.clip(np.rint(points[:, 1]), 0, height - 1).astype(int)
+        vectors = flow[row, column]
+        length = _length(vectors)
+        return vectors * (np.where(length > SLOW * scale, every / 8, 0) / np.maximum(length, 1e-9))[:, None]
+
+    paths = [starts]
+    for _ in range(12):
+        middle = paths[-1] + along(paths[-1]) / 2
+        paths.append(paths[-1] + along(middle))
+    return paths
+
+
+def trails(image: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Returns the image [H, W, 3] uint8 with tracked points and where they came from.
+
+    Each point keeps one color, which tells its place in the first of the frames given. A trail is thin and fades
+    backwards; a point that is hidden now is an empty ring.
+
+    Args:
+        image: the frame that is shown, the last one of those given.
+        points: [N, T, 2] x and y in pixels, in the last T frames up to this one.
+        visible: bool [N, T].
+    """
+    image = _checked_picture(image)
+    points, visible = np.asarray(points, np.float32), np.asarray(visible, bool)
+    if points.ndim != 3 or points.shape[2] != 2 or visible.shape != points.shape[:2] or not points.shape[1]:
+        raise FleetflowError(
+            f"points is {_seen(points)} and visible {_seen(visible)}; expected [N, T, 2] and [N, T], T of 1 or more"
+        )
+    height, width = image.shape[:2]
+    fine = Image.fromarray(image).resize((2 * width, 2 * height), Image.Resampling.BILINEAR)
+    draw, radius = ImageDraw.Draw(fine, "RGBA"), max(height, width) / 200 + 2.5
+    places = points[:, 0] / np.float32((max(width - 1, 1), max(height - 1, 1)))
+    frames = points.shape[1]
+    for path, seen, (x, y) in zip(2 * points + 1, visible, np.clip(places, 0, 1)):
+        color = tuple(int(part) for part in (255 * x, 255 * (1 - x) * (1 - 0.6 * y) + 60 * y, 255 * y))
+        for k in range(frames - 1):
+            if seen[k] and seen[k + 1]:
+                opacity = round(40 + 190 * (k + 1) / frames)
+                draw.line(
+                    [tuple(path[k]), tuple(path[k + 1])], fill=(*color, opacity), width=max(round(radius * 0.8), 2)
+                )
+        x, y = path[-1]
+        box = (x - radius, y - radius, x + radius, y + radius)
+        if seen[-1]:
+            draw.ellipse(box, fill=(*color, 255), outline=(255, 255, 255, 200))
+        else:
+            draw.ellipse(box, outline=(*color, 130), width=2)
+    return np.asarray(fine.reduce(2))
+
+
 def _arrow(x: int, y: int, motion: np.ndarray, stroke: float, longest: float) -> tuple:
     """Returns an arrow in pixels of the image: line [2, 2], head [3, 2] (None for a dot), and width of the line."""
     start, length = np.array([x + 0.5, y + 0.5]), float(np.hypot(*motion))
@@ -246,6 +335,14 @@ def _arrow(x: int, y: int, motion: np.ndarray, stroke: float, longest: float) ->
     neck = tip - along * head
     corners = np.stack([tip, neck + across * head * 0.45, neck - across * head * 0.45])
     return np.stack([start, neck]), corners, min(stroke, 0.35 * head)
+
+
+def _spacing(every: int | None, height: int, width: int) -> int:
+    """Pixels between arrows or lines; None gives about 24 along the longer side."""
+    every = max(round(max(height, width) / 24), 8) if every is None else every
+    if every < 1:
+        raise FleetflowError(f"every is {every}; expected at least 1 pixel between arrows; use None for a good one")
+    return every
 
 
 def _stroke(draw: ImageDraw.ImageDraw, line: np.ndarray, width: float, ink: int) -> None:

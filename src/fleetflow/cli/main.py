@@ -31,6 +31,7 @@ from fleetflow.cli.models import models
 from fleetflow.cli.predict import predict
 from fleetflow.cli.recipes import recipes
 from fleetflow.cli.submit import submit
+from fleetflow.cli.track import track
 from fleetflow.cli.train import train
 from fleetflow.types import FleetflowError
 
@@ -46,6 +47,7 @@ class Group(NamedTuple):
 BATCH = (batch.run, batch.manifest, batch.status, batch.retry)
 COMMANDS: dict[str, Callable | Group] = {
     "predict": predict,
+    "track": track,
     "train": train,
     "adapt": adapt,
     "evaluate": evaluate,

@@ -105,7 +105,7 @@ def footage(
         step = CLASSES[name].pairs
         for k in range(count):
             number, place = divmod(k, step)
-            shot = Shot(where, split, name, number, fixed or SIZES[_seed(split, name, number) % len(SIZES)])
+            shot = Shot(where, split, name, number, fixed or SIZES[seed_of(split, name, number) % len(SIZES)])
             frames = [Path("footage", split, name, f"{number:02d}", f"{n}.png") for n in (place, place + 1)]
             masks = partial(_masks, shot, place)
             found.append(
@@ -129,7 +129,7 @@ class Shot(NamedTuple):
 def shoot(shot: Shot) -> list[Sample]:
     """Returns the pairs of a clip."""
     about = CLASSES[shot.name]
-    generator = torch.Generator().manual_seed(_seed(shot.split, shot.name, shot.number))
+    generator = torch.Generator().manual_seed(seed_of(shot.split, shot.name, shot.number))
     world = about.worlds[shot.number % len(about.worlds)]
     scene = world(Draw(1, generator), *shot.size)
     still = torch.eye(3).expand_as(scene.motion)
@@ -162,7 +162,7 @@ def _masks(shot: Shot, place: int) -> dict[str, np.ndarray]:
     return {"occluded": shoot(shot)[place].occluded.numpy()}
 
 
-def _seed(*parts: object) -> int:
+def seed_of(*parts: object) -> int:
     """A number that follows from the parts alone, the same on every machine."""
     return int(hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:15], 16)
 

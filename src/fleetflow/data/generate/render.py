@@ -54,7 +54,7 @@ def render(scene: Scene, textures: Textures, shapes: Tensor, height: int, width:
 
     sheet2 = project(chosen_matrix(inverse, front2), pixels.expand(len(front2), -1, -1, -1))[:, :2]
     backward = _unbend(scene, sheet2, chosen(scene.wobble, front2)) - pixels
-    hidden = _front_at(scene, shapes, scene.outline @ inverse, target) != front1
+    hidden = front_at(scene, shapes, scene.outline @ inverse, target) != front1
     outside = (
         (target[:, 0] < -0.5) | (target[:, 0] > width - 0.5) | (target[:, 1] < -0.5) | (target[:, 1] > height - 0.5)
     )
@@ -127,7 +127,7 @@ def front_of(
     return front.long()
 
 
-def _front_at(scene: Scene, shapes: Tensor, matrix: Tensor, points: Tensor) -> Tensor:
+def front_at(scene: Scene, shapes: Tensor, matrix: Tensor, points: Tensor) -> Tensor:
     """[B, H, W] number of the foremost sheet at arbitrary points [B, 2, H, W] of a frame."""
     front = torch.zeros(points.shape[0], *points.shape[-2:], dtype=torch.uint8, device=points.device)
     for k, rows, some in _sheets(scene):
