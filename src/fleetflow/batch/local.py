@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from fleetflow.batch.manifest import Item
 from fleetflow.batch.task import Job, Ready, Report, Task
@@ -41,7 +42,7 @@ class Local:
             raise FleetflowError(f"--workers is {workers}; expected a number from 1 on, or 0 for all")
         # A forked server has loaded torch already when a worker is to be replaced. It starts before any thread of ours.
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context = multiprocessing.get_context(kind)
+        self._context: Any = multiprocessing.get_context(kind)
         if kind == "forkserver":
             self._context.set_forkserver_preload(["fleetflow.batch.work"])
         self._job, self._deaths = job, 0
@@ -59,7 +60,7 @@ class Local:
             for process, message in self._messages():
                 if message is None:
                     self._replace(process)
-                else:
+                elif isinstance(message, Ready):  # nothing else is said before a task is given
                     return message
 
     def run(self, shards: Iterable[str]) -> Iterator[Report | None]:
@@ -108,7 +109,8 @@ class Local:
     def _messages(self) -> Iterator[tuple["_Process", Ready | Report | None]]:
         """Yields what the workers say, when they say something; None of one that has died with tasks in hand."""
         by_pipe = {process.pipe: process for process in self._processes.values()}
-        for pipe in wait(list(by_pipe), timeout=QUIET):
+        ready: list[Any] = wait(list(by_pipe), timeout=QUIET)
+        for pipe in ready:
             process = by_pipe[pipe]
             try:
                 message = pipe.recv()
@@ -176,6 +178,7 @@ def _serve(job: Job, index: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     from fleetflow.batch.work import Worker
 

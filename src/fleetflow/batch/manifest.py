@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import numpy as np
@@ -85,7 +85,8 @@ def read_manifest(url: str | Path) -> Iterator[Item]:
         raise FleetflowError(f"{url} is no file; expected a list of clips: text, .csv or .parquet")
     folder = "" if "://" in str(url) else str(Path(path).parent)
     rows = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _text_rows)
-    with files.open(path, "rb") as file:
+    with files.open(path, "rb") as opened:
+        file: Any = opened  # fsspec's type allows for text
         try:
             for number, row in rows(file):
                 with _line(url, number):

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -181,7 +182,8 @@ class Store:
             known = None
         if known is None:
             try:  # of two runs that come at once, one: where the store has no such mode, they look once more below
-                with self.files.open(path, "xb") as file:
+                with self.files.open(path, "xb") as opened:
+                    file: Any = opened  # fsspec's type allows for text
                     file.write(json.dumps(holder).encode())
             except FileExistsError:
                 pass
@@ -237,7 +239,7 @@ class Store:
     def items(self, shard: str) -> Iterator[Item]:
         """Yields the items of one file of the list."""
         path = self.control("items", shard)
-        text = Path(path).read_text() if self.local else self.files.cat_file(path).decode()
+        text = Path(path).read_text() if self.local else bytes(self.files.cat_file(path)).decode()
         for line in text.splitlines():
             yield Item(*json.loads(line))
 
@@ -377,7 +379,8 @@ class Store:
             if not self.files.isfile(path):
                 wrong.append(name)
                 continue
-            with self.files.open(path, "rb") as file:
+            with self.files.open(path, "rb") as opened:
+                file: Any = opened  # fsspec's type allows for text
                 if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
                     wrong.append(name)
         return wrong

@@ -195,7 +195,9 @@ def _summary(store: Store, total: int) -> Summary:
     """What the folder says, whatever any run believed."""
     done = sum(1 for _ in store.done())
     reasons = Counter(
-        record.reason.replace(record.input, "CLIP") for record in store.failures() if store.record(record.id) is None
+        (record.reason or "").replace(record.input, "CLIP")
+        for record in store.failures()
+        if store.record(record.id) is None
     )
     return Summary(total, done, failed=dict(reasons.most_common()), missing=max(0, total - done - reasons.total()))
 

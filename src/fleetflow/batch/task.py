@@ -1,10 +1,13 @@
 """What a run and its workers say to each other: settings, tasks, reports; no torch is needed for it."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fleetflow.batch.manifest import Item
 from fleetflow.batch.records import Store
+
+if TYPE_CHECKING:  # the command line reads this file before it needs torch
+    from fleetflow.inference.device import Precision
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Settings:
     iterations: int | None = None
     warm_start: bool = False
     device: str = "auto"
-    precision: str = "auto"
+    precision: "Precision" = "auto"
     memory: str | None = None
     split: int = 0
     dataset: str = "pairs"

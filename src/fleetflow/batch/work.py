@@ -48,7 +48,7 @@ class Worker:
             precision=self.settings.precision,
             iterations=self.settings.iterations,
             size=self.settings.size,
-            memory=self.settings.memory and parse_bytes(self.settings.memory),
+            memory=parse_bytes(self.settings.memory) if self.settings.memory else None,
         )
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -79,8 +79,8 @@ class Worker:
         if (known := self.store.record(item.id)) is not None:
             _check_same(known, item, self.store)
             return Report(item.id, "skipped")
-        if self.store.failure(item.id) is not None:
-            return Report(item.id, "failed", self.store.failure(item.id).reason)
+        if (failure := self.store.failure(item.id)) is not None:
+            return Report(item.id, "failed", failure.reason)
         if part is None or self.store.record(item.id, part) is None:
             tries = self.store.begin(self.job.run, item.id, part)
             if tries > self.job.tries:
@@ -88,7 +88,7 @@ class Worker:
             with self._scratch() as folder, fetched(item.input) as path:
                 stamp, digest = _stamp(item.input), input_sha256(path)
                 pairs = None if part is None else [part * self.settings.split, (part + 1) * self.settings.split]
-                frames = WORKS[self.settings.do](self, path, folder, pairs and slice(*pairs))
+                frames = WORKS[self.settings.do](self, path, folder, slice(*pairs) if pairs else None)
                 record = self._record(item, began, "done", tries=tries, frames=frames)
                 record = replace(record, input_sha256=digest, input_stamp=stamp, pairs=pairs)
                 fresh = self.store.commit(folder, record, part)
@@ -99,8 +99,9 @@ class Worker:
     def _join(self, task: Task, began: float) -> Report:
         """Joins the ranges of a clip if none is missing: whichever worker ends the last one does it."""
         item = task.item
-        records = [self.store.record(item.id, part) for part in range(task.parts)]
-        if None in records:  # of ranges that are not done, or that another worker has joined by now
+        found = [self.store.record(item.id, part) for part in range(task.parts)]
+        records = [record for record in found if record is not None]
+        if len(records) < task.parts:  # of ranges that are not done, or that another worker has joined by now
             return Report(item.id, "part")
         frames = sum(record.frames for record in records) - len(records) + 1
         seconds = sum(record.seconds for record in records) + time.perf_counter() - began

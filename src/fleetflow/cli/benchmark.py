@@ -58,7 +58,7 @@ def speed(
     from fleetflow.evaluation.speed import benchmark
     from fleetflow.training.speed import training_speed
 
-    options, without, peers = flat(options), flat(without), flat(peers) if peers else ("dis",)
+    chosen, left_out = flat(options), flat(without)
     accuracy = root is not None or dataset is not None
     if plot and not accuracy:
         raise FleetflowError("--plot shows accuracy against speed; give --root DIR, a folder of pairs with truth")
@@ -68,11 +68,12 @@ def speed(
     if plot:
         plots.require()
     dataset = dataset or "pairs"
-    files = open_files(dataset, root, options=options, without=without) if accuracy else None
+    files = open_files(dataset, root, options=chosen, without=left_out) if accuracy else None
     reports = []
     for report in benchmark(
-        models, *size, device=device, threads=threads, precision=precision, iterations=iterations, seconds=seconds, peers=peers,
-        training=training_speed if training else None, pairs=files, dataset=dataset, batch=batch,
+        models, *size, device=device, threads=threads, precision=precision, iterations=iterations, seconds=seconds,
+        peers=flat(peers) or ("dis",), training=training_speed if training else None, pairs=files, dataset=dataset,
+        batch=batch,
     ):  # fmt: skip
         reports.append(report)
         place = f"{report.device}, {report.precision}, {report.threads} threads"
@@ -120,16 +121,16 @@ def data(
     from fleetflow.evaluation.records import append
     from fleetflow.evaluation.speed import prepare
 
-    options, without = flat(options), flat(without)
+    chosen, left_out = flat(options), flat(without)
     make_room(json)
     prepare(threads)
-    files = open_files(dataset, root, options=options, without=without)
+    files = open_files(dataset, root, options=chosen, without=left_out)
     speeds = reading_speeds(files, seconds)
     alone = speeds[0].samples_per_second
     rows = [[str(count), f"{speed:.1f}", f"{speed / alone:.2f}"] for count, speed in speeds]
     table(f"reading {dataset}, {len(files)} pairs", ["workers", "samples/s", "x none"], rows)
     if json:
-        what = {"dataset": " ".join((dataset, *options)), "pairs": len(files), "machine": machine()}
+        what = {"dataset": " ".join((dataset, *chosen)), "pairs": len(files), "machine": machine()}
         append([{**what, **speed._asdict()} for speed in speeds], json)
     print(in_line(machine()))
 
@@ -175,7 +176,8 @@ def video(
     networks = {name: load_any(name).to(place) for name in models}
     frames = job.read_clips(flat(clips)) if clips else job.generated_clips(3, 4, *(size or (128, 160)))
     frames = {clip: [frame.to(place) for frame in found] for clip, found in frames.items()}
-    for name, model in networks.items():
+    for name, network in networks.items():
+        model = job.checked(network)
         rows = job.video_reuse(model, frames)
         columns = ["clip", "pairs", "residual", "cold", "warm", "warm / cold"]
         table(f"{name}: evaluations", columns, [job.reuse_cells(row) for row in rows])

@@ -1,9 +1,10 @@
 """What the command line shows on the terminal: tables and progress."""
 
 import sys
+from collections.abc import Sequence
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table; the first column is to the left."""
     from rich.console import Console
     from rich.table import Table
@@ -34,8 +35,9 @@ class bar:
         self.title, self.what, self.unit = title, "", unit
         self.first: int | None = None
 
-    def __call__(self, state) -> None:
-        done, total, what = (*state, "")[:3]
+    def __call__(self, state: Sequence) -> None:
+        done, total, *more = state
+        what = more[0] if more else ""
         if what != self.what and self.first is not None:
             self.bar.reset(self.task)
             self.first = done

@@ -57,12 +57,12 @@ def evaluate(
     from fleetflow.inference.device import use_threads
     from fleetflow.registry import models as networks
 
-    options, without = flat(options), flat(without)
+    chosen, left_out = flat(options), flat(without)
     use_threads(threads)
     make_room(json, csv, html)
     if html:
         plots.require()
-    files = open_files(dataset, root, options=options, without=without)
+    files = open_files(dataset, root, options=chosen, without=left_out)
     ways = {"iterations": iterations, "device": device, "precision": precision}
     if is_folder(model, (*CLASSICAL, *networks)):
         if warm_start or list(ways.values()) != [None, "auto", "auto"]:
@@ -74,8 +74,8 @@ def evaluate(
         predict = open_model(model, dataset, **ways)
     predict = Warm(predict, files.pairs) if warm_start else predict
     with bar(f"{model} on {dataset}") as progress:
-        what = {"model": model, "dataset": " ".join((dataset, *options))}
-        result = measure(predict, files, **what, progress=lambda *state: progress(state))
+        name = " ".join((dataset, *chosen))
+        result = measure(predict, files, model=model, dataset=name, progress=lambda *state: progress(state))
     table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", tables.SET_COLUMNS, tables.rows_by_set(result))
     if rows := tables.rows_of_clips(result):
         table("still pixels, boundaries of motion, occlusion, flicker", tables.CLIP_COLUMNS, rows)

@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -39,8 +39,8 @@ from fleetflow.types import FleetflowError
 class Group(NamedTuple):
     """A command with commands of its own, such as `fleetflow benchmark speed`; `default` need not be named."""
 
-    summary: str
-    commands: dict[str, Callable]
+    summary: str | None
+    commands: Mapping[str, "Callable | Group"]
     default: str | None = None
 
 
@@ -179,7 +179,8 @@ def _replaced(error: UnicodeError) -> tuple[str, int]:
     """What is printed for a character that the encoding lacks: the bullet of a list as *, others as \\u7801."""
     if isinstance(error, UnicodeEncodeError) and error.object[error.start] == "\u2022":
         return "*", error.start + 1
-    return codecs.backslashreplace_errors(error)
+    text, place = codecs.backslashreplace_errors(error)
+    return str(text), place
 
 
 codecs.register_error("fleetflow", _replaced)

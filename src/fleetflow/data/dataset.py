@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from fleetflow.io.images import read_image, read_mask
 from fleetflow.registry import Registry, unknown
-from fleetflow.types import FleetflowError, Sample
+from fleetflow.types import FleetflowError, Sample, size_of
 
 datasets = Registry("data set", "fleetflow.data.datasets")
 
@@ -65,9 +65,9 @@ class Files(Dataset):
         if pair.made:
             return Sample(*pair.made()[:4])
         frame1, frame2 = (to_frame(read_image(path)) for path in (pair.frame1, pair.frame2))
-        height, width = frame1.shape[1:]
+        height, width = size_of(frame1)
         flow, valid = pair.truth() if pair.truth else _unknown(height, width)
-        _same_size(pair, {(height, width), tuple(frame2.shape[1:]), flow.shape[:2]})
+        _same_size(pair, {(height, width), size_of(frame2), flow.shape[:2]})
         return Sample(frame1, frame2, torch.from_numpy(flow).permute(2, 0, 1), torch.from_numpy(valid))
 
     def complete(self, k: int) -> Sample:
@@ -78,7 +78,7 @@ class Files(Dataset):
         sample = self[k]
         if pair.backward:
             flow, _ = pair.backward()
-            _same_size(pair, {tuple(sample.valid.shape), flow.shape[:2]})
+            _same_size(pair, {size_of(sample.valid), flow.shape[:2]})
             sample = sample._replace(backward=torch.from_numpy(flow).permute(2, 0, 1))
         occluded = self.masks(k).get("occluded")
         return sample if occluded is None else sample._replace(occluded=torch.from_numpy(occluded))
@@ -89,7 +89,7 @@ class Files(Dataset):
         if pair.truths is None:
             return sample
         truths, valid = (torch.from_numpy(array) for array in pair.truths())
-        _same_size(pair, {tuple(sample.valid.shape), tuple(valid.shape)})
+        _same_size(pair, {size_of(sample.valid), size_of(valid)})
         flow = torch.where(valid, sample.flow, 0)
         return sample._replace(flow=flow, valid=valid, truths=truths.permute(0, 3, 1, 2))
 
@@ -124,7 +124,7 @@ def open_files(
     if root is None and inspect.signature(reader).parameters["root"].default is inspect.Parameter.empty:
         raise FleetflowError(f"{dataset} is read from disk; give --root DIR, the folder of the data set")
     known = [name for name in inspect.signature(reader).parameters if name not in ("root", "without")]
-    given = dict(text.partition("=")[::2] for text in options)
+    given = {name: value for name, _, value in (text.partition("=") for text in options)}
     for name in given:
         if name not in known:
             raise unknown(f"option of {dataset}", name, known)
@@ -137,9 +137,10 @@ def to_frame(image: np.ndarray) -> Tensor:
     return moved.float().div_(255)
 
 
-def to_images(sample: Sample) -> list[np.ndarray]:
+def to_images(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Returns both frames of a sample as pictures uint8 [H, W, 3]."""
-    return [(frame * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for frame in sample[:2]]
+    image1, image2 = ((frame * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for frame in sample[:2])
+    return image1, image2
 
 
 def read_masks(paths: dict[str, Path]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fleetflow.data.dataset import Files, datasets
 from fleetflow.ops.warp import inside, warp
-from fleetflow.types import FleetflowError, Sample
+from fleetflow.types import FleetflowError, Sample, size_of
 
 # Pairs of the complete set under the reader's own options, as its authors or users of the official archives state.
 COMPLETE = {
@@ -135,12 +135,12 @@ def _open(
         except FleetflowError as error:
             problems.append(str(error))
             continue
-        pair, size = files.pairs[k], tuple(sample.valid.shape)
+        pair, size = files.pairs[k], size_of(sample.valid)
         for key, mask in masks.items():
             if mask.shape != size:
                 sizes = f"{mask.shape[0]}x{mask.shape[1]} and its frames are {size[0]}x{size[1]}"
                 remarks.append(f'the mask "{key}" of {pair.group}/{pair.name} is {sizes}: it cannot be used')
-        if sample.occluded is not None and tuple(sample.occluded.shape) != size:
+        if sample.occluded is not None and size_of(sample.occluded) != size:
             sample = sample._replace(occluded=None)
         absent.update(expected.keys() - masks.keys() if pair.truth else ())  # test sets have none
         extras = [*masks, *(["backward flow"] if sample.backward is not None else [])]
@@ -173,7 +173,7 @@ def photometric(sample: Sample) -> dict[str, Tensor]:
     """
     frames, flow = (sample.frame1[None], sample.frame2[None]), sample.flow
     known = sample.valid if sample.occluded is None else sample.valid & ~sample.occluded
-    ours = _difference(*frames, flow)
+    ours = _difference(frames[0], frames[1], flow)
     found = {}
     for reading, change in READINGS.items():
         other, exchanged = change(flow), reading == "from frame2 to frame1"
@@ -181,7 +181,7 @@ def photometric(sample: Sample) -> dict[str, Tensor]:
         mask = known & differ & inside(torch.stack((flow, other))).all(0)
         if reading == "upside down":
             mask &= sample.valid.flip(0)
-        theirs = _difference(*(frames[::-1] if exchanged else frames), other)
+        theirs = _difference(frames[exchanged], frames[not exchanged], other)
         found[reading] = torch.stack((ours[mask].sum(), theirs[mask].sum(), mask.sum())).double()
     return found
 
@@ -195,7 +195,7 @@ def _judge(opened: list[Opened], readings: dict[str, float]) -> list[str]:
     problems = []
     if opened and all(pair.unknown == 1 for pair in opened):
         problems.append("no opened pair has a known pixel; the truth is missing, or kept back as in test sets")
-    reading = min(readings, key=readings.get, default=None)
+    reading = min(readings, key=lambda reading: readings[reading], default=None)
     if reading and readings[reading] < MARGIN:
         share = 100 * (1 - readings[reading])
         problems.append(f"the flow fits the frames {share:.0f} % better {reading}; check how the files were made")

@@ -8,6 +8,7 @@ import signal
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Ahead:
         queue = {"num_workers": workers, "prefetch_factor": AHEAD, "worker_init_fn": _begin} if workers else {}
         loader = DataLoader(_Handed(dataset), batch_size=None, sampler=keys, collate_fn=_same, **queue)
         try:
-            self._items = iter(loader)
+            self._items: Any = iter(loader)
         except OSError as error:  # no semaphores, no processes left
             raise FleetflowError(f"worker processes cannot start ({reason(error)}); use --workers 0") from None
         if workers:  # or Python, at its end, would wait for workers that do not hear its SIGTERM
@@ -41,7 +42,7 @@ class Ahead:
     def __iter__(self) -> "Ahead":
         return self
 
-    def __next__(self):
+    def __next__(self) -> Any:
         with self:
             item = next(self._items)
         if isinstance(item, FleetflowError):

@@ -4,6 +4,7 @@ import difflib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from torch import nn
 
@@ -57,7 +58,7 @@ COMMON = ("core", "gamma", "wnorm")  # which in a Namespace may belong to the re
 SLICED = {"core": "sliced", "sliced_core": True, "indexing_core": False}  # what chose the sliced core
 
 
-def _option(default, help: str, choices=None):
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     kind = type(default[0] if isinstance(default, tuple) and default else default)
     return field(default=default, metadata={"help": help, "choices": choices, "kind": int if kind is tuple else kind})
 
@@ -122,7 +123,9 @@ def add_deq_args(parser: ArgumentParser) -> ArgumentParser:
         if item.metadata["kind"] is bool:
             group.add_argument(*names, action="store_true", help=help)
         else:
-            several = {"nargs": "+"} if isinstance(item.default, tuple) else {"choices": item.metadata["choices"]}
+            several: dict[str, Any] = (
+                {"nargs": "+"} if isinstance(item.default, tuple) else {"choices": item.metadata["choices"]}
+            )
             group.add_argument(*names, type=item.metadata["kind"], default=item.default, help=help, **several)
     group.add_argument("--wnorm", action="store_true", help="weight norm; the network applies it, by apply_weight_norm")
     return parser

@@ -2,16 +2,17 @@
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 
-def whole(name: str, value: object, least: int = 1) -> None:
+def whole(name: str, value: Any, least: int = 1) -> None:
     """Raises ValueError unless the value is a whole number, `least` or more."""
     _need(name, value, lambda number: operator.index(number) >= least, f"a whole number, {least} or more")
 
 
-def number(name: str, value: object, fits: Callable[[float], bool], wanted: str) -> None:
+def number(name: str, value: Any, fits: Callable[[Any], bool], wanted: str) -> None:
     """Raises ValueError unless the value is a number that fits; `wanted` says which, as in "above 0"."""
     _need(name, value, fits, f"a number {wanted}")
 
@@ -30,7 +31,7 @@ def able(name: str, value: object, method: str, wanted: str) -> None:
         raise TypeError(f"{name} is {value!r}; it must be {wanted}")
 
 
-def rising(name: str, values: object, last: int) -> None:
+def rising(name: str, values: Any, last: int) -> None:
     """Raises ValueError unless the values are whole numbers that rise within 1 to `last`."""
     try:
         numbers = [operator.index(values[k]) for k in range(len(values))]
@@ -40,7 +41,7 @@ def rising(name: str, values: object, last: int) -> None:
         raise ValueError(f"{name} is {values!r}; it must be whole numbers that rise within 1 to {last}")
 
 
-def _need(name: str, value: object, fits: Callable[[float], bool], wanted: str) -> None:
+def _need(name: str, value: Any, fits: Callable[[Any], bool], wanted: str) -> None:
     try:
         good = not isinstance(value, bool) and bool(fits(value))
     except TypeError:

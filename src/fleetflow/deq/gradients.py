@@ -7,7 +7,6 @@ Implicit: through the equation z = f(z) itself, whatever led to z (Bai et al. 20
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +27,9 @@ UNSOLVED = (
 class Unrolled:
     """Differentiates every step of the solver; memory grows with the steps. The value is f(best point)."""
 
-    unrolled: ClassVar[bool] = True
+    @property
+    def unrolled(self) -> bool:
+        return True
 
     def attach(self, f: Map, point: Tensor, image: Tensor) -> Tensor:
         """Returns the image, which carries the graph of the whole solve."""
@@ -47,7 +48,10 @@ class Phantom:
 
     steps: int = 1
     damping: float = 1.0
-    unrolled: ClassVar[bool] = False
+
+    @property
+    def unrolled(self) -> bool:
+        return False
 
     def __post_init__(self):
         whole("steps", self.steps)
@@ -82,7 +86,10 @@ class Implicit:
     max_steps: int = 50
     relative: bool = True
     order: int = 2
-    unrolled: ClassVar[bool] = False
+
+    @property
+    def unrolled(self) -> bool:
+        return False
 
     def __post_init__(self):
         able("solver", self.solver, "propose", "a solver such as Anderson()")

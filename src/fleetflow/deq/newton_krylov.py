@@ -58,12 +58,12 @@ class NewtonKrylov:
         else:
             known, direction = basis[:, :inner], basis[:, inner - 1]
             product = (fz - base - residual) / self._length(base, residual)
-            image, weights = direction - product, 0
-            for _ in range(2):  # the second pass removes what rounding left of the first
-                part = dots(known, image)
-                image, weights = image - combine(part, known), weights + part
-            unit, length = _unit(image)
-            column = torch.nn.functional.pad(torch.cat((weights, length), 1), (0, self.inner - inner))
+            image = direction - product
+            weights = dots(known, image)
+            image = image - combine(weights, known)
+            left = dots(known, image)  # what rounding left of it
+            unit, length = _unit(image - combine(left, known))
+            column = torch.nn.functional.pad(torch.cat((weights + left, length), 1), (0, self.inner - inner))
             basis, matrix = write(basis, inner, unit), write(matrix, inner - 1, column)
         if inner == self.inner:
             return base + combine(_least_squares(matrix.mT, residual), basis[:, :-1]), memory._replace(inner=0)

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.utils import parametrizations, parametrize
 
 from fleetflow.deq.checks import flag, number
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+M = TypeVar("M", bound=nn.Module)
 
 
 def _unknown(weight: Tensor) -> bool:
@@ -19,7 +22,7 @@ def _unknown(weight: Tensor) -> bool:
     return weight.is_meta or isinstance(weight, FakeTensor)
 
 
-def weight_norm(module: nn.Module) -> nn.Module:
+def weight_norm(module: M) -> M:
     """Returns the module with every linear and convolution weight as length times direction, per output channel.
 
     Transposed convolutions, too; in groups, their channels of one number in each group share a length.
@@ -37,7 +40,7 @@ def weight_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-def spectral_norm(module: nn.Module, *, limit: float = 1.0, clip: bool = False) -> nn.Module:
+def spectral_norm(module: M, *, limit: float = 1.0, clip: bool = False) -> M:
     """Returns the module with every linear and convolution weight, as a matrix [out, rest], scaled to norm `limit`.
 
     A change through `weight.data` goes unseen, as torch does not count it: use `weight.copy_` under torch.no_grad().
@@ -55,7 +58,7 @@ def spectral_norm(module: nn.Module, *, limit: float = 1.0, clip: bool = False) 
     return module
 
 
-def remove_norm(module: nn.Module) -> nn.Module:
+def remove_norm(module: M) -> M:
     """Returns the module with plain weights again, at their normalized values and in their old order."""
     for layer in module.modules():
         if parametrize.is_parametrized(layer, "weight"):
@@ -73,7 +76,7 @@ def held(module: nn.Module) -> Iterator[None]:
 
     Use it around the solve. Backward passes outside it need Implicit(order=1), because order 2 evaluates f once more.
     """
-    if torch.jit.is_tracing():  # which refuses what is computed once
+    if is_tracing():  # which refuses what is computed once
         yield
         return
     with parametrize.cached():
@@ -85,6 +88,8 @@ def held(module: nn.Module) -> Iterator[None]:
 
 class SpectralNorm(nn.Module):
     """The parametrisation behind `spectral_norm`: largest singular value by the power method (Miyato et al. 2018)."""
+
+    left: Tensor  # singular vector
 
     def __init__(self, weight: Tensor, limit: float, clip: bool, axis: int = 0):
         super().__init__()
@@ -121,7 +126,9 @@ class VariationalDropout(nn.Module):
     def __init__(self, rate: float = 0.1):
         super().__init__()
         number("rate", rate, lambda rate: 0 <= rate < 1, "from 0 to below 1")
-        self.rate, self.seed, self.mask = rate, None, None
+        self.rate = rate
+        self.seed: int | None = None
+        self.mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x with the dropped channels 0 and the others scaled up; x itself in evaluation."""
@@ -167,9 +174,11 @@ def _pushed(matrix: Tensor, right: Tensor) -> Tensor:
     return (matrix * right).sum(1)
 
 
-def _plain_layers(module: nn.Module) -> dict[str, nn.Module]:
+def _plain_layers(module: nn.Module) -> dict[str, Any]:
     """Returns name -> layer to normalize; raises ValueError if there is none, or if that would change the module."""
-    layers = {name or "module": layer for name, layer in module.named_modules() if isinstance(layer, LAYERS)}
+    layers: dict[str, Any] = {
+        name or "module": layer for name, layer in module.named_modules() if isinstance(layer, LAYERS)
+    }
     if not layers:
         raise ValueError(f"module is {type(module).__name__} without linear or convolution layers to normalize")
     if any(parametrize.is_parametrized(layer, "weight") for layer in layers.values()):

@@ -7,28 +7,29 @@ the others go on beside it or without it (`compact`).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 from fleetflow.deq.checks import able, flag, number, rising, whole
-from fleetflow.deq.vectors import Layout, State
+from fleetflow.deq.vectors import Layout, S
 
 
 class NotFinite(ValueError):
     """The first evaluation of f is not finite: there is nothing to go on from."""
 
 
-class Solution(NamedTuple):
+class Solution(NamedTuple, Generic[S]):
     """What `fixed_point` returns for N samples."""
 
-    value: State  # like z0, with the gradient that the gradient rule gives it
+    value: S  # like z0, with the gradient that the gradient rule gives it
     residual: Tensor  # [N] ||f(z) - z|| (divided by ||f(z)|| if relative) at the best point z of the solver
     steps: Tensor  # [N] evaluations of f after which the sample had converged, or all that it was given
     trace: Tensor  # [evaluations, N] the residual of every evaluation; constant once a sample has converged
     converged: Tensor  # [N] bool: residual <= tolerance
-    kept: tuple[State, ...] = ()  # the best points after `keep` evaluations, with their gradients
+    kept: tuple[S, ...] = ()  # the best points after `keep` evaluations, with their gradients
 
 
 class Solver(Protocol):
@@ -42,7 +43,8 @@ class Solver(Protocol):
 class Gradient(Protocol):
     """Gives the point that a solve has found its gradient; called after the solve, in the caller's grad mode."""
 
-    unrolled: bool  # whether the solve itself is recorded
+    @property
+    def unrolled(self) -> bool: ...  # whether the solve itself is recorded
 
     def attach(self, f: Callable[[Tensor], Tensor], point: Tensor, image: Tensor) -> Tensor: ...  # image = f(point)
 
@@ -181,17 +183,17 @@ def iterate(
 
 
 def fixed_point(
-    f: Callable[[State], State],
-    z0: State,
+    f: Callable[[S], S],
+    z0: S,
     solver: Solver,
     gradient: Gradient | None = None,
     *,
     tolerance: float = 1e-3,
     max_steps: int = 40,
     relative: bool = True,
-    compact: bool | Callable[[Tensor], Callable[[State], State]] = False,
+    compact: bool | Callable[[Tensor], Callable[[S], S]] = False,
     keep: Sequence[int] = (),
-) -> Solution:
+) -> Solution[S]:
     """Returns the point z = f(z) of each sample, or the best one found.
 
     Args:
@@ -224,7 +226,7 @@ def fixed_point(
         found = iterate(lifted, layout.pack(z0), solver, stop, restrict=restrict, keep=keep, strict=True)
     torch.clear_autocast_cache()  # older torch would serve the graph below weights cast without one above
 
-    def finish(point: Tensor, image: Tensor) -> State:
+    def finish(point: Tensor, image: Tensor) -> S:
         return layout.unpack(point.detach() if gradient is None else gradient.attach(lifted, point, image))
 
     last = found.last
@@ -234,7 +236,7 @@ def fixed_point(
 
 
 def _restricted(
-    layout: Layout, f: Callable[[State], State], compact: bool | Callable, rows: Tensor
+    layout: Layout[S], f: Callable[[S], S], compact: Literal[True] | Callable, rows: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """Returns f of the samples `rows` alone, as a map of vectors; names `compact` where f does not take so few."""
     if compact is not True:
@@ -257,7 +259,7 @@ def _restricted(
 
 def _captured() -> bool:
     """Whether this is exported, compiled or traced: then all steps are made, and nothing is looked at on the way."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_tracing()
 
 
 def _look_every(device: torch.device) -> int:

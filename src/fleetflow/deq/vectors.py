@@ -1,19 +1,21 @@
 """States as vectors: a tensor [N, ...], or a tuple of them, as one [N, D] of float32 or wider, and sums of such."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 State = Tensor | tuple[Tensor, ...]
+S = TypeVar("S", bound=State)  # one of them, throughout
 
 
-class Layout:
+class Layout(Generic[S]):
     """How a tensor [N, ...], or a tuple of them, lies in one vector [N, D] of float32 or wider."""
 
-    def __init__(self, z0: State):
+    def __init__(self, z0: S):
         self.single = isinstance(z0, Tensor)
-        parts = (z0,) if self.single else z0
+        parts = (z0,) if isinstance(z0, Tensor) else z0
         if not isinstance(parts, tuple | list) or not parts or not all(isinstance(part, Tensor) for part in parts):
             raise TypeError(f"z0 is {type(z0).__name__}; it must be a tensor or a tuple of tensors")
         for part in parts:
@@ -28,22 +30,22 @@ class Layout:
         for dtype in self.dtypes:
             self.dtype = torch.promote_types(self.dtype, dtype)
 
-    def pack(self, z: State) -> Tensor:
+    def pack(self, z: S) -> Tensor:
         """Returns [N, D]."""
-        parts = [z] if isinstance(z, Tensor) else z
+        parts = (z,) if isinstance(z, Tensor) else z
         flat = [part.reshape(part.shape[0], size).to(self.dtype) for part, size in zip(parts, self.sizes)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
-    def unpack(self, vector: Tensor) -> State:
+    def unpack(self, vector: Tensor) -> S:
         """Returns the tensor, or the tuple of tensors, in the dtypes of z0."""
         flat = vector.split(self.sizes, 1)
         rows = vector.shape[0]
-        parts = tuple(
+        parts: Any = tuple(
             part.reshape(rows, *shape).to(dtype) for part, shape, dtype in zip(flat, self.shapes, self.dtypes)
         )
         return parts[0] if self.single else parts
 
-    def lift(self, f: Callable[[State], State]) -> Callable[[Tensor], Tensor]:
+    def lift(self, f: Callable[[S], S]) -> Callable[[Tensor], Tensor]:
         """Returns f as a map of vectors; it raises ValueError if f changes z, or returns what is not like z."""
 
         def lifted(vector: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class Method(NamedTuple):
     """What is no network of ours; called with two images, uint8 [H, W, 3] RGB, it returns the flow [H, W, 2] pixels."""
 
     name: str
-    predict: Callable[[np.ndarray, np.ndarray, str], np.ndarray]  # the two images, and what the pair is called
+    predict: Callable[[np.ndarray, np.ndarray, str], Any]  # the two images, and what the pair is called
     file: Path | None = None  # of the user, whose function it is
 
     def __call__(self, image1: np.ndarray, image2: np.ndarray, name: str = "pair") -> np.ndarray:
@@ -77,16 +77,16 @@ def adapter(path: Path) -> Method:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         function = runpy.run_path(str(path)).get("predict")
-        found = Method(path.stem, _with_name(function) if callable(function) else None, path)
-        if found.predict:
-            found(*images, "trial")
+        found = Method(path.stem, _with_name(function), path) if callable(function) else None
+        if found:
+            found(images[0], images[1], "trial")
     except FleetflowError:
         raise
     except Exception as error:  # whatever the code of the user raises
         raise FleetflowError(f"{path} cannot be run ({_words(error)}); fix it") from None
     finally:
         sys.path.remove(str(path.resolve().parent))
-    if not found.predict:
+    if not found:
         raise FleetflowError(f"{path} has no function predict(image1, image2); add one that returns the flow")
     return found
 
@@ -116,6 +116,7 @@ def classical(name: str) -> Method:
     """
     if name not in CLASSICAL:
         raise FleetflowError(f'"{name}" is no classical method; known: {", ".join(CLASSICAL)}')
+    cv2: Any  # the types in the package lack parts of it
     try:
         import cv2
     except ImportError:

@@ -81,7 +81,7 @@ class Evaluation(NamedTuple):
 
     def curves(self) -> Tensor | None:
         """Returns the mean sparsification of the pairs but those of `unsorted`, [2, 20], where the network has any."""
-        known = [pair.curves for pair in self.pairs if pair.is_sorted()]
+        known = [pair.curves for pair in self.pairs if pair.curves is not None and pair.is_sorted()]
         return torch.stack(known).mean(0) if known else None
 
     def unsorted(self) -> list[str]:

@@ -41,10 +41,10 @@ def peak_memory(
 def _measured(network, height, width, batch, device, precision, iterations, threads) -> int:
     torch.set_num_threads(threads)
     predictor = Predictor(load_any(network), device=device, precision=precision)
-    predictor.predict(*(tiled(image, 64, 64) for image in example()), iterations=iterations)
-    images = [tiled(image, height, width) for image in example()]
+    image1, image2 = example()
+    predictor.predict(tiled(image1, 64, 64), tiled(image2, 64, 64), iterations=iterations)
     peak = torch.cuda.max_memory_allocated if predictor.device.type == "cuda" else _peak
-    predict = call(predictor, *images, batch, iterations)
+    predict = call(predictor, tiled(image1, height, width), tiled(image2, height, width), batch, iterations)
     peak()
     before = peak()
     predict()

@@ -5,12 +5,13 @@ import math
 from collections import Counter
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from fleetflow.evaluation.metrics import BINS_PER_DECADE, DECADES, SPARSE_STEPS, SPEED_EDGES
-from fleetflow.evaluation.speed import Report, Timing
+from fleetflow.evaluation.speed import Report
 from fleetflow.io.atomic import write_atomically
 from fleetflow.types import FleetflowError
 
@@ -125,23 +126,26 @@ def pareto(reports: list[Report], path: Path) -> None:
     axes.set_xlabel(f"milliseconds for {height}x{width}{batch}, {reports[0].threads} threads ({reports[0].device})")
     axes.set_ylabel(f"EPE [px], mean of the sets, {reports[0].pairs} pairs")
     _label(axes, dots)
-    write_atomically(path, lambda temporary: axes.figure.savefig(temporary, format="png", dpi=DPI))
+    figure: Any = axes.figure
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
 
 
 def _dots(reports: list[Report]) -> list[tuple[float, float, str, bool]]:
     """Milliseconds, EPE, name, and whether it is ours, of all that has an EPE, the fastest first."""
-    found: dict[str, list[Timing]] = {}
+    found: dict[str, list[float]] = {}
+    epe: dict[str, float] = {}
     for report in reports:
         for timing in report.timings:
             if timing.epe is not None:
-                found.setdefault(timing.name, []).append(timing)
+                found.setdefault(timing.name, []).append(timing.p50)
+                epe.setdefault(timing.name, timing.epe)
     networks = {report.timings[0].name: report.network for report in reports}
     short = {name: _short(networks.get(name, name)) for name in found}
     counts = Counter(short.values())
     names = {name: short[name] if counts[short[name]] == 1 else networks.get(name, name) for name in found}
     return sorted(
-        (float(np.median([timing.p50 for timing in timings])), timings[0].epe, names[name], name in networks)
-        for name, timings in found.items()
+        (float(np.median(milliseconds)), epe[name], names[name], name in networks)
+        for name, milliseconds in found.items()
     )
 
 

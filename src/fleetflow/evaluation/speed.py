@@ -188,7 +188,7 @@ def _measured(
     timings = _timings(network, predictor, exact, peers, conditions)
     epe = _epe(predictor, pairs, iterations) if pairs is not None and known else None
     epes = {timings[0].name: epe, **accuracy}
-    trained = training is not None and predictor.device.type == "cpu" and not isinstance(exact, ExportedModel)
+    trains = training if predictor.device.type == "cpu" and not isinstance(exact, ExportedModel) else None
     own = iterations in (None, exact.iterations) and not isinstance(exact, ExportedModel)
     return Report(
         network=network,
@@ -204,7 +204,7 @@ def _measured(
         threads=torch.get_num_threads(),
         timings=[timing._replace(epe=epes.get(timing.name)) for timing in timings],
         difference=_difference(predictor, exact, conditions),
-        training=training(name, predictor.dtype, seconds / 2) if trained else None,
+        training=trains(name, predictor.dtype, seconds / 2) if trains else None,
         memory=peak_memory(
             network, height=height, width=width, batch=batch, device=device, precision=precision, iterations=iterations
         ),
@@ -212,7 +212,7 @@ def _measured(
         multiply_adds_448x1024=sum(map(multiply_adds, name.split("+"))) if own else None,
         epe=epe,
         pairs=len(pairs) if pairs is not None else 0,
-        protocol=protocol(predictor, pairs, iterations) if epe is not None else {},
+        protocol=protocol(predictor, pairs, iterations) if pairs is not None and epe is not None else {},
         machine=machine(),
     )
 

@@ -25,9 +25,8 @@ def facts(report: Report) -> list[str]:
     """Returns what else was found, one line each."""
     ours = report.timings[0]
     dis, reference = report.times(ours, DIS_NAME), report.times(ours, REFERENCE)
-    lines = [f"speed-up over the reference implementation: {_digits(1 / reference)}"]
-    if dis:
-        lines[0] = f"latency: {_digits(dis)} times that of DIS; {lines[0]}"
+    latency = f"latency: {_digits(dis)} times that of DIS; " if dis else ""
+    lines = [f"{latency}speed-up over the reference implementation: {_digits(1 / reference)}"] if reference else []
     if report.batch > 1:
         lines.append(f"batches of {report.batch}, as tensors; milliseconds are of one pair, peers take single ones")
     if report.iterations:

@@ -128,7 +128,7 @@ def solver_race(model: DEQFlow, clips: Clips, solvers: Mapping[str, Solver] = SO
     return [Race(name, len(needed[name]), count, count / PICARD) for name, count in medians.items()]
 
 
-def checked(model: DEQFlow) -> DEQFlow:
+def checked(model: torch.nn.Module) -> DEQFlow:
     """Returns the model in evaluation mode; raises FleetflowError for a network without an equilibrium."""
     if not isinstance(model, DEQFlow):
         raise FleetflowError(f"{type(model).__name__} has no fixed point to reuse; take a network such as deq_flow_b")

@@ -24,9 +24,10 @@ class Warm:
         FleetflowError: For a method, and where no pair continues the one before it.
     """
 
-    def __init__(self, predict: "Predictor | Method", pairs: Sequence):
+    def __init__(self, predict: object, pairs: Sequence):
         if not isinstance(predict, Predictor):
-            raise FleetflowError(f"{predict.name} keeps nothing for the next pair; leave --warm-start out")
+            name = predict.name if isinstance(predict, Method) else type(predict).__name__
+            raise FleetflowError(f"{name} keeps nothing for the next pair; leave --warm-start out")
         self.predictor, self.pairs, self.stream = predict, pairs, Stream(predict)
         frames = [(pair.frame1, pair.frame2) for pair in pairs]
         moves = enumerate(pairwise(frames), 1)
@@ -46,14 +47,16 @@ class Warm:
                 self.stream.reset()
                 self.stream(image1)
             step = self.stream(image2, iterations=iterations)
-            if step.prediction.state is None:
+            assert step is not None  # the stream has seen `image1`
+            found = step.prediction
+            if found.state is None:
                 network = type(self.predictor.model).__name__
                 raise FleetflowError(f"{network} keeps nothing for the next pair; leave --warm-start out")
             self.last = place
-        return step.prediction
+        return found
 
 
-def _frames(pair) -> list[np.ndarray]:
+def _frames(pair) -> tuple[np.ndarray, np.ndarray]:
     """Both frames of a pair, read from its files unless it is generated."""
     made = getattr(pair, "made", None)
-    return to_images(made()) if made else [read_image(file) for file in (pair.frame1, pair.frame2)]
+    return to_images(made()) if made else (read_image(pair.frame1), read_image(pair.frame2))

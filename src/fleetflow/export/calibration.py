@@ -30,12 +30,11 @@ def pairs(source: str, sizes: Sizes) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _generated(sizes: Sizes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    size = (sizes.height, sizes.width) if sizes.fixed else OPEN
     for k in range(COUNT):
-        sample = generate(1, *size, seed=2026, index=k)
-        yield tuple(
-            (255 * frame).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy() for frame in sample[:2]
-        )
+        sample = generate(1, *(sizes.size or OPEN), seed=2026, index=k)
+        frames = ((255 * frame).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous() for frame in sample[:2])
+        image1, image2 = (frame.numpy() for frame in frames)
+        yield image1, image2
 
 
 def _filmed(folder: Path, sizes: Sizes) -> Iterator[tuple[np.ndarray, np.ndarray]]:

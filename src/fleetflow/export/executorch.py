@@ -13,8 +13,10 @@ from fleetflow.types import FleetflowError
 def write_executorch(program: ExportedProgram, path: Path, about: dict) -> None:
     """Writes a program of fixed shapes, and what it says of itself in NAME.pte.json beside it."""
     require("executorch", extra="executorch")
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # pyright: ignore[reportMissingImports]
+        XnnpackPartitioner,
+    )
+    from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
 
     with quiet():
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
@@ -32,7 +34,7 @@ class Loaded:
 
     def __init__(self, path: Path):
         require("executorch", extra="executorch")
-        from executorch.runtime import Runtime
+        from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
         if not describing(path).is_file():
             raise FleetflowError(f"{describing(path)} is missing; export the network again")

@@ -111,7 +111,7 @@ def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
     count, _, height, width = positions.shape
     centers = torch.where(positions == positions, positions, -1e6).flatten(2).mT.reshape(-1, 2)
     windows = []
-    for level, volume in enumerate(pyramid.volumes):
+    for level, volume in enumerate(pyramid.volumes or ()):
         rows, columns = volume.shape[2:]
         corners = centers / 2**level - radius
         left, left_shares, right_shares = _taps(corners[:, 0], columns, 2 * radius + 2)

@@ -1,7 +1,7 @@
 """The graph that is exported: uint8 RGB pictures in, flow in pixels out, and all that lies between inside of it."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from fleetflow.deq import remove_norm
 from fleetflow.export.forms import for_runtimes
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.kernels import reference
-from fleetflow.types import FleetflowError
+from fleetflow.types import FleetflowError, Size
 
 LARGEST_SIDE, LARGEST_BATCH = 8192, 64  # that a graph with open sizes is promised for
 UNLIMITED = 2**62  # bytes that stored correlations may take: a graph never computes them at the lookup
@@ -35,13 +35,18 @@ class Sizes(NamedTuple):
     least: int = 128
 
     @property
+    def size(self) -> Size | None:
+        """Height and width of all pictures; None where they are open."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
+    @property
     def fixed(self) -> bool:
         """Whether all pictures have one size."""
-        return self.height is not None
+        return self.size is not None
 
     def example(self) -> tuple[int, int, int]:
         """Returns pairs, height and width of what the graph is traced with; open ones are multiples of no stride."""
-        height, width = (self.height, self.width) if self.fixed else (self.least + 22, self.least + 83)
+        height, width = self.size or (self.least + 22, self.least + 83)
         return self.batch or 2, height, width
 
 
@@ -67,13 +72,13 @@ def plain(model: FlowModel) -> FlowModel:
     Correlations and attention are always stored, norms of weights are computed once. Refinement makes a fixed number of
     plain steps: a solver that looks at residuals (DEQ-Flow's) becomes plain iteration.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    remove_norm(model)
-    if hasattr(model, "memory_limit"):
-        model.memory_limit = UNLIMITED
-    if hasattr(model, "equilibrium"):
-        model.search = _plain_search  # stands before the method of the class
-    return model
+    plain: Any = copy.deepcopy(model).eval().requires_grad_(False)
+    remove_norm(plain)
+    if hasattr(plain, "memory_limit"):
+        plain.memory_limit = UNLIMITED
+    if hasattr(plain, "equilibrium"):
+        plain.search = _plain_search  # stands before the method of the class
+    return plain
 
 
 def _plain_search(step, rest, previous, iterations: int) -> tuple[list, dict]:
@@ -94,7 +99,7 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], open_axes: tuple[dict[i
     Raises:
         FleetflowError: where an axis cannot be open.
     """
-    with torch.no_grad(), reference(), for_runtimes(), symbols.patch(backed_size_oblivious=True):
+    with torch.no_grad(), reference(), for_runtimes(), symbols.patch(backed_size_oblivious=True):  # pyright: ignore
         try:
             return torch.export.export(
                 module.eval(),
@@ -116,7 +121,7 @@ def traced(model: FlowModel, sizes: Sizes, iterations: int | None) -> ExportedPr
     Raises:
         FleetflowError: where the network cannot take pictures of such sizes.
     """
-    if sizes.fixed and min(sizes.height, sizes.width) < 1:
+    if sizes.size and min(sizes.size) < 1:
         raise FleetflowError(f"the size is {sizes.height} {sizes.width}; expected a height and a width in pixels")
     axes = {}
     if sizes.batch is None:

@@ -69,6 +69,7 @@ def write_onnx(
         except torch.onnx.OnnxExporterError as error:
             reason = next((line for line in str(error).splitlines() if "Summary" not in line and line.strip()), "")
             raise FleetflowError(f"the network cannot be written as ONNX ({reason.strip()[:200]})") from error
+        assert written is not None  # with dynamo it is a program
         written.model.metadata_props[KEY] = json.dumps(about)
         written.model.producer_name = KEY
         written.save(str(path), external_data=False)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,13 +60,15 @@ def pairs(sizes: Sizes) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarra
     """
     folder = Path(str(resources.files("fleetflow") / "example"))
     example = [read_image(folder / f"frame{k}.png") for k in (1, 2)]
-    for k, size in enumerate([(sizes.height, sizes.width)] if sizes.fixed else ODD):
-        yield "example", *(_cut(image, *size)[None] for image in example), None
+    for k, size in enumerate([sizes.size] if sizes.size else ODD):
+        image1, image2 = (_cut(image, *size)[None] for image in example)
+        yield "example", image1, image2, None
         count = sizes.batch or 2 + k
         sample = generate(count, *size, seed=21, index=k)
         frames = [(255 * frame).round().to(torch.uint8) for frame in (sample.frame1, sample.frame2)]
-        arrays = [part.permute(0, 2, 3, 1).contiguous().numpy() for part in (*frames, sample.flow)]
-        yield "generated", *arrays
+        arrays = (part.permute(0, 2, 3, 1).contiguous().numpy() for part in (*frames, sample.flow))
+        image1, image2, truth = arrays
+        yield "generated", image1, image2, truth
 
 
 def _cut(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -173,7 +175,7 @@ def first_difference(program, onnx: Path, pictures: list[np.ndarray], tolerance:
     names = [name for name in values if name in known]
     model.graph.output.extend(library.ValueInfoProto(name=name) for name in names)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(names, dict(zip(("image1", "image2"), pictures)))
+    found: Any = session.run(names, dict(zip(("image1", "image2"), pictures)))
     for name, value in zip(names, found):
         scale = max(float(np.abs(values[name]).max()), 1e-6)
         if value.shape != values[name].shape or float(np.abs(value - values[name]).max()) > tolerance * scale:

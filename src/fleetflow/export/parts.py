@@ -5,7 +5,7 @@ decode(hidden, coarse) -> flow. The state is hidden [1, C, h, w] and coarse [1, 
 of stride 8. A state of the pair before may take the place of the one that encode returns.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from fleetflow.export.forms import for_runtimes
 from fleetflow.export.graph import Sizes, trace
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.kernels import reference
-from fleetflow.types import FleetflowError
+from fleetflow.types import FleetflowError, size_of
 
 
 class Part(NamedTuple):
@@ -39,13 +39,14 @@ class Encode(nn.Module):
 
     def __init__(self, model: FlowModel):
         super().__init__()
-        self.model, self.kept = model, None
-        self.structure = None  # of the features, known after the first call
+        self.model: Any = model
+        self.kept: list[int] | None = None
+        self.structure: Any = None  # of the features, known after the first call
 
     def forward(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, ...]:
         frames = [image.permute(0, 3, 1, 2).float() / 255 for image in (image1, image2)]
         frames = self.model.prepare(*frames)
-        sides = padding(self.model, tuple(image1.shape[1:3]))
+        sides = padding(self.model, size_of(image1[..., 0]))
         frames = [F.pad(frame, sides, mode="replicate") for frame in frames]
         features, state = self.model.encode(*frames)
         leaves, self.structure = tree_flatten(features)
@@ -61,7 +62,8 @@ class Step(nn.Module):
 
     def __init__(self, encode: Encode, shapes: list[torch.Size]):
         super().__init__()
-        self.model, self.encode, self.shapes = encode.model, [encode], shapes
+        self.model: Any = encode.model
+        self.encode, self.shapes = [encode], shapes
 
     def forward(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         *tensors, hidden, coarse = given
@@ -79,7 +81,8 @@ class Decode(nn.Module):
 
     def __init__(self, model: FlowModel, size: tuple[int, int]):
         super().__init__()
-        self.model, self.size = model, size
+        self.model: Any = model
+        self.size = size
 
     def forward(self, hidden: Tensor, coarse: Tensor) -> Tensor:
         left, _, top, _ = padding(self.model, self.size)
@@ -105,7 +108,8 @@ def in_parts(model: FlowModel, sizes: Sizes) -> dict[str, Part]:
         raise FleetflowError(f"{type(model).__name__} is not made of encode, step and decode; leave --parts out")
     if model.fit == "scale":
         raise FleetflowError(f"{type(model).__name__} is exported as one graph; leave --parts out")
-    if not sizes.fixed or min(sizes.height, sizes.width) < 128:
+    size = sizes.size
+    if size is None or min(size) < 128:
         raise FleetflowError("--parts takes pictures of one size from 128 pixels on; give it with --size HEIGHT WIDTH")
     sizes = sizes._replace(batch=1)
     image = torch.randint(0, 256, (*sizes.example(), 3), dtype=torch.uint8)
@@ -115,12 +119,12 @@ def in_parts(model: FlowModel, sizes: Sizes) -> dict[str, Part]:
     step = Step(encode, [value.shape for value in values[:-2]])
     first = trace(step, values, None)
     used = [node for node in first.graph.nodes if node.op == "placeholder"][-len(values) :]
-    encode.kept = [k for k, node in enumerate(used[:-2]) if node.users]
-    values = (*(values[k] for k in encode.kept), *values[-2:])
-    names = tuple(f"features{k}" for k in range(len(encode.kept)))
+    kept = encode.kept = [k for k, node in enumerate(used[:-2]) if node.users]
+    values = (*(values[k] for k in kept), *values[-2:])
+    names = tuple(f"features{k}" for k in range(len(kept)))
     state = ("hidden", "coarse")
     return {
         "encode": Part(trace(encode, (image, image.flip(1)), None), ("image1", "image2"), (*names, *state)),
         "step": Part(trace(step, values, None), (*names, *state), ("new_hidden", "new_coarse")),
-        "decode": Part(trace(Decode(model, (sizes.height, sizes.width)), values[-2:], None), state, ("flow",)),
+        "decode": Part(trace(Decode(model, size), values[-2:], None), state, ("flow",)),
     }

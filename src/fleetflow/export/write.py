@@ -174,7 +174,7 @@ def _write(
 
 
 def _write_parts(
-    model: FlowModel, folder: Path, about: dict, target: Target, sizes: Sizes, iterations: int, half: bool
+    model: FlowModel, folder: Path, about: dict, target: Target, sizes: Sizes, iterations: int | None, half: bool
 ) -> list[parity.Row]:
     """Writes three graphs and returns the comparison of the loop over them with the network."""
     sizes = sizes._replace(batch=1)

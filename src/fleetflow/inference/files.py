@@ -64,6 +64,7 @@ class _Clip:
             self.restart()
             self.stream(image1)
         step = self.stream(image2)
+        assert step is not None  # the stream has seen `image1`
         if self.warm and step.prediction.state is None:
             network = type(self.predictor.model).__name__
             raise FleetflowError(

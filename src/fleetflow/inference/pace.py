@@ -28,9 +28,9 @@ def efforts(whole: Effort) -> list[Effort]:
     counts = [None]
     if whole.iterations is not None:
         counts = [max(round(whole.iterations * share), min(FEWEST, whole.iterations)) for share in SHARES]
-    sizes = [tuple(max(round(side * share), min(SMALLEST, side)) for side in whole.size) for share in SHARES]
+    height, width = ([max(round(side * share), min(SMALLEST, side)) for share in SHARES] for side in whole.size)
     found = [whole._replace(iterations=count) for count in counts]
-    return list(dict.fromkeys([*found, *(Effort(size, counts[-1]) for size in sizes)]))
+    return list(dict.fromkeys([*found, *(Effort(size, counts[-1]) for size in zip(height, width))]))
 
 
 class Pace:

@@ -20,7 +20,7 @@ from fleetflow.models.base import Clip, FlowModel, resize
 from fleetflow.motion.confidence import confidence_of, judged
 from fleetflow.motion.splatting import splat_tensors
 from fleetflow.ops.constant import constant
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, size_of
 
 CUT = 0.15  # of the range from black to white: mean difference of thumbnails
 CARRIED = 8  # pixels: of so coarse a grid is the last flow, when it is moved along by itself
@@ -215,7 +215,7 @@ class Stream:
 
     def _effort(self, frame: Tensor, iterations: int | None) -> Effort:
         """What the next step may cost."""
-        size = self.predictor.size or tuple(frame.shape[2:])
+        size = self.predictor.size or size_of(frame)
         whole = Effort(size, self.predictor.iterations if iterations is None else iterations)
         if self._budget is None:
             return whole
@@ -286,8 +286,8 @@ def moved_along(flow: Tensor, motion: Tensor) -> Tensor:
     Where two meet, the faster one counts: what moves passes before what does not, more often than behind it. Places
     that nothing reaches keep what they had.
     """
-    size = tuple(flow.shape[2:])
-    grid = tuple(-(-side // CARRIED) for side in size)
+    size = size_of(flow)
+    grid = (-(-size[0] // CARRIED), -(-size[1] // CARRIED))
     coarse, way = reduced(flow, grid), reduced(motion, grid)
     moved, reached = splat_tensors(coarse, way, 4 * way.norm(dim=1, keepdim=True))
     moved = torch.where(reached[:, None], moved, coarse)

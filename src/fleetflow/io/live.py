@@ -101,9 +101,10 @@ class Newest:
         except BaseException as caught:  # is raised where the pictures are taken
             error = caught
         finally:
-            if hasattr(self._source, "close"):
+            close = getattr(self._source, "close", None)
+            if close:
                 with suppress(Exception):
-                    self._source.close()
+                    close()
             with self._changed:
                 self._error, self._ended = error, True
                 self._changed.notify_all()

@@ -1,6 +1,7 @@
 """Global motion aggregation: pixels that look alike in frame1 share their motion features (GMA, arXiv 2104.02409)."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ LARGEST_SIDE = 160  # pixels of stride 8 that the position embeddings cover
 
 class PositionEmbedding(nn.Module):
     """Scores of the pixel at row u, column v for the query at (y, x): <query, height[u - y] + width[v - x]>."""
+
+    rel_ind: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -62,10 +65,12 @@ class Attention(nn.Module):
     def weights(self, queries: Tensor, keys: Tensor, top: int, bottom: int) -> Tensor:
         """Returns [N, heads, rows * w, h * w], of sum 1, for the rows from `top` to `bottom` of [N, heads, h, w, d]."""
         part = queries[:, :, top:bottom]
-        scores = self.pos_emb(part, top, keys.shape[2]).flatten(4).flatten(2, 3) if self.position else 0
+        scores = []
         if self.content:
-            scores = part.flatten(2, 3) @ keys.flatten(2, 3).mT + scores
-        return scores.softmax(-1)
+            scores.append(part.flatten(2, 3) @ keys.flatten(2, 3).mT)
+        if self.position and self.pos_emb is not None:
+            scores.append(self.pos_emb(part, top, keys.shape[2]).flatten(4).flatten(2, 3))
+        return reduce(torch.add, scores).softmax(-1)
 
     def forward(self, context: Tensor, memory_limit: int) -> Attended:
         """Returns what `mix` needs to know of the context [N, channels, h, w].

@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
+from fleetflow.types import Size, size_of
 
-def resize_8bit(frame: Tensor, size: tuple[int, int]) -> Tensor:
+
+def resize_8bit(frame: Tensor, size: Size) -> Tensor:
     """Returns the frame [N, 3, H, W] in [0, 1], resized bilinearly to `size` as OpenCV resizes 8-bit pictures.
 
     Weights are whole multiples of 1/2048, and each product is cut off at a quarter of a level of brightness. A frame
     that has the size comes back as it is; in an exported graph, whose sizes are open, rounded to levels of 1/255.
     """
-    if not torch.compiler.is_exporting() and tuple(frame.shape[2:]) == tuple(size):
+    if not torch.compiler.is_exporting() and size_of(frame) == size:
         return frame
 
     def neighbors(old: int, new: int) -> tuple[Tensor, ...]:

@@ -1,5 +1,8 @@
 """Convex upsampling: a fine pixel takes a weighted mean of nine coarse flows (RAFT, arXiv 2003.12039, section 3.3)."""
 
+from functools import reduce
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,8 +19,9 @@ def convex_upsample(flow: Tensor, weights: Tensor, factor: int = 8, border: str 
     count, _, height, width = flow.shape
     weights = weights.to(flow.dtype).view(count, 1, 9, factor, factor, height, width).softmax(2)
     padded = F.pad(factor * flow, (1, 1, 1, 1), mode=border)[:, :, None, None]
-    fine = sum(  # one neighbor at a time: the product of all nine would be the largest tensor of the network
+    parts = (  # one neighbor at a time: the product of all nine would be the largest tensor of the network
         weight * padded[..., k // 3 : k // 3 + height, k % 3 : k % 3 + width]
         for k, weight in enumerate(weights.unbind(2))
     )
+    fine = reduce(torch.add, parts)
     return fine.permute(0, 1, 4, 2, 5, 3).reshape(count, 2, factor * height, factor * width)

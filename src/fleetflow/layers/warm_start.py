@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fleetflow.ops.constant import constant
 from fleetflow.ops.warp import pixel_grid
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
 CHUNK = 2**24  # distances at a time, 64 MB
 
@@ -28,7 +28,7 @@ def starting_flow(previous: Prediction | None, features: Tensor) -> Tensor:
     if previous is None:
         return torch.zeros(shape, device=features.device)
     if previous.state is None:
-        return reduced(previous.flow, features.shape[-2:])
+        return reduced(previous.flow, size_of(features))
     if not isinstance(previous.state, Tensor) or previous.state.shape != shape:
         was = list(previous.state.shape) if isinstance(previous.state, Tensor) else type(previous.state).__name__
         raise FleetflowError(
@@ -37,11 +37,11 @@ def starting_flow(previous: Prediction | None, features: Tensor) -> Tensor:
     return carry_forward(previous.state.float())
 
 
-def reduced(flow: Tensor, size: tuple[int, int]) -> Tensor:
+def reduced(flow: Tensor, size: Size) -> Tensor:
     """Returns the flow [N, 2, H, W] averaged on a coarser grid, [N, 2, *size] float32 in its pixels; NaN is 0."""
     factors = constant((size[1] / flow.shape[3], size[0] / flow.shape[2]), flow.float())
     flow = flow.detach().float().nan_to_num(0, 0, 0)
-    return F.interpolate(flow, size=tuple(size), mode="area") * factors[:, None, None]
+    return F.interpolate(flow, size=size, mode="area") * factors[:, None, None]
 
 
 @torch.no_grad()

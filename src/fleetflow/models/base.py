@@ -54,7 +54,7 @@ class FlowModel(nn.Module, ABC):
     iterations: int | None = None
     translate: ClassVar[Callable[[dict[str, Tensor]], dict[str, Tensor]] | None] = None
     keeps_features: ClassVar[bool] = True
-    grid: ClassVar[int | None] = None
+    grid: int | None = None
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""
 
@@ -192,6 +192,7 @@ class RefiningModel(FlowModel):
 
     stride = 8
     grid = 8
+    fnet: nn.Module
 
     def frame_features(self, frame: Tensor) -> Tensor:
         """Returns the features [N, C, h, w] that are correlated, for prepared frames of any size."""
@@ -373,7 +374,7 @@ def _as_ways(prediction: Prediction) -> Prediction:
     """The prediction for N pairs whose backward flow it is, made of that for N pairs and N in the other order."""
     flow, backward = prediction.flow.tensor_split(2)
     maps = _maps(prediction, lambda plane: plane.tensor_split(2)[0])
-    return Prediction(flow, backward=backward, features=prediction.features, **maps)
+    return Prediction(flow, backward=backward, features=prediction.features)._replace(**maps)
 
 
 def _check_start(previous: Prediction | None, frame1: Tensor) -> None:

@@ -48,7 +48,7 @@ from fleetflow.models.base import FlowModel, RefiningModel
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, size_of
 
 RADIUS = 4
 
@@ -216,7 +216,7 @@ class DEQFlow(RefiningModel):
         hidden = torch.zeros_like(context, dtype=torch.promote_types(context.dtype, torch.float32))
         flow = hidden.new_zeros(hidden.shape[0], 2, *hidden.shape[-2:])
         context = self.update_block.gru.prepare(context)
-        return Features(pyramid, context, pixel_grid(*flow.shape[-2:], flow), attended), (hidden, flow)
+        return Features(pyramid, context, pixel_grid(*size_of(flow), flow), attended), (hidden, flow)
 
     def step(self, features: Features, state: State) -> State:
         """Returns f(z) for the state z; its fixed point is the result."""
@@ -230,7 +230,8 @@ class DEQFlow(RefiningModel):
 
     def decode(self, state: State) -> Tensor:
         hidden, flow = state
-        return convex_upsample(flow, self.mask(hidden.to(self.mask[0].weight.dtype)))
+        first: Any = self.mask[0]  # a convolution, or what stands for it in prediction
+        return convex_upsample(flow, self.mask(hidden.to(first.weight.dtype)))
 
     def equation(self, frame1: Tensor, frame2: Tensor) -> tuple[Callable[[State], State], State]:
         """Returns f, whose fixed point is to be found, and the cold start, which is zero, for prepared frames."""
@@ -258,7 +259,7 @@ class DEQFlow(RefiningModel):
             states += [*solution.kept, solution.value]
             found, change = (vector.view(len(vector), -1, *size) for vector in (result.found, result.change))
             z = solution.value if choice.sliced == "trained" else (found[:, :-2], found[:, -2:])
-            z = tuple(part.detach() for part in z)
+            z = z[0].detach(), z[1].detach()
         return states, change
 
     def search(
@@ -288,7 +289,7 @@ def _started(previous: Prediction | None, cold: State) -> State:
     if previous is None:
         return cold
     if previous.state is None:
-        return cold[0], reduced(previous.flow, cold[1].shape[-2:]).to(cold[1])
+        return cold[0], reduced(previous.flow, size_of(cold[1])).to(cold[1])
     memory, shapes = previous.state, [list(part.shape) for part in cold]
     fits = isinstance(memory, tuple | list) and all(isinstance(part, Tensor) for part in memory)
     if not fits or [list(part.shape) for part in memory] != shapes:
@@ -296,7 +297,7 @@ def _started(previous: Prediction | None, cold: State) -> State:
         raise FleetflowError(
             f"the previous prediction's memory is {was}; expected {shapes}: pass that of the same network and size"
         )
-    return tuple(part.to(like) for part, like in zip(memory, cold))
+    return memory[0].to(cold[0]), memory[1].to(cold[1])
 
 
 @models.register

@@ -20,7 +20,7 @@ from fleetflow.ops.subtract_mean import mean_color, subtract_mean
 from fleetflow.ops.warp import warp
 from fleetflow.ops.widened import widened
 from fleetflow.registry import models
-from fleetflow.types import Prediction
+from fleetflow.types import Prediction, size_of
 
 FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the network's flow
 GROUPS = 3
@@ -104,7 +104,8 @@ class FastFlowNet(FlowModel):
         for layer in self.modules():  # as published
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = mean_color(frame1, frame2)
@@ -152,7 +153,7 @@ class FastFlowNet(FlowModel):
         for level in (6, 5, 4, 3, 2):
             flows.append(self.level(level, first[level - 2], second[level - 2], flows[-1] if flows else None)[0])
         # Two channels are enlarged three times faster as planes than channels-last.
-        full = resize((flows[-1] * FLOW_SCALE).contiguous(), tuple(frame1.shape[2:]))
+        full = resize((flows[-1] * FLOW_SCALE).contiguous(), size_of(frame1))
         if not self.training:
             return Prediction(full)
         return Prediction(full, tuple(flow * (FLOW_SCALE / 2**level) for level, flow in zip((6, 5, 4, 3, 2), flows)))

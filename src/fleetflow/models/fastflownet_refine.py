@@ -24,7 +24,7 @@ from fleetflow.models.fastflownet import FLOW_SCALE, FastFlowNet
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, AllPairs, all_pairs, lookup
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, size_of
 
 RADIUS = 3  # of the lookup, as in RAFT-small
 HIDDEN, CONTEXT, FEATURES, MOTION = 96, 64, 96, 80  # channels; about those of RAFT-small
@@ -70,8 +70,8 @@ class UpdateBlock(nn.Module):
         self.encoder = MotionEncoder(LEVELS * (2 * RADIUS + 1) ** 2, (96, 64), (64, 32), MOTION)
         self.gru = GRU(HIDDEN, CONTEXT + MOTION, {"": (3, 3)})
         self.flow_head = FlowHead(HIDDEN, 128)
-        nn.init.zeros_(self.flow_head.conv2.weight)
-        nn.init.zeros_(self.flow_head.conv2.bias)
+        for parameter in self.flow_head.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.gru(hidden, context, self.encoder(correlation, flow))
@@ -82,9 +82,10 @@ class Enlarge(nn.Sequential):
     """[N, 64, h, w] -> weights [N, 144, h, w] for `convex_upsample`, at first those of a bilinear enlargement."""
 
     def __init__(self):
-        super().__init__(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 9 * FINE**2, 1))
-        nn.init.zeros_(self[2].weight)
-        self[2].bias.data = bilinear_weights(FINE).clamp(min=0.01).log().flatten()
+        last = nn.Conv2d(64, 9 * FINE**2, 1)
+        super().__init__(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), last)
+        nn.init.zeros_(last.weight)
+        last.bias = nn.Parameter(bilinear_weights(FINE).clamp(min=0.01).log().flatten())
 
 
 def bilinear_weights(factor: int) -> Tensor:
@@ -137,13 +138,14 @@ class FastFlowNetRefine(FlowModel):
             return features, State(hidden.tanh(), starting_flow(previous, features1)), ()
         flows = []
         for level, both in zip((6, 5, 4, 3), (*coarse[::-1], level3)):
-            flows.append(self.fastflownet.level(level, *both.tensor_split(2), flows[-1] if flows else None)[0])
+            one, two = both.tensor_split(2)
+            flows.append(self.fastflownet.level(level, one, two, flows[-1] if flows else None)[0])
         return features, State(hidden.tanh(), flows[-1] * (FLOW_SCALE / GRID)), tuple(flows)
 
     def step(self, features: Features, state: State) -> State:
         """Returns the state after one more iteration; as in RAFT, no gradient flows through the flow before it."""
         hidden, flow = state.hidden, state.flow.detach()
-        correlation = lookup(features.pyramid, pixel_grid(*flow.shape[-2:], flow) + flow, RADIUS)
+        correlation = lookup(features.pyramid, pixel_grid(*size_of(flow), flow) + flow, RADIUS)
         moved = flow.to(hidden.dtype, memory_format=torch.channels_last)  # like the features it is put beside
         hidden, change = self.update_block(hidden, features.context, correlation.to(hidden.dtype), moved)
         return State(hidden, flow + change.to(flow.dtype))
@@ -164,6 +166,7 @@ class FastFlowNetRefine(FlowModel):
         Intermediate flows in training: FastFlowNet's levels 6 to 3, one for each iteration (stride 8), the last of
         stride 4.
         """
+        assert iterations is not None  # `forward` has put in the network's own
         features, state, coarse = self.encode(frame1, frame2, previous)
         flows = [flow * (FLOW_SCALE / 2**level) for level, flow in zip((6, 5, 4, 3), coarse)]
         for _ in range(iterations):

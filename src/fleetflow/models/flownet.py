@@ -20,6 +20,7 @@ Not read yet: the checkpoints of mmflow, which name their layers differently.
 """
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from fleetflow.ops.dilated_correlation import dilated_correlation
 from fleetflow.ops.subtract_mean import mean_color, subtract_mean
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.registry import models
-from fleetflow.types import Prediction
+from fleetflow.types import Prediction, size_of
 
 FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the networks' flow
 RADIUS, RADIUS_STRIDE = 20, 2  # of C's correlation, in pixels of its features of stride 8
@@ -153,7 +154,7 @@ def _length(vectors: Tensor) -> Tensor:
 
 def _warp_inside(frame: Tensor, flow: Tensor) -> Tensor:
     """Returns frame(x + flow(x)), positions outside moved to the nearest pixel inside."""
-    grid = pixel_grid(*frame.shape[2:], flow)
+    grid = pixel_grid(*size_of(frame), flow)
     limits = constant((frame.shape[3] - 1, frame.shape[2] - 1), flow)[:, None, None]
     return warp(frame, torch.minimum((grid + flow).clamp(min=0), limits) - grid)
 
@@ -181,6 +182,10 @@ class _FlowNet(FlowModel):
 
 class _Single(_FlowNet):
     """A network of its own right, which the stacks use as a part by its `flows`."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> nn.Module: ...  # its layers, whose names are those of the tables above
 
     @abstractmethod
     def flows(self, frames: Tensor) -> tuple[Tensor, ...]:
@@ -239,6 +244,10 @@ class FlowNetSD(_Single):
 
 class FlowNetFusion(nn.Module):
     """[N, 11, H, W] frame1, two flows, their lengths, and the errors they leave -> flows in pixels, strides 4, 2, 1."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> nn.Module: ...
 
     def __init__(self):
         super().__init__()

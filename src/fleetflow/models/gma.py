@@ -33,7 +33,7 @@ from fleetflow.models.base import FlowModel, RefiningModel
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, size_of
 
 CHANNELS = 128  # of the hidden state, the context, the motion features and each head
 RADIUS = 4
@@ -101,7 +101,7 @@ class GMA(RefiningModel):
         flow, context = starting_flow(None, hidden), context.relu()
         attended = self.att(context, self.memory_limit)
         context = self.update_block.gru.prepare(context)
-        return Features(pyramid, context, pixel_grid(*flow.shape[-2:], flow), attended), (hidden.tanh(), flow)
+        return Features(pyramid, context, pixel_grid(*size_of(flow), flow), attended), (hidden.tanh(), flow)
 
     def step(self, features: Features, state: State) -> State:
         """Returns the next state. No gradient flows to the flow of the state before, only to its hidden part."""

@@ -9,7 +9,8 @@ stride 4, whose plain mean is the result. Inside, flow is in units of 20 px of t
 That repository takes multiples of 64 only; here other frames are resized and the flow is scaled back.
 """
 
-from typing import ClassVar
+from functools import reduce
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from fleetflow.models.base import FlowModel, resize
 from fleetflow.ops.constant import constant
 from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.registry import models
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, size_of
 
 FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the network's flow
 MEAN = (0.411, 0.432, 0.45)  # RGB
@@ -105,6 +106,10 @@ class LightFlow(FlowModel):
     license = "MIT"
     translate: ClassVar = staticmethod(own_scale)
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> nn.Sequential: ...  # its layers, whose names are those of LAYERS
+
     def __init__(self, width: float = 1.0, *, stored: bool = False):
         super().__init__()
         for name, (inputs, outputs, stride) in LAYERS.items():
@@ -117,7 +122,7 @@ class LightFlow(FlowModel):
             if stored and outputs == 2:
                 block = getattr(self, name)
                 block[4] = StoredNorm(2)
-                block[3].weight.data.mul_(0.1)  # where nothing scales them, flows begin small
+                block[3].get_parameter("weight").data.mul_(0.1)  # where nothing scales them, flows begin small
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         mean = constant(MEAN, frame1)
@@ -153,8 +158,8 @@ class LightFlow(FlowModel):
         if self.training and count * height * width == self.stride**2:
             raise FleetflowError("batch normalization learns from two cells at least; take a larger batch or frames")
         flows = self.flows(torch.cat((frame1, frame2), 1))
-        mean = sum(_repeat(flow, 2 ** (level - 2)) for level, flow in zip(LEVELS, flows)) / len(flows)
-        full = resize(FLOW_SCALE * mean, tuple(frame1.shape[2:]))
+        mean = reduce(torch.add, (_repeat(flow, 2 ** (level - 2)) for level, flow in zip(LEVELS, flows))) / len(flows)
+        full = resize(FLOW_SCALE * mean, size_of(frame1))
         if not self.training:
             return Prediction(full)
         judged = (*flows[:-1], mean)
@@ -182,17 +187,18 @@ def init_as_matcher(model: LightFlow) -> None:
     Raises:
         FleetflowError: For widths that have fewer channels than that.
     """
-    if model.conv1[3].out_channels < 30:
+    first: Any = model.conv1
+    if first[3].out_channels < 30:
         raise FleetflowError("the start that compares frames needs 30 channels in the first layer; take width 1")
     ramp = torch.tensor([1.0, 2.0, 1.0]) / 4
     blur, shifts = ramp[:, None] * ramp, torch.eye(9).view(9, 3, 3)
-    model.conv1[0].weight[:] = blur
-    model.conv1[1].bias[:] = LIFT
-    mix = model.conv1[3].weight
+    first[0].weight[:] = blur
+    first[1].bias[:] = LIFT
+    mix = first[3].weight
     mix[:12] = 0
     mix[[0, 10], :3] = 1 / 3
     mix[[*range(1, 10), 11], 3:] = 1 / 3
-    model.conv1[4].bias[:12] = LIFT
+    first[4].bias[:12] = LIFT
     for layer in (getattr(model, name) for name in COMPARING):
         depthwise, mix = layer[0].weight, layer[3].weight[..., 0, 0]
         depthwise[0, 0], depthwise[1:10, 0] = shifts[4], shifts

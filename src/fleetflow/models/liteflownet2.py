@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from fleetflow.layers.masked_warp import masked_warp
 from fleetflow.layers.resize_8bit import resize_8bit
-from fleetflow.models.base import FlowModel, resize
+from fleetflow.models.base import FlowModel, resize, rounded_up
 from fleetflow.ops.constant import constant
 from fleetflow.ops.correlation import local_correlation
 from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.registry import models
-from fleetflow.types import FleetflowError, Prediction
+from fleetflow.types import FleetflowError, Prediction, size_of
 
 FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the network's flow
 MEAN = (0.411618, 0.434631, 0.454253)  # of the channels B, G, R
@@ -60,6 +60,8 @@ def _chain(*channels: int) -> nn.Sequential:
 
 class Enlargement(nn.Module):
     """[N, C, h, w] -> [N, C, 2h, 2w], by a constant filter, the same for every channel, that checkpoints contain."""
+
+    weight: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -152,12 +154,12 @@ class Level(nn.Module):
         """Returns the flow [N, 2, h, w], given the one so far; frames are resized to the level, flows are float32."""
         warped = features2 if flow is None else masked_warp(features2, flow * self.pixels)
         matched = self.NetM(features1, warped).float()
-        flow = matched if flow is None else flow + matched
-        flow = flow + self.NetS(features1, masked_warp(features2, flow * self.pixels), flow).float()
+        found = matched if flow is None else flow + matched
+        found = found + self.NetS(features1, masked_warp(features2, found * self.pixels), found).float()
         if self.NetR is None:
-            return flow
-        error = torch.linalg.vector_norm(frame1 - masked_warp(frame2, flow * self.pixels), dim=1, keepdim=True)
-        return self.NetR(error, flow, self.rfeat_layer(features1))
+            return found
+        error = torch.linalg.vector_norm(frame1 - masked_warp(frame2, found * self.pixels), dim=1, keepdim=True)
+        return self.NetR(error, found, self.rfeat_layer(features1))
 
 
 def _caffe_names() -> Iterator[tuple[str, str]]:
@@ -221,6 +223,8 @@ class LiteFlowNet2(FlowModel):
     paper = "Hui et al., TPAMI 2020, arXiv 1903.07414"
     license = "Apache-2.0, Caffe weights research only"
     translate: ClassVar = staticmethod(from_caffe)
+    encoder: Any  # dictionaries of modules, nested as the names of the published checkpoints are
+    decoder: Any
 
     def __init__(self, lowest: int = LEVELS[-1], *, regularized: bool = True):
         super().__init__()
@@ -238,10 +242,11 @@ class LiteFlowNet2(FlowModel):
         for layer in self.modules():  # as published
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
-        size = tuple((side + self.stride - 1) // self.stride * self.stride for side in frame1.shape[2:])
+        size = rounded_up(size_of(frame1), self.stride)
         frames = [resize_8bit(frame.flip(1), size) for frame in (frame1, frame2)]  # BGR
         mean = constant(MEAN, frame1)
         return subtract_mean(frames[0], mean), subtract_mean(frames[1], mean)
@@ -269,10 +274,10 @@ class LiteFlowNet2(FlowModel):
             decoder = self.decoder["decoders"][f"level{level}"]
             flow = self.decoder["decoders"][f"level{level + 1}"].upflow_layer(flows[-1]) if flows else None
             both = first[level - 1], second[level - 1]
-            frames = (resize(frame, tuple(both[0].shape[2:])) for frame in (frame1, frame2))
+            frames = (resize(frame, size_of(both[0])) for frame in (frame1, frame2))
             flows.append(decoder(*both, *frames, flow))
         # Two channels are enlarged three times faster as planes than channels-last.
-        full = resize((FLOW_SCALE * flows[-1]).contiguous(), tuple(frame1.shape[2:]))
+        full = resize((FLOW_SCALE * flows[-1]).contiguous(), size_of(frame1))
         if not self.training:
             return Prediction(full)
         pixels = (FLOW_SCALE / 2 ** (level - 1) for level in self.levels)

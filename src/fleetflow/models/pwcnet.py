@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from fleetflow.layers.masked_warp import masked_warp
 from fleetflow.layers.resize_8bit import resize_8bit
-from fleetflow.models.base import FlowModel
+from fleetflow.models.base import FlowModel, rounded_up
 from fleetflow.ops.correlation import local_correlation
 from fleetflow.ops.widened import widened
 from fleetflow.registry import models
-from fleetflow.types import Prediction
+from fleetflow.types import Prediction, size_of
 
 FLOW_SCALE = 20.0  # pixels of the full resolution per unit of the network's flow
 LEVELS = (6, 5, 4, 3, 2)  # of the flows, coarsest first; level k has stride 2^k
@@ -93,12 +93,13 @@ class PWCNet(FlowModel):
         for layer in self.modules():  # as published
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         self.deconv2.requires_grad_(False)
 
     def prepare(self, frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
         frames = frame1.flip(1), frame2.flip(1)  # BGR
-        size = tuple((side + self.stride - 1) // self.stride * self.stride for side in frame1.shape[2:])
+        size = rounded_up(size_of(frame1), self.stride)
         return resize_8bit(frames[0], size), resize_8bit(frames[1], size)
 
     def frame_features(self, frame: Tensor) -> list[Tensor]:
@@ -120,7 +121,8 @@ class PWCNet(FlowModel):
     ) -> Prediction:
         """Returns the prediction with a flow of stride 4, which `forward` enlarges; its intermediate flows are the five flows."""
         first, second = self.seen(frame1, frame2, features)
-        flows, x = [], None  # coarsest first; what the last decoder knew
+        flows: list[Tensor] = []  # coarsest first
+        x: Any = None  # what the last decoder knew
         for level in LEVELS:
             features1, features2 = first[level - 1], second[level - 1]
             known = ()

@@ -37,7 +37,7 @@ from fleetflow.models.base import FlowModel, RefiningModel
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
-from fleetflow.types import Prediction
+from fleetflow.types import Prediction, size_of
 
 
 class UpdateBlock(nn.Module):
@@ -175,7 +175,7 @@ class RAFT(RefiningModel):
         hidden, context = self.cnet(frame1).tensor_split([self.update_block.hidden], 1)
         flow = starting_flow(None, hidden)
         context = self.update_block.gru.prepare(context.relu())
-        return Features(pyramid, context, pixel_grid(*flow.shape[-2:], flow)), (hidden.tanh(), flow)
+        return Features(pyramid, context, pixel_grid(*size_of(flow), flow)), (hidden.tanh(), flow)
 
     def step(self, features: Features, state: State) -> State:
         """Returns the next state. No gradient flows to the flow of the state before, only to its hidden part."""

@@ -89,15 +89,19 @@ class Ignored:
         pass
 
 
+def _ignored() -> Any:
+    return object.__new__(Ignored)
+
+
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_) -> Any:
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
-        return Ignored()
+        return _ignored()
     return Stored(storage, storage.dtype, offset, shape, stride)
 
 
 def _typed_tensor(storage: Any, offset: Any, shape: Any, stride: Any, _, __, dtype: Any, *___) -> Any:
     stored = _tensor(storage, offset, shape, stride)
-    return stored._replace(dtype=dtype) if isinstance(stored, Stored) and isinstance(dtype, torch.dtype) else Ignored()
+    return stored._replace(dtype=dtype) if isinstance(stored, Stored) and isinstance(dtype, torch.dtype) else _ignored()
 
 
 def _parameter(data: Any, *_) -> Any:
@@ -107,7 +111,7 @@ def _parameter(data: Any, *_) -> Any:
 def _of_a_type(function: Any, _, arguments: Any, *__) -> Any:
     """A subclass of Tensor: the tensor that it is made of."""
     known = function in (_tensor, _typed_tensor, _parameter) and isinstance(arguments, tuple)
-    return function(*arguments) if known else Ignored()
+    return function(*arguments) if known else _ignored()
 
 
 KNOWN = {
@@ -139,11 +143,11 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """A storage: ("storage", type, key, device, numel), and in old files the part of another one that it is."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-            return Ignored()
+            return _ignored()
         _, dtype, key, device, numel, *view = pid
         meant = isinstance(dtype, torch.dtype) and isinstance(key, str) and isinstance(numel, int)
         if not meant or device == "meta" or view not in ([], [None]):
-            return Ignored()
+            return _ignored()
         self.storages.append(Storage(key, dtype, numel))
         return self.storages[-1]
 

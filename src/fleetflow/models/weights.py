@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def shipped(variant: str) -> Path:
     return path
 
 
-def save(model: nn.Module, path: str | Path, header: dict[str, object], dtype: torch.dtype = torch.float16) -> None:
+def save(model: nn.Module, path: str | Path, header: Mapping[str, object], dtype: torch.dtype = torch.float16) -> None:
     """Writes the model's weights in our format: temporary file, then rename.
 
     Args:

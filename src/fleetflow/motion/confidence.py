@@ -62,8 +62,9 @@ def clues(found: Prediction, frame1: Tensor, frame2: Tensor) -> Tensor:
         found: with the flow back.
         frame1, frame2: [N, 3, H, W] in [0, 1].
     """
+    assert found.backward is not None  # as asked for
     first, second = (F.avg_pool2d(frame.float(), 2, ceil_mode=True) for frame in (frame1, frame2))
-    flow, back = (_halved(one) for one in (found.flow, found.backward))
+    flow, back = _halved(found.flow), _halved(found.backward)
     missed = (flow + warp(back, flow / 2)).norm(dim=1)
     brought = warp(second, flow / 2)
     differs = F.avg_pool2d(census_distance(first, brought, PATCH)[:, None], 3, 1, 1, count_include_pad=False)[:, 0]

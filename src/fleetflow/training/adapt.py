@@ -27,6 +27,7 @@ from fleetflow.io.atomic import lock_folder, reason, remove_leftovers, write_ato
 from fleetflow.io.images import list_frames, read_image
 from fleetflow.io.video import VideoReader
 from fleetflow.models import weights
+from fleetflow.models.base import FlowModel
 from fleetflow.models.spec import ModelSpec
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.training.checkpoint import read_archive, save_archive
@@ -201,7 +202,9 @@ def adapt(
     if threads:
         torch.set_num_threads(threads)
     networks = (start, other) if other else (start,)
-    request = Request(networks, name, len(pairs), steps, batch, tuple(size), learning_rate, occlusion, order, seed)
+    request = Request(
+        networks, name, len(pairs), steps, batch, (size[0], size[1]), learning_rate, occlusion, order, seed
+    )
     with lock_folder(output.parent, f"adapt {name}"):
         remove_leftovers(output.parent)
         run = _Adaptation(request, pairs, output, choose_device(device), precision)
@@ -342,7 +345,8 @@ class _Student:
     def __init__(self, name: str, output: Path, about: dict[str, object], learning_rate: float, device: torch.device):
         self.output, self.device = output, device
         # Always in evaluation mode, so that normalization keeps its statistics.
-        self.model = weights.load(name).to(device, memory_format=torch.channels_last)
+        model = weights.load(name)
+        self.model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
         self.optimizers = optimizers(self.model, learning_rate, 0.0)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -361,6 +365,7 @@ class _Student:
     def _predictor(self) -> Predictor:
         """The averaged weights as they are saved, in half precision, ready to predict in float32."""
         model = copy.deepcopy(self.average.module).half().float()
+        assert isinstance(model, FlowModel)  # a copy of `self.model`
         return Predictor(model, device=str(self.device), precision="fp32")
 
     def measure(self, held: Pairs) -> WarpingError:

@@ -9,10 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fleetflow.inference.device import Precision
 from fleetflow.io.atomic import lock_folder, reason, remove_leftovers, write_atomically
 from fleetflow.models import weights
 from fleetflow.models.spec import ModelSpec
@@ -37,7 +39,7 @@ class Run:
     root: str | None = None
     data: str | None = None
     textures: str | None = None
-    precision: str | None = None
+    precision: Precision | None = None
     seed: int | None = None
     gradient_accumulation: int | None = None
     start_samples: int | None = None  # what the start says of itself, for the header of the weights: a resumed run
@@ -50,7 +52,7 @@ class Run:
         plan = changed(_only(plan, self.stage) if self.stage else plan, self.settings)
         return on_data(plan, self.data) if self.data else plan
 
-    def continued(self, known: dict[str, object], folder: Path) -> "Run":
+    def continued(self, known: dict[str, Any], folder: Path) -> "Run":
         """Returns what a run goes on with: what its checkpoint knows, and what is asked for where that says nothing.
 
         A data folder may be named anew where the old one is gone, and a single stage may be given another length.
@@ -125,6 +127,7 @@ class Checkpoint:
         Raises:
             FleetflowError: it is damaged, or something else; the message says what.
         """
+        state: Any = None
         try:
             state = read_archive(path)
             lacks = _lacks(state)
@@ -193,7 +196,7 @@ def _with_tuples(run: dict) -> dict:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in run.items()}
 
 
-def read_archive(path: Path) -> object:
+def read_archive(path: Path) -> Any:
     """Returns what `torch.save` wrote into a file, on the CPU; nothing is executed.
 
     The sizes of its parts are held against the length of the file before memory is taken for them.

@@ -68,7 +68,9 @@ class Feed(Dataset):
 
 def open_sources(sources: tuple[Source, ...], root: Path | None) -> list[tuple[Source, Files]]:
     """Returns each source with its files below `root`; raises FleetflowError where there is no root to look in."""
-    if sources and root is None:
+    if not sources:
+        return []
+    if root is None:
         folders = ", ".join(dict.fromkeys(source.folder for source in sources))
         raise FleetflowError(f"this recipe reads data sets; give --root DIR, the folder that holds {folders}")
     return [(source, source.files(root / source.folder)) for source in sources]

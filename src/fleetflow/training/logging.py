@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -101,7 +102,8 @@ class Log:
         """Shows the first pair of a batch: frame1, true flow, predicted flow [N, 2, H, W], error."""
         if not self.board:
             return
-        frame, truth, found = (t[0].detach().float().cpu().permute(1, 2, 0).numpy() for t in (*sample[:3:2], flow))
+        shown = (sample.frame1, sample.flow, flow)
+        frame, truth, found = (t[0].detach().float().cpu().permute(1, 2, 0).numpy() for t in shown)
         valid = sample.valid[0].cpu().numpy()
         scale = robust_scale(truth)
         picture = side_by_side(
@@ -140,7 +142,7 @@ def _silent_writer(happened, hook=threading.excepthook) -> None:
         hook(happened)
 
 
-def header(run: Run, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, object]:
+def header(run: Run, plan: Recipe, stage: Stage, step: int, own: int) -> dict[str, Any]:
     """Returns what weights say of themselves, after `step` steps of the run, `own` of them in this stage."""
     before = plan.stages[: plan.stages.index(stage)]
     seen = sum(other.samples(other.steps) for other in before) + stage.samples(own)

@@ -46,7 +46,7 @@ from fleetflow.training.step import BAD_STEPS, History, StepResult, Training, tr
 from fleetflow.types import FleetflowError, Sample
 
 PICTURE_EVERY = 1_000
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class _Session:
         run = begin_from.decided(asked, begin_from.known_fields(options, self.state, like), options.folder, team.world)
         self.dtype = choose_dtype(run.precision or "auto", team.device)
         self.run = replace(run, precision=PRECISIONS[self.dtype])
+        self.seed, self.parts = run.seed or 0, run.gradient_accumulation or team.world
         self.plan = self.run.plan()
         self.total = min(self.plan.steps, options.steps or self.plan.steps)
         self.root = Path(self.run.root) if self.run.root else None
@@ -206,7 +207,7 @@ class _Session:
                 step, model = self._train_stage(number, stage, begin, model)
             else:  # it was finished in an earlier session
                 step = end
-                if self.position == end:
+                if self.state and self.position == end:
                     self._claim_folder()
                     self._restore(partial(model.load_state_dict, self.state.averaged))
                     self._write_weights(model, stage, begin, end, only_missing=True)
@@ -214,7 +215,7 @@ class _Session:
                 break
         return self._end(step)
 
-    def _train_stage(self, number: int, stage: Stage, begin: int, model: FlowModel) -> tuple[int, nn.Module]:
+    def _train_stage(self, number: int, stage: Stage, begin: int, model: FlowModel) -> tuple[int, FlowModel]:
         """Trains a stage from its start, or from where the checkpoint stands; returns the step and averaged network."""
         options = self.options
         training = Training(
@@ -222,9 +223,9 @@ class _Session:
         )
         first, last = max(self.position - begin, 0), min(stage.steps, self.total - begin)
         self._claim_folder()
-        if first:
-            self._restore(lambda: training.restore(self.state))
-            self._write_weights(training.average.module, stage, begin, self.position, only_missing=True)
+        if first and self.state:
+            self._restore(partial(training.restore, self.state))
+            self._write_weights(training.averaged, stage, begin, self.position, only_missing=True)
         if self.team.rank == 0 and not self.log:
             self.log = Log(options.folder, self.position, self.total, options.report)
         validation_sets = open_validation(stage, self.root)
@@ -239,20 +240,20 @@ class _Session:
                 step = begin + own + 1
                 if stop:
                     break
-        return step, training.average.module
+        return step, training.averaged
 
     def _step(self, training: Training, stream: Ahead, validation_sets: list, begin: int, own: int, last: int) -> bool:
         """One step of a stage and what follows it: log, validation, checkpoint. Returns whether the run stops here."""
         stage, step = training.stage, begin + own
         with self.signals.held():
-            result = train_step(training, self._parts(stream), self.run.gradient_accumulation, own, self.history)
+            result = train_step(training, self._batch(stream), self.parts, own, self.history)
             self._keep_bad(result, step)
             if self.log:
                 self.log.step(step, stage.at(own).batch, result, self.history.skipped)
                 if own % PICTURE_EVERY == 0:
                     self.log.picture(step, *result.shown)
         if self.log and validation_sets and ((own + 1) % stage.validate_every == 0 or own + 1 == stage.steps):
-            self._validate(training, validation_sets, step)
+            self._validate(training, validation_sets, step, self.log)
         with self.signals.held():
             late = self.options.minutes is not None and time.monotonic() - self.began > 60 * self.options.minutes
             stop = self.team.any(late or self.signals.caught is not None)
@@ -269,32 +270,31 @@ class _Session:
         textures = self.textures
         if not stage.sources and device.type != "cpu":  # a GPU makes the pairs itself, faster than processes could
             textures = textures.to(device)
-        parts = self.run.gradient_accumulation
-        feed = Feed(stage, 1_009 * self.run.seed + number, parts, textures, self.root)
+        feed = Feed(stage, 1_009 * self.seed + number, self.parts, textures, self.root)
         few = min(8, (os.cpu_count() or 1) // world) if feed.sources else 1
         workers = few if self.options.workers is None else self.options.workers
         if not feed.sources and device.type != "cpu":
             workers = 0
-        return batches(feed, first, last, range(rank, parts, world), workers=workers)
+        return batches(feed, first, last, range(rank, self.parts, world), workers=workers)
 
-    def _parts(self, stream: Ahead) -> Iterator[Sample]:
+    def _batch(self, stream: Ahead) -> Iterator[Sample]:
         """The next batch, part by part, on the device."""
-        for _ in range(self.team.rank, self.run.gradient_accumulation, self.team.world):
+        for _ in range(self.team.rank, self.parts, self.team.world):
             yield Sample(*(tensor.to(self.team.device, non_blocking=True) for tensor in next(stream)))
 
     def _errors(self, training: Training, validation_sets: list[tuple[Source, Files]]) -> dict[str, float]:
         """The errors of the averaged weights on validation pairs, means by set, then of the sets."""
         tables = []
         for source, files in validation_sets:
-            model = fit_for(copy.deepcopy(training.average.module), dataset_of(source))
+            model = fit_for(copy.deepcopy(training.averaged), dataset_of(source))
             tables.append(evaluate(Predictor(model, device=str(self.team.device)), files)["mean of sets"])
         return {key: fmean(table[key] for table in tables) for key in ("epe", "out3", "fl")}
 
-    def _validate(self, training: Training, validation_sets: list[tuple[Source, Files]], step: int) -> None:
+    def _validate(self, training: Training, validation_sets: list[tuple[Source, Files]], step: int, log: Log) -> None:
         score = self._errors(training, validation_sets)
-        self.log.validation(step, score)
+        log.validation(step, score)
         if self.best and score["epe"] < self.best.epe:
-            state = copy.deepcopy(training.average.module.state_dict())
+            state = copy.deepcopy(training.averaged.state_dict())
             self.best = Best(self.best.start, score["epe"], step + 1, state)
 
     def _save(self, training: Training, begin: int, own: int) -> None:
@@ -311,7 +311,7 @@ class _Session:
             optimizers=[optimizer.state_dict() for optimizer in training.optimizers],
             best=vars(self.best) if self.best else None,
         ).save(self.checkpoint)
-        self._write_weights(training.average.module, training.stage, begin, begin + own)
+        self._write_weights(training.averaged, training.stage, begin, begin + own)
 
     def _write_weights(
         self, model: nn.Module, stage: Stage, begin: int, step: int, *, only_missing: bool = False
@@ -322,7 +322,7 @@ class _Session:
         about = header(self.run, self.plan, stage, step, step - begin)
         if self.best:
             model = copy.deepcopy(model)
-            self._restore(lambda: model.load_state_dict(self.best.weights))
+            self._restore(partial(model.load_state_dict, self.best.weights))
             about = {**about, "step": self.best.step, "validation_epe": self.best.epe, "start_epe": self.best.start}
         names = ["weights"]
         names += [stage.name] if step == begin + stage.steps and len(self.plan.stages) > 1 else []
@@ -358,9 +358,10 @@ class _Session:
         """The network of a stage as its training begins; raises FleetflowError where the checkpoint is of another."""
         given = self.run.start if number == 0 and (stage.grow or not self.state) else ()
         resumed = self.state is not None
-        model = initial_model(stage, self.plan, self.run.seed, earlier=earlier, start=given, resumed=resumed)
+        model = initial_model(stage, self.plan, self.seed, earlier=earlier, start=given, resumed=resumed)
         begin = sum(other.steps for other in self.plan.stages[:number])
-        if begin < self.position <= begin + stage.steps and weights.differences(model, self.state.model):
+        reached = self.state and begin < self.state.step <= begin + stage.steps
+        if self.state and reached and weights.differences(model, self.state.model):
             raise FleetflowError(
                 f"{self.checkpoint} is not of stage {stage.name}; give the --stage and --set of its run"
             )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fleetflow.types import FleetflowError, Prediction, Sample
+from fleetflow.types import FleetflowError, Prediction, Sample, size_of
 
 # A step [N, 2, h, w] in pixels of its own grid, and the truth -> step - truth in pixels of the full resolution, 0 where
 # nothing is known, and the weight of every pixel [N, h', w'] in [0, 1].
@@ -64,7 +64,7 @@ def multi_scale(
     fine-tuning loss (arXiv 1709.02371, eq. 2) with a milder exponent, as published for mixtures of data sets.
     Pixels that move by max_flow or more have no weight.
     """
-    if isinstance(weights, float):
+    if isinstance(weights, float | int):
         weights = tuple(weights**k for k in range(len(prediction.intermediate_flows) - 1, 0, -1))
     if len(prediction.intermediate_flows) != len(weights) + 1:
         raise FleetflowError(
@@ -74,7 +74,7 @@ def multi_scale(
     known, flow = _known(sample, max_flow)
     total = _robust(prediction.flow, flow, known.float(), power, epsilon)
     for step, weight in zip(prediction.intermediate_flows[:-1], weights, strict=True):
-        truth, share = shrink_flow(flow, known, tuple(step.shape[-2:]))
+        truth, share = shrink_flow(flow, known, size_of(step))
         stride = sample.flow.shape[-1] / step.shape[-1]
         total = total + weight * _robust(step * stride, truth * stride, share, power, epsilon)
     return total
@@ -109,7 +109,7 @@ def charbonnier(difference: Tensor, *, power: float = 0.2, epsilon: float = 0.01
 def at_known(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
     """Compares a step with the mean over the known pixels of each cell, weighed with their share (ours)."""
     known, truth = _known(sample)
-    target, share = shrink_flow(truth, known, tuple(step.shape[-2:]))
+    target, share = shrink_flow(truth, known, size_of(step))
     return _difference(step, target, share, sample)
 
 
@@ -119,7 +119,7 @@ def at_mean(step: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
     The dense rule of FlowNet2, LightFlow and mmflow (average, area and adaptive pooling are one where sizes divide).
     Unknown pixels count with what is stored there (0, and 0 for NaN), as published: sparse truth shrinks towards 0.
     """
-    size = tuple(step.shape[-2:])
+    size = size_of(step)
     target = F.adaptive_avg_pool2d(sample.flow.nan_to_num(0, 0, 0), size) / _stride(step, sample)
     return _difference(step, target, _any_known(sample, size), sample)
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ class Stage:
     build: Callable[[], FlowModel] | None = None
     initial_flow: str | None = None
     teacher: str | None = None
-    init: Callable[[FlowModel], None] | None = None
+    init: Callable[[Any], None] | None = None
     grow: Callable[..., None] | None = None
     needs_weights: bool = False
     validation: tuple[Source, ...] = ()

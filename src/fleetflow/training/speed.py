@@ -12,7 +12,8 @@ from fleetflow.training.optimizers import optimizers
 
 def training_speed(network: str, dtype: torch.dtype, seconds: float) -> float:
     """Returns samples per second of whole training steps at 256x320, batch 8, on the CPU (median step)."""
-    model = load(network, weights=False).to(memory_format=torch.channels_last).train()
+    model = load(network, weights=False).train()
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     updates = optimizers(model, 1e-4, 0.0)
     frame1, frame2 = (torch.rand(8, 3, 256, 320).to(memory_format=torch.channels_last) for _ in range(2))
     taken: list[float] = []

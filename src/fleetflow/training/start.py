@@ -1,7 +1,9 @@
 """What a run starts from: what is asked, what there is of it already, its data, and the network of each stage."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ class Options:
     """How a run is carried out. Nothing here changes a number that it reaches."""
 
     folder: Path
-    report: object
+    report: Callable[[str], object]
     resume: bool
     minutes: float | None
     steps: int | None
@@ -60,7 +62,7 @@ def known_fields(options: Options, state: Checkpoint | None, like: Path | None) 
     return (disk.asked_before(options.folder) if options.resume else None) or {}
 
 
-def decided(asked: Run, known: dict[str, object], folder: Path, world: int) -> Run:
+def decided(asked: Run, known: dict[str, Any], folder: Path, world: int) -> Run:
     """Returns what a run goes on with; only its precision may be left open.
 
     Args:
@@ -84,7 +86,7 @@ def decided(asked: Run, known: dict[str, object], folder: Path, world: int) -> R
     return replace(run, seed=run.seed or 0, gradient_accumulation=parts).with_start()
 
 
-def _finetuned(asked: Run, known: dict[str, object]) -> Run:
+def _finetuned(asked: Run, known: dict[str, Any]) -> Run:
     """What is asked of a run that fine-tunes, with its network named, and crops that fit the frames."""
     if known:
         name = known["recipe"]

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -88,7 +88,8 @@ class Training:
             save_memory: compute activations of blocks again instead of keeping them.
         """
         self.stage, self.team, self.dtype = stage, team, dtype
-        self.model = model.to(memory_format=torch.channels_last).train()
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model = model.train()
         if stage.freeze_norm:
             for layer in model.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -101,7 +102,19 @@ class Training:
         self.teacher = weights.load(stage.teacher).to(team.device) if stage.teacher else None
         if save_memory:
             _compute_again(model)
-        self.called = _wrapped(model, team, compile)  # the model, for all processes
+        self.parallel: DistributedDataParallel | None = None
+        if team.world > 1:
+            devices = [team.device] if team.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(model, device_ids=devices)
+        called = self.parallel or model
+        self.called = _compiled(called, team.device) if compile else called  # the model, for all processes
+
+    @property
+    def averaged(self) -> FlowModel:
+        """The network with the average of its weights."""
+        model = self.average.module
+        assert isinstance(model, FlowModel)  # a copy of `self.model`
+        return model
 
     def set_learning_rate(self, step: int) -> float:
         """Sets the learning rate of a step of the stage in all optimizers; returns that of the first one."""
@@ -171,7 +184,8 @@ def _accumulate_gradient(training: Training, parts: list[Sample], accumulated: i
     stage, device = training.stage, training.team.device
     totals, tried = torch.zeros(3, device=device), []
     for k, sample in enumerate(parts):
-        training.called.require_backward_grad_sync = k + 1 == len(parts)  # processes meet at the last part
+        if training.parallel:
+            training.parallel.require_backward_grad_sync = k + 1 == len(parts)  # processes meet at the last part
         start = initial_flow(training.first_flow, sample, step)
         with autocast(device, training.dtype):
             prediction = training.called(*sample[:2], start, iterations=stage.iterations)
@@ -205,7 +219,7 @@ def _ema(decay: float):
     @torch.no_grad()
     def update(averages, current, count):
         rate = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averages, current, 1 - rate)
+        torch._foreach_lerp_(averages, current, 1 - rate)  # pyright: ignore[reportPrivateImportUsage]
 
     return update
 
@@ -237,15 +251,10 @@ def _is_repeatable(block: nn.Module) -> bool:
     )
 
 
-def _wrapped(model: nn.Module, team: Team, compile: bool) -> nn.Module:
-    """The module that is called in training: for several processes, and compiled."""
-    called = model
-    if team.world > 1:
-        called = DistributedDataParallel(model, device_ids=[team.device] if team.device.type == "cuda" else None)
-    if not compile:
-        return called
+def _compiled(called: nn.Module, device: torch.device) -> Callable[..., Prediction]:
+    """The module, compiled; raises FleetflowError where nothing can be."""
     try:
-        torch.compile(lambda x: x + 1)(torch.zeros(1, device=team.device))
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
     except Exception as error:  # whatever a missing or broken compiler raises
         reason = str(error).strip().splitlines()[0][:200]
         raise FleetflowError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fleetflow.data.augment.dice import Dice
 from fleetflow.ops.warp import pixel_grid
-from fleetflow.types import FleetflowError, Sample
+from fleetflow.types import FleetflowError, Sample, size_of
 
 EDGE = 0.25  # square pixels: where flows that are mixed vary by more, a motion boundary lies between them
 TRIES = 50  # draws of a transform until both windows lie inside the old frames
@@ -75,7 +75,7 @@ def scatter(sample: Sample, map1: Tensor, map2: Tensor, size: tuple[int, int]) -
     valid = winner >= 0
     flat = flow.permute(0, 2, 3, 1).reshape(-1, 2)[winner.clamp(min=0)].permute(0, 3, 1, 2)
     moved = moved._replace(flow=torch.where(valid[:, None], flat, 0), valid=valid)
-    return moved if sample.occluded is None else moved._replace(occluded=moved.occluded | leaving(moved))
+    return moved if moved.occluded is None else moved._replace(occluded=moved.occluded | leaving(moved))
 
 
 def crop(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> Sample:
@@ -91,7 +91,7 @@ def crop(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> S
             [part[..., top : top + size[0], left : left + size[1]] for part, (left, top) in zip(tensor, corners)]
         )
 
-    new = Sample(*(cut(tensor) for tensor in sample))
+    new = Sample._make(map(cut, sample))
     new = new._replace(flow=torch.where(new.valid[:, None], new.flow, 0))
     return new if new.occluded is None else new._replace(occluded=new.occluded | leaving(new))
 
@@ -117,7 +117,7 @@ def random_affine(
     Raises:
         FleetflowError: For frames smaller than the window.
     """
-    old = tuple(sample.flow.shape[-2:])
+    old = size_of(sample.flow)
     return place(
         sample,
         dice,
@@ -146,7 +146,7 @@ def place(
             try whose windows lie inside both old frames is taken, and where none does the one that sticks out least;
             validity says where.
     """
-    old = tuple(sample.flow.shape[-2:])
+    old = size_of(sample.flow)
     shift = translation(*window(sample, dice, size))[:, None]
     first = around(old, both(TRIES))
     map1, map2 = first.inverse() @ shift, (around(old, second(TRIES)) @ first).inverse() @ shift
@@ -176,7 +176,7 @@ def window(sample: Sample, dice: Dice, size: tuple[int, int]) -> tuple[Tensor, T
 
 def leaving(sample: Sample) -> Tensor:
     """Returns [N, H, W] bool: known pixels of frame1 that move out of frame2."""
-    return sample.valid & ~_inside(pixel_grid(*sample.flow.shape[-2:], sample.flow) + sample.flow, sample.flow)
+    return sample.valid & ~_inside(pixel_grid(*size_of(sample.flow), sample.flow) + sample.flow, sample.flow)
 
 
 def apply(maps: Tensor, points: Tensor) -> Tensor:
@@ -251,7 +251,8 @@ def _beyond(maps: Tensor, sample: Sample, size: tuple[int, int]) -> Tensor:
     right, bottom = size[1] - 1.0, size[0] - 1.0
     corners = torch.tensor([[0, right, 0, right], [0, 0, bottom, bottom], [1, 1, 1, 1]], dtype=maps.dtype)
     x, y = (maps @ corners)[..., :2, :].unbind(-2)
-    return sum(torch.relu(-p).amax(-1) + torch.relu(p - n + 1).amax(-1) for p, n in ((x, width), (y, height)))
+    across, along = (torch.relu(-p).amax(-1) + torch.relu(p - n + 1).amax(-1) for p, n in ((x, width), (y, height)))
+    return across + along
 
 
 def _inside(points: Tensor, frame: Tensor) -> Tensor:

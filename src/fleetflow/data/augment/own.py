@@ -15,15 +15,16 @@ def own(sample: Sample, generator: torch.Generator, size: tuple[int, int]) -> Sa
     sample = crop(sample, generator, size)
     dice = Dice(generator, sample.flow)
     rows = dice.chance(0.5).to(sample.flow.device)
-    mirrored = Sample(*(None if tensor is None else tensor.flip(-1) for tensor in sample))
+    mirrored = Sample._make(None if tensor is None else tensor.flip(-1) for tensor in sample)
     sign = sample.flow.new_tensor((-1.0, 1.0))[:, None, None]
     mirrored = mirrored._replace(
-        flow=mirrored.flow * sign, backward=None if sample.backward is None else mirrored.backward * sign
+        flow=mirrored.flow * sign, backward=None if mirrored.backward is None else mirrored.backward * sign
     )
-    chosen = [
-        None if tensor is None else torch.where(rows.view(-1, *(1,) * (tensor.ndim - 1)), other, tensor)
+    sample = Sample._make(
+        None
+        if tensor is None or other is None
+        else torch.where(rows.view(-1, *(1,) * (tensor.ndim - 1)), other, tensor)
         for tensor, other in zip(sample, mirrored)
-    ]
-    sample = Sample(*chosen)
+    )
     frames = color.jitter(color.pair(sample), dice, STRENGTH, apart=0.2)
     return color.unpair(sample, frames)

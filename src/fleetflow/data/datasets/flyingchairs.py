@@ -39,8 +39,8 @@ def flyingchairs(root: Path, *, split: ChairsSplit = "train") -> Files:
                 raise FleetflowError(f"{root}/FlyingChairs_train_val.txt has {len(side)} lines, none for pair {number}")
             if side[int(number) - 1] != ("1" if split == "train" else "2"):
                 continue
-        frames = [listing.root / f"data/{number}_img{k}.ppm" for k in (1, 2)]
-        found.append(Pair("flyingchairs", number, *frames, partial(read_flow, listing.root / truth)))
+        frame1, frame2 = (listing.root / f"data/{number}_img{k}.ppm" for k in (1, 2))
+        found.append(Pair("flyingchairs", number, frame1, frame2, partial(read_flow, listing.root / truth)))
     return listing.files(found, "FlyingChairs.zip", "data/*_flow.flo of this split")
 
 
@@ -76,12 +76,12 @@ def flyingchairs2(root: Path, *, split: Chairs2Split = "train", direction: Direc
     for first in listing.find(f"{split}/*-img_0.png"):
         stem = first.removesuffix("img_0.png")
         for here, there in _ways(direction, "0", "1"):
-            frames = [listing.root / f"{stem}img_{k}.png" for k in (here, there)]
+            frame1, frame2 = (listing.root / f"{stem}img_{k}.png" for k in (here, there))
             truth, back = (listing.root / f"{stem}flow_{way}.flo" for way in (here + there, there + here))
             occluded = f"{stem}occ_{here}{there}.png"
             found.append(
                 Pair(
-                    "flyingchairs2", f"{Path(stem).name}{here}{there}", *frames, partial(read_flow, truth),
+                    "flyingchairs2", f"{Path(stem).name}{here}{there}", frame1, frame2, partial(read_flow, truth),
                     backward=partial(read_flow, back),
                     masks=partial(read_masks, {"occluded": listing.root / occluded}) if occluded in listing else None,
                 )
@@ -111,6 +111,6 @@ def chairs_sdhom(root: Path, *, split: HomogeneousSplit = "train") -> Files:
     found = []
     for truth in listing.find(f"data/{split}/flow/*.pfm"):
         number = Path(truth).stem
-        frames = [listing.root / f"data/{split}/t{k}/{number}.png" for k in (0, 1)]
-        found.append(Pair("chairs_sdhom", number, *frames, partial(read_flow, listing.root / truth)))
+        frame1, frame2 = (listing.root / f"data/{split}/t{k}/{number}.png" for k in (0, 1))
+        found.append(Pair("chairs_sdhom", number, frame1, frame2, partial(read_flow, listing.root / truth)))
     return listing.files(found, "ChairsSDHom.tar.gz", f"data/{split}/flow/*.pfm")

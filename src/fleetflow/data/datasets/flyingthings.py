@@ -59,11 +59,11 @@ def flyingthings3d(
         for number in range(min(numbers), max(numbers)):  # every one, so that a frame that is not there is missed
             for way in FOLDER if direction == "both" else (direction,):
                 here, there = (number, number + 1) if way == "forward" else (number + 1, number)
-                frames = [listing.root / folder / f"{k:04d}.png" for k in (here, there)]
+                frame1, frame2 = (listing.root / folder / f"{k:04d}.png" for k in (here, there))
                 truths.append(truth(scene, way, here))
                 back = partial(read_flow, truth(scene, TURN[way], there))
                 found.append(
-                    Pair(f"flyingthings3d/{render}", f"{scene}/{side}/{here:04d}-{there:04d}", *frames,
+                    Pair(f"flyingthings3d/{render}", f"{scene}/{side}/{here:04d}-{there:04d}", frame1, frame2,
                          partial(read_flow, truths[-1]), backward=back)
                 )  # fmt: skip
     return listing.files(found, "frames of FlyingThings3D", f"{images}/A/0000/{side}/0006.png", truths)
@@ -109,12 +109,12 @@ def flyingthings3d_subset(
         for truth in listing.find(f"{split}/flow/{side}/{FOLDER[way]}/{digits(7)}.flo"):
             here = int(Path(truth).stem)
             there = here + 1 if way == "forward" else here - 1
-            frames = [listing.root / f"{split}/image_{render}/{side}/{k:07d}.png" for k in (here, there)]
+            frame1, frame2 = (listing.root / f"{split}/image_{render}/{side}/{k:07d}.png" for k in (here, there))
             back = f"{split}/flow/{side}/{FOLDER[TURN[way]]}/{there:07d}.flo"
             occluded = f"{split}/flow_occlusions/{side}/{FOLDER[way]}/{here:07d}.png"
             found.append(
                 Pair(
-                    f"flyingthings3d_subset/{render}", f"{side}/{here:07d}-{there:07d}", *frames,
+                    f"flyingthings3d_subset/{render}", f"{side}/{here:07d}-{there:07d}", frame1, frame2,
                     partial(read_flow, listing.root / truth),
                     backward=partial(read_flow, listing.root / back) if back in listing else None,
                     masks=partial(read_masks, {"occluded": listing.root / occluded}) if occluded in listing else None,

@@ -73,7 +73,7 @@ def _listed(root: Path, path: Path) -> list[Pair]:
         words = readings[absent.index([])]
         paths = [root / word for word in words]
         truth = partial(read_flow, paths[2]) if len(paths) == 3 else None
-        found.append(Pair(path.stem, words[0], *paths[:2], truth))
+        found.append(Pair(path.stem, words[0], paths[0], paths[1], truth))
     return found
 
 

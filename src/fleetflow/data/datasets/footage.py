@@ -106,11 +106,9 @@ def footage(
         for k in range(count):
             number, place = divmod(k, step)
             shot = Shot(where, split, name, number, fixed or SIZES[seed_of(split, name, number) % len(SIZES)])
-            frames = [Path("footage", split, name, f"{number:02d}", f"{n}.png") for n in (place, place + 1)]
-            masks = partial(_masks, shot, place)
-            found.append(
-                Pair(name, f"{number:02d}/{place}", *frames, None, masks=masks, made=partial(_made, shot, place))
-            )
+            frame1, frame2 = (Path("footage", split, name, f"{number:02d}", f"{n}.png") for n in (place, place + 1))
+            masks, made = partial(_masks, shot, place), partial(_made, shot, place)
+            found.append(Pair(name, f"{number:02d}/{place}", frame1, frame2, None, masks=masks, made=made))
     surfaces = "held-out photographs and cut-outs" if root else "procedural"
     return Files(found, about=f"generated, edition {EDITION}, surfaces: {surfaces}")
 
@@ -159,7 +157,8 @@ def _made(shot: Shot, place: int) -> Sample:
 
 
 def _masks(shot: Shot, place: int) -> dict[str, np.ndarray]:
-    return {"occluded": shoot(shot)[place].occluded.numpy()}
+    occluded = shoot(shot)[place].occluded
+    return {} if occluded is None else {"occluded": occluded.numpy()}
 
 
 def seed_of(*parts: object) -> int:

@@ -66,7 +66,7 @@ def _kitti(name: str, listing: Listing, split: str, frames: str) -> Files:
     for first in listing.find(f"{split}/flow_occ/*_10.png" if truth else f"{split}/{frames}/*_10.png"):
         file = Path(first).name
         noc, objects = f"{split}/flow_noc/{file}", f"{split}/obj_map/{file}"
-        pictures = [listing.root / f"{split}/{frames}/{file[:-7]}_{k}.png" for k in (10, 11)]
+        frame1, frame2 = (listing.root / f"{split}/{frames}/{file[:-7]}_{k}.png" for k in (10, 11))
         masks = partial(
             _masks,
             listing.root / first,
@@ -74,7 +74,7 @@ def _kitti(name: str, listing: Listing, split: str, frames: str) -> Files:
             listing.root / objects if objects in listing else None,
         )
         found.append(
-            Pair(name, file[:-7], *pictures, partial(read_flow, listing.root / first) if truth else None,
+            Pair(name, file[:-7], frame1, frame2, partial(read_flow, listing.root / first) if truth else None,
                  masks=masks if truth else None)
         )  # fmt: skip
     return listing.files(found, ARCHIVES[name], f"{split}/{frames}/000000_10.png")

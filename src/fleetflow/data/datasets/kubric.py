@@ -42,13 +42,13 @@ def kubric(root: Path, *, direction: Direction = "forward") -> Files:
         name, step = WAYS[way]
         for truth in listing.find(f"*/{name}_{digits(5)}.png"):
             folder, number = truth.split("/")[0], int(truth[-9:-4])
-            frames = [f"{folder}/rgba_{k:05d}.png" for k in (number, number + step)]
-            if frames[1] not in listing:  # the flow out of the clip at its end
+            frame1, frame2 = (f"{folder}/rgba_{k:05d}.png" for k in (number, number + step))
+            if frame2 not in listing:  # the flow out of the clip at its end
                 continue
             back = f"{folder}/{WAYS[TURN[way]][0]}_{number + step:05d}.png"
             found.append(
                 Pair(
-                    "kubric", f"{folder}/{number:05d}-{number + step:05d}", *(listing.root / frame for frame in frames),
+                    "kubric", f"{folder}/{number:05d}-{number + step:05d}", listing.root / frame1, listing.root / frame2,
                     partial(_truth, listing.root / truth),
                     backward=partial(_truth, listing.root / back) if back in listing else None,
                 )

@@ -29,7 +29,7 @@ def middlebury(root: Path, *, split: Split = "other") -> Files:
     found = []
     for first in listing.find("other-gt-flow/*/flow10.flo" if split == "other" else "eval-data/*/frame10.png"):
         scene = first.split("/")[1]
-        frames = [listing.root / f"{split}-data/{scene}/frame{k}.png" for k in (10, 11)]
+        frame1, frame2 = (listing.root / f"{split}-data/{scene}/frame{k}.png" for k in (10, 11))
         truth = partial(read_flow, listing.root / first) if split == "other" else None
-        found.append(Pair("middlebury", scene, *frames, truth))
+        found.append(Pair("middlebury", scene, frame1, frame2, truth))
     return listing.files(found, f"{split}-color-twoframes.zip and other-gt-flow.zip", f"{split}-data/*/frame10.png")

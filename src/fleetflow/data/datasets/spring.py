@@ -46,14 +46,15 @@ def spring(root: Path, *, split: Split = "train", side: Side = "left", direction
         kind = f"flow_{letters}_{side}" if split == "train" else f"frame_{side}"
         for here in listing.find(f"{split}/*/{kind}/{kind}_{digits(4)}.*"):
             scene, number = here.split("/")[1], int(here.rpartition("_")[2][:4])
-            frames = [f"{split}/{scene}/frame_{side}/frame_{side}_{k:04d}.png" for k in (number, number + step)]
-            if split == "test" and frames[1] not in listing:
+            frame1, frame2 = (f"{split}/{scene}/frame_{side}/frame_{side}_{k:04d}.png" for k in (number, number + step))
+            if split == "test" and frame2 not in listing:
                 continue
             letters = WAYS[TURN[way]][0]
             back = f"train/{scene}/flow_{letters}_{side}/flow_{letters}_{side}_{number + step:04d}.flo5"
             found.append(
                 Pair(
-                    "spring", f"{scene}/{side}/{number:04d}-{number + step:04d}", *(listing.root / f for f in frames),
+                    "spring", f"{scene}/{side}/{number:04d}-{number + step:04d}",
+                    listing.root / frame1, listing.root / frame2,
                     partial(_every_second, listing.root / here) if split == "train" else None,
                     backward=partial(_every_second, listing.root / back) if back in listing else None,
                     truths=partial(_all_four, listing.root / here) if split == "train" else None,

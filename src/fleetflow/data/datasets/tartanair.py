@@ -40,10 +40,10 @@ def tartanair(root: Path, *, difficulty: Difficulty = "both") -> Files:
     for truth in listing.find(f"*/{level}/P*/flow/*_flow.npy", f"*/*/{level}/P*/flow/*_flow.npy"):
         track, name = truth.split("/flow/")
         here, there = name.split("_")[:2]
-        frames = [listing.root / track / f"image_left/{k}_left.png" for k in (here, there)]
+        frame1, frame2 = (listing.root / track / f"image_left/{k}_left.png" for k in (here, there))
         masks.append(listing.root / truth.replace("_flow.npy", "_mask.npy"))
         found.append(
-            Pair("tartanair", f"{track}/{here}", *frames, partial(_truth, listing.root / truth, masks[-1]),
+            Pair("tartanair", f"{track}/{here}", frame1, frame2, partial(_truth, listing.root / truth, masks[-1]),
                  masks=partial(_masks, masks[-1]))
         )  # fmt: skip
     return listing.files(found, "the archives image_left and flow_mask", "*/Easy/P*/flow/*_flow.npy", masks)

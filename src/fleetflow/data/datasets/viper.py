@@ -53,6 +53,6 @@ def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if u.ndim != 2 or u.shape != v.shape:
         raise FleetflowError(f"{path} holds u {list(u.shape)} and v {list(v.shape)}; expected two arrays [H, W]")
     flow = np.stack((u, v), -1).astype(np.float32)
-    valid = (np.abs(flow) <= LIMIT).all(-1)
+    valid = np.asarray((np.abs(flow) <= LIMIT).all(-1))
     flow[~valid] = 0
     return flow, valid

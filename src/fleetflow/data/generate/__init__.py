@@ -47,13 +47,13 @@ def generate(
     scene, outlines = dressed(draw_scene(count, height, width, generator, mixture), textures, generator)
     with torch.no_grad():
         rendered = render(scene, textures, outlines, height, width, full)
-        frames = [rendered.frame1, rendered.frame2]
+        frames: list[Tensor] = [rendered.frame1, rendered.frame2]
         if camera:
             for k, front in enumerate((rendered.front1, rendered.front2)):
                 frames[k] = motion_blurred(frames[k], front, scene, textures, outlines, k)
             frames = faint(frames, rendered.flow, generator)
             frames = film(frames, draw_camera(count, 2, generator), generator)
-    return Sample(*frames, rendered.flow, rendered.valid, rendered.backward, rendered.occluded)
+    return Sample(frames[0], frames[1], rendered.flow, rendered.valid, rendered.backward, rendered.occluded)
 
 
 def dressed(scene: Scene, textures: Textures, generator: torch.Generator) -> tuple[Scene, Tensor]:

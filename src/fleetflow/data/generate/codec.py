@@ -42,12 +42,12 @@ def coded(frames: Sequence[np.ndarray], kind: int, quality: float, interval: int
     encoder, decoder, pixels, options, (best, worst) = KINDS[kind]
     height, width = frames[0].shape[:2]
     level = str(round(best + quality * (worst - best)))
-    writer = av.CodecContext.create(encoder, "w")
+    writer, reader = av.CodecContext.create(encoder, "w"), av.CodecContext.create(decoder, "r")
+    assert isinstance(writer, av.VideoCodecContext) and isinstance(reader, av.VideoCodecContext)  # as in `KINDS`
     writer.width, writer.height = width + width % 2, height + height % 2
     writer.pix_fmt, writer.time_base, writer.thread_count = pixels, Fraction(1, 25), 1
     writer.gop_size, writer.max_b_frames = interval, 0
     writer.options = {**options, **({"crf": level} if "26" in encoder else {"qmin": level, "qmax": level})}
-    reader = av.CodecContext.create(decoder, "r")
     reader.thread_count = 1
     packets = []
     for k, frame in enumerate(frames):

@@ -145,7 +145,8 @@ def crowd_world(draw: Draw, height: int, width: int) -> Scene:
     middle_x, middle_y = torch.full((draw.count, 1), width / 2), torch.full((draw.count, 1), height / 2)
     turned = peaked(math.radians(10), 2, 6, 1) * draw.chance(0.3, 1)
     zoomed = 1 + peaked(0.07, 2, 6, 1) * draw.chance(0.6, 1)
-    landscape = about(middle_x, middle_y, *(unit * peaked(40, 4, 15, 1) for _ in range(2)), turned, zoomed)
+    step, rise = unit * peaked(40, 4, 15, 1), unit * peaked(40, 4, 15, 1)
+    landscape = about(middle_x, middle_y, step, rise, turned, zoomed)
 
     x, y = draw.uniform(-0.1, 1.1, pieces) * width, draw.uniform(-0.1, 1.1, pieces) * height
     radius = unit * (100 + draw.normal(70, pieces)).clamp(25, 300)
@@ -157,7 +158,8 @@ def crowd_world(draw: Draw, height: int, width: int) -> Scene:
     bodies = bodies @ shift(draw.uniform(-0.4, 0.4, pieces), draw.uniform(-0.4, 0.4, pieces)) @ legs
     turned = peaked(math.radians(30), 2, 6) * draw.chance(0.7, pieces)
     zoomed = 1 + peaked(0.2, 2, 6) * draw.chance(0.7, pieces)
-    own = landscape @ about(x, y, *(unit * peaked(120, 3, 10) for _ in range(2)), turned, zoomed)
+    step, rise = unit * peaked(120, 3, 10), unit * peaked(120, 3, 10)
+    own = landscape @ about(x, y, step, rise, turned, zoomed)
 
     ridge = shift(draw.uniform(-0.2, 1.2, 1) * width, draw.uniform(0.4, 1.2, 1) * height)
     ridge = ridge @ turn(draw.normal(0.2, 1), *(draw.log_uniform(0.5, 1.2, 1) * extent for _ in range(2)))

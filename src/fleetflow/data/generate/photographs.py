@@ -55,7 +55,7 @@ def transparent(path: Path) -> bool:
     """Returns True where a picture has an alpha channel that is not full everywhere."""
     try:
         with Image.open(path) as image:
-            return image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema()[0] < 128
+            return image.mode in ("RGBA", "LA") and bool(np.asarray(image.getchannel("A")).min() < 128)
     except OSError:
         return False  # `read_image` says what is wrong
 

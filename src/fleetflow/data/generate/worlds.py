@@ -61,7 +61,7 @@ def _padded(scene: Scene, sheets: int) -> Scene:
     still = torch.eye(3).expand(count, sheets - own, 3, 3)
     new = Scene(still, still, still, none.long(), none.long(), none.bool(), none, scene.field, scene.shutter)
     joined = [torch.cat(both, 1) for both in zip(scene[:-2], new[:-2])]
-    return Scene(*joined, scene.field, scene.shutter)
+    return Scene._make((*joined, scene.field, scene.shutter))
 
 
 def draw_scene(count: int, height: int, width: int, generator: torch.Generator, mixture: dict[World, float]) -> Scene:

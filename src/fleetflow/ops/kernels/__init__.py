@@ -20,6 +20,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing as is_traced  # pyright: ignore[reportPrivateImportUsage]
 
 _reference = ContextVar("fleetflow_reference", default=False)
 
@@ -50,12 +51,12 @@ def is_reference() -> bool:
 
     What `torch.compile` makes keeps the answer it was made with.
     """
-    return _reference.get() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return _reference.get() or torch.compiler.is_exporting() or is_traced()
 
 
 def is_captured() -> bool:
     """Returns True while a model is compiled, exported or traced: then no value of a tensor may be looked at."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_traced()
 
 
 def accelerated(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:

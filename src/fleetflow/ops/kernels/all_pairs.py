@@ -95,6 +95,7 @@ def _read(pyramid: AllPairs, origin: Tensor, side: int) -> Tensor:
     to 10 % on real pairs.
     """
     table, last = pyramid.table, pyramid.last
+    assert table is not None and last is not None  # `lookup` has looked
     if last and last[0].shape == origin.shape and last[1].shape[3] == side * side:
         values = last[1]
         moved = (origin != last[0]).any(1).flatten().nonzero()[:, 0]
@@ -104,7 +105,8 @@ def _read(pyramid: AllPairs, origin: Tensor, side: int) -> Tensor:
     last[:] = origin, values
     pixel, level = moved // origin.shape[3], moved % origin.shape[3]
     corners = origin.movedim(1, 0).flatten(1).index_select(1, moved)[None]
-    start = _starts(corners, *(place[level] for place in _places(pyramid, origin)), side)[0]
+    widths, heights, first = (place[level] for place in _places(pyramid, origin))
+    start = _starts(corners, widths, heights, first, side)[0]
     runs = table.as_strided((table.numel() - side + 1, side), (1, 1))
     windows = runs.index_select(0, (start + pixel[:, None] * table.shape[2]).flatten())
     values.view(-1, side * side).index_copy_(0, moved, windows.view(-1, side * side).to(values.dtype))

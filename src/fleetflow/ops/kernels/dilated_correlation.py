@@ -29,7 +29,7 @@ def dilated_correlation_gradients(
     """Returns the gradients of both features for that of the result, [N, K, H, W]."""
     height, width = features1.shape[-2:]
     phases = zip(*(_phases(part, stride) for part in (gradient, features1, features2)))
-    found = zip(*(local_correlation_gradients(*phase, radius // stride) for phase in phases))
+    found = zip(*(local_correlation_gradients(part, one, two, radius // stride) for part, one, two in phases))
     return [_joined(parts, stride)[..., :height, :width] for parts in found]
 
 
@@ -42,5 +42,5 @@ def _phases(picture: Tensor, stride: int) -> list[Tensor]:
 
 def _joined(phases: Sequence[Tensor], stride: int) -> Tensor:
     """The picture that has these phases [N, C, h, w]: [N, C, stride * h, stride * w]."""
-    phases = torch.stack(list(phases)).unflatten(0, (stride, stride)).permute(2, 3, 4, 0, 5, 1)
-    return phases.flatten(4).flatten(2, 3)
+    rows = torch.stack(list(phases)).unflatten(0, (stride, stride)).permute(2, 3, 4, 0, 5, 1)
+    return rows.flatten(4).flatten(2, 3)

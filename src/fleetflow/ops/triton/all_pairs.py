@@ -6,6 +6,8 @@ they are not, `cells` computes them first. A pixel's window touches its own part
 are gathered.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 import torch
 import triton
 import triton.language as tl

@@ -3,6 +3,8 @@
 In a kernel a tile holds P pixels (of all pictures of the batch, row by row), K displacements or taps, C channels.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 import math
 
 import torch

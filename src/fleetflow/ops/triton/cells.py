@@ -4,6 +4,8 @@ This is a local correlation around each pixel's own position. The gradient of fe
 is spread over the windows, which overlap as they like, and added up in whole numbers.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 import torch
 import triton
 import triton.language as tl

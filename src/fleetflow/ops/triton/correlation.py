@@ -4,6 +4,8 @@ A program computes P pixels times K displacements from tiles of C channels; no w
 gathered: that of features2 reads at q - d what the forward pass read at q.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 from collections.abc import Sequence
 
 import torch

@@ -4,6 +4,8 @@ A program computes P pixels times C channels from the four neighbors of each pix
 gathered; that of the features is spread over the same neighbors, and added up in whole numbers.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 import torch
 import triton
 import triton.language as tl
