@@ -1,10 +1,13 @@
-"""Builds the static page into page/dist: `make page`. Any web host can serve that folder.
+"""Builds the static page into page/dist: `make page`. Any web host can serve that folder; fleetflow.html in it is the same
+page as one file, which a browser opens without any host.
 
 It needs npm, which fetches the pinned runtime; the network is exported, and proved equal, by `fleetflow export`.
 """
 
+import base64
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +36,10 @@ def main() -> None:
     subprocess.run(export, check=True)
     (dist / "fastflownet.parity.json").unlink(missing_ok=True)
     write_offline(dist)
-    size = sum(path.stat().st_size for path in dist.rglob("*") if path.is_file() and path.name not in GPU)
+    write_single(dist)
+    size = sum(
+        path.stat().st_size for path in dist.rglob("*") if path.is_file() and path.name not in (*GPU, "fleetflow.html")
+    )
     print(f"{dist}: {size / 2**20:.1f} MB to load, the same again where WebGPU is asked for")
 
 
@@ -46,6 +52,36 @@ def write_offline(dist: Path) -> None:
     text = (HERE / "offline.js").read_text()
     text = text.replace("VERSION", digest).replace("FILES", json.dumps(["./", *files]))
     (dist / "offline.js").write_text(text)
+
+
+def write_single(dist: Path) -> None:
+    """Writes fleetflow.html, which holds the runtime, the network and the example in itself."""
+    from fleetflow.desk.page import script
+
+    runtime = HERE / "node_modules" / "onnxruntime-web" / "dist" / "ort.wasm.bundle.min.mjs"
+    kinds = {
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+        ".png": "image/png",
+        ".onnx": "application/octet-stream",
+    }
+    inside = {"ort/ort.wasm.min.mjs": runtime}
+    inside |= {
+        name: dist / name
+        for name in ("ort/ort-wasm-simd-threaded.wasm", "fastflownet.onnx", "frame1.png", "frame2.png")
+    }
+    embedded = {
+        name: f"data:{kinds[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        for name, path in inside.items()
+    }
+    page = (dist / "index.html").read_text()
+    page = re.sub(r"\s*<meta http-equiv[^>]*>", "", page)
+    for style in ("viewer.css", "desk.css"):
+        page = page.replace(f'<link rel="stylesheet" href="{style}">', f"<style>{(dist / style).read_text()}</style>")
+    code = script() + (dist / "page.js").read_text().replace('import { Viewer } from "./viewer.js";', "")
+    scripts = f'<script>globalThis.EMBEDDED = {json.dumps(embedded)};</script>\n<script type="module">{code}</script>'
+    page = page.replace('<script type="module" src="page.js"></script>', scripts)
+    (dist / "fleetflow.html").write_text(page)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import { Viewer } from "./viewer.js";
 
 const find = (id) => document.getElementById(id);
+const EMBEDDED = globalThis.EMBEDDED ?? null; // file names to addresses, in the page that is one file
 const AGREES = 0.05; // pixels by which WebGPU may differ from wasm
 let frames = []; // { name, picture: ImageBitmap }
 const sessions = {};
@@ -13,13 +14,23 @@ function say(text, bad = false) {
   find("state").classList.toggle("bad", bad);
 }
 
+// Where a file of the page is: beside it, or within it.
+function address(name) {
+  return EMBEDDED ? EMBEDDED[name] : `./${name}`;
+}
+
+async function bytes(name) {
+  return new Uint8Array(await (await fetch(address(name))).arrayBuffer());
+}
+
 // The runtime with its own provider, loaded once; "wasm" with threads where the host lets pages share memory.
 async function session(provider) {
   sessions[provider] ??= (async () => {
-    const ort = await import(provider === "webgpu" ? "./ort/ort.webgpu.min.mjs" : "./ort/ort.wasm.min.mjs");
+    const ort = await import(provider === "webgpu" ? "./ort/ort.webgpu.min.mjs" : address("ort/ort.wasm.min.mjs"));
     ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency ?? 1, 8) : 1;
-    ort.env.wasm.wasmPaths = new URL("./ort/", location.href).href;
-    const network = new Uint8Array(await (await fetch("fastflownet.onnx")).arrayBuffer());
+    if (EMBEDDED) ort.env.wasm.wasmBinary = await bytes("ort/ort-wasm-simd-threaded.wasm");
+    else ort.env.wasm.wasmPaths = new URL("./ort/", location.href).href;
+    const network = await bytes("fastflownet.onnx");
     return { ort, network: await ort.InferenceSession.create(network, { executionProviders: [provider] }) };
   })();
   return sessions[provider];
@@ -114,11 +125,10 @@ async function chosen(frame1, frame2, width, height) {
 
 async function example() {
   const names = ["frame1.png", "frame2.png"];
-  const blobs = await Promise.all(names.map(async (name) => (await fetch(name)).blob()));
-  await take(blobs.map((blob, k) => new File([blob], names[k])));
+  await take(await Promise.all(names.map(async (name) => new File([await bytes(name)], name))));
 }
 
-find("gpu-label").hidden = !navigator.gpu;
+find("gpu-label").hidden = !navigator.gpu || EMBEDDED !== null;
 find("files").addEventListener("change", (event) => take([...event.target.files]));
 find("example").addEventListener("click", () => example().catch((error) => say(error.message, true)));
 find("ask").addEventListener("submit", run);
@@ -128,4 +138,4 @@ for (const name of ["dragenter", "dragover"]) {
 }
 for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
 drop.addEventListener("drop", (event) => { event.preventDefault(); take([...event.dataTransfer.files]); });
-if (navigator.serviceWorker && isSecureContext) navigator.serviceWorker.register("offline.js");
+if (navigator.serviceWorker && isSecureContext && !EMBEDDED) navigator.serviceWorker.register("offline.js");
