@@ -23,7 +23,7 @@ from fleetflow.cli.main import main
 from fleetflow.inference import files as predictions
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.images import write_image
-from fleetflow.io.video import VideoWriter
+from fleetflow.io.video import VideoReader, VideoWriter
 from fleetflow.types import FleetflowError
 
 NPZ = Settings(format=("npz",), device="cpu")
@@ -357,6 +357,41 @@ def test_no_batch_is_said(tmp_path):
     with pytest.raises(FleetflowError, match="no executor"):
         (tmp_path / "a.txt").write_text("a.mp4")
         batch(tmp_path / "a.txt", tmp_path / "out", NPZ, on="moon")
+
+
+def test_a_long_clip_is_done_in_ranges_and_joined(tmp_path):
+    """Of 9 pairs in ranges of 4 the flows are those of predict; a header that promises more does no harm."""
+    clip = write_clip(tmp_path / "long.mp4", 10)
+    worker = a_worker(tmp_path / "out", replace(NPZ, format=("npz", "color"), split=4))
+    report = worker(Item("one", str(clip)))
+    assert report.outcome == "split" and [task.part for task in report.tasks] == [0, 1, 2]
+    assert [worker(task).outcome for task in report.tasks] == ["part", "part", "done"]
+    assert [worker(task).outcome for task in report.tasks] == ["skipped", "part", "part"], "as after a crash"
+    late = [task.tasks for task in (worker(Item("two", str(clip), 20)),)][0]
+    assert len(late) == 5 and [worker(task).outcome for task in reversed(late)][-1] == "done"
+    predictor = Predictor("fastflownet", device="cpu")
+    predictions.predict_video(predictor, clip, tmp_path / "alone", ["npz", "color"])
+    alone = contents(tmp_path / "alone")
+    for id in ("one", "two"):
+        joined = contents(tmp_path / "out" / id)
+        assert joined.keys() == alone.keys()
+        assert all(joined[name] == alone[name] for name in alone if name.endswith("npz"))
+        films = [VideoReader(folder / "long_color.mp4") for folder in (tmp_path / "out" / id, tmp_path / "alone")]
+        pictures = [[(picture, picture.time) for picture in film] for film in films]
+        assert [time for _, time in pictures[0]] == pytest.approx([time for _, time in pictures[1]], abs=1e-3)
+        assert max(np.abs(a[0].astype(int) - b[0]).mean() for a, b in zip(*pictures)) < 3, "one color scale for all"
+        record = worker.store.record(id)
+        assert record.frames == 10 and record.pairs is None and len(record.files) == 10
+    assert not list((tmp_path / "out" / ".batch" / "parts").iterdir())
+
+
+def test_a_run_splits_a_film(tmp_path):
+    write_clip(tmp_path / "long.mp4", 9)
+    write_clip(tmp_path / "short.mp4", 3)
+    (tmp_path / "clips.txt").write_text("long.mp4\nshort.mp4\n")
+    summary = batch(tmp_path / "clips.txt", tmp_path / "out", replace(NPZ, split=3), workers=2)
+    assert (summary.done, summary.missing, summary.frames) == (2, 0, 12)
+    assert len(contents(tmp_path / "out")) == 10
 
 
 # runs that are killed

@@ -31,7 +31,7 @@ class Settings:
     device: str = "auto"
     precision: "Precision" = "auto"
     memory: str | None = None
-    split: int = 0
+    split: int = 1000
     dataset: str = "pairs"
 
 

@@ -20,6 +20,7 @@ from fleetflow.batch.manifest import Item, place
 from fleetflow.batch.records import RECORD, Record, Store, Superseded, sha256
 from fleetflow.batch.task import Job, Ready, Report, Task
 from fleetflow.inference import files as job
+from fleetflow.inference.color_scale import scouted, video_scouts
 from fleetflow.inference.device import use_threads
 from fleetflow.inference.memory import parse_bytes
 from fleetflow.inference.predictor import Predictor
@@ -78,17 +79,17 @@ class Worker:
         item, part = task.item, task.part
         if (known := self.store.record(item.id)) is not None:
             _check_same(known, item, self.store)
-            return Report(item.id, "skipped")
+            return Report(item.id, "part" if part else "skipped")  # an item counts once
         if (failure := self.store.failure(item.id)) is not None:
-            return Report(item.id, "failed", failure.reason)
+            return Report(item.id, "part" if part else "failed", failure.reason)
         if part is None or self.store.record(item.id, part) is None:
             tries = self.store.begin(self.job.run, item.id, part)
             if tries > self.job.tries:
                 raise FleetflowError(f"its worker died {self.job.tries} times; it may need more memory than there is")
             with self._scratch() as folder, fetched(item.input) as path:
                 stamp, digest = _stamp(item.input), input_sha256(path)
-                pairs = None if part is None else [part * self.settings.split, (part + 1) * self.settings.split]
-                frames = WORKS[self.settings.do](self, path, folder, slice(*pairs) if pairs else None)
+                pairs = _pairs(task, self.settings.split)
+                frames = WORKS[self.settings.do](self, path, folder, pairs and slice(*pairs))
                 record = self._record(item, began, "done", tries=tries, frames=frames)
                 record = replace(record, input_sha256=digest, input_stamp=stamp, pairs=pairs)
                 fresh = self.store.commit(folder, record, part)
@@ -103,7 +104,7 @@ class Worker:
         records = [record for record in found if record is not None]
         if len(records) < task.parts:  # of ranges that are not done, or that another worker has joined by now
             return Report(item.id, "part")
-        frames = sum(record.frames for record in records) - len(records) + 1
+        frames = sum(max(record.frames - 1, 0) for record in records) + 1  # two ranges share one
         seconds = sum(record.seconds for record in records) + time.perf_counter() - began
         whole = replace(self._record(item, began, "done", frames=frames), seconds=round(seconds, 3))
         whole = replace(whole, input_sha256=records[0].input_sha256, input_stamp=records[0].input_stamp)
@@ -187,6 +188,13 @@ def plan(job: Job, item: Item) -> list[Task]:
     return [Task(item, part, parts) for part in range(parts)] if parts > 1 else [Task(item)]
 
 
+def _pairs(task: Task, split: int) -> list[int | None] | None:
+    """The first pair of a range, and the one before which it ends: of the last range the clip's end, wherever that is."""
+    if task.part is None:
+        return None
+    return [task.part * split, None if task.part + 1 == task.parts else (task.part + 1) * split]
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -205,12 +213,24 @@ def _predict(worker: Worker, path: Path, folder: Path, pairs: slice | None) -> i
     if path.is_dir():
         job.predict_folder(worker.predictor, path, folder, settings.format, **ways, progress=progress)
     else:
+        if pairs is not None:
+            if sum(1 for _ in VideoReader(path, start=pairs.start, stop=pairs.start + 2)) < 2:
+                return 0  # the header has promised more
+            ways["frames"] = f"{pairs.start}:{'' if pairs.stop is None else pairs.stop + 1}"
+            if ways["scale"] is None and set(settings.format) & set(job.PICTURES):
+                ways["scale"] = _whole_scale(worker.predictor, path)
         _, problem = job.predict_video(worker.predictor, path, folder, settings.format, **ways, progress=progress)
         if problem:
             raise FleetflowError(problem)
     with suppress(FileNotFoundError):
         (folder / note.NAME).unlink()  # the record says it
     return counted[0] + 1
+
+
+def _whole_scale(predictor: Predictor, path: Path) -> float:
+    """The color scale of a whole clip, for each of its ranges."""
+    looks = ((k, predictor(image1, image2)) for k, image1, image2 in video_scouts(VideoReader(path)))
+    return scouted(looks)[0]
 
 
 WORKS: dict[str, Callable[[Worker, Path, Path, slice | None], int]] = {"predict": _predict}
@@ -225,8 +245,8 @@ def join(parts: list[Path], folder: Path, source: Path) -> None:
         source: the clip.
     """
     films = sorted(path.name for path in parts[0].glob("*.mp4"))
-    for name in films:
-        join_videos([part / name for part in parts], folder / name, audio=source)
+    for name in films:  # behind the end of a clip that is shorter than it says there is none
+        join_videos([part / name for part in parts if (part / name).exists()], folder / name, audio=source)
     for part in parts:
         for path in part.iterdir():
             if path.name not in films and path.name != RECORD:

@@ -23,6 +23,7 @@ def run(
     scale: float | None = None,
     iterations: int | None = None,
     warm_start: bool = False,
+    split: int = 1000,
     dataset: str = "pairs",
     on: Literal["local", "ray"] = "local",
     workers: int = 0,
@@ -50,6 +51,7 @@ def run(
         scale: pixels of motion shown at full color.
         iterations: refinement iterations of RAFT, GMA, DEQ-Flow.
         warm_start: let each pair start from where the one before it ended (RAFT, GMA, DEQ-Flow).
+        split: pairs in a range of a long clip, each done by itself and then joined; 0: clips are not split.
         dataset: of evaluate: how the pairs lie in each folder.
         on: local processes, or Ray: the cluster of RAY_ADDRESS, or one of this machine.
         workers: 0 takes one a GPU, or one for so many cores as --threads says.
@@ -70,7 +72,7 @@ def run(
 
     make_room(json)
     formats = flat(format) if format else Settings.format
-    ways = {"scale": scale, "iterations": iterations, "warm_start": warm_start, "dataset": dataset}
+    ways = {"scale": scale, "iterations": iterations, "warm_start": warm_start, "split": split, "dataset": dataset}
     ways |= {"device": device, "precision": precision, "memory": memory}
     settings = Settings(do, model, formats, size, **ways)
     with bar(f"{do} {manifest}", unit="clips") as progress:
