@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import lay_out_example
 
 from fleetflow.batch import manifest as lists
 from fleetflow.batch import work
@@ -383,6 +384,17 @@ def test_a_long_clip_is_done_in_ranges_and_joined(tmp_path):
         record = worker.store.record(id)
         assert record.frames == 10 and record.pairs is None and len(record.files) == 10
     assert not list((tmp_path / "out" / ".batch" / "parts").iterdir())
+
+
+def test_evaluate_a_list_of_data_sets(tmp_path):
+    lay_out_example(tmp_path)
+    worker = a_worker(tmp_path / "out", Settings(do="evaluate", device="cpu"))
+    report = worker(Item("one", str(tmp_path / "pairs")))
+    assert (report.outcome, report.frames) == ("done", 2), report
+    scores = json.loads((tmp_path / "out" / "one" / "scores.json").read_text())
+    assert scores["pairs"][0]["pair"] == "example" and scores["pairs"][0]["epe"]["value"] < 5
+    assert (tmp_path / "out" / "one" / "pairs.csv").read_text().count("\n") == 2
+    assert "no pair" in worker(Item("two", str(tmp_path / "frames"))).reason
 
 
 def test_a_run_splits_a_film(tmp_path):

@@ -50,7 +50,7 @@ class Record:
         input: its path or address.
         outcome: "done" or "failed".
         reason: one line, if it failed.
-        input_sha256: of the file; of a folder, of the names and contents of its pictures.
+        input_sha256: of the file; of a folder, of the names and contents of its files.
         input_stamp: tells cheaply whether the input is still the same.
         label: network, SHA-256 of its weights, iterations, dtype, device.
         settings: the other things that the results depend on.

@@ -18,7 +18,11 @@ import torch
 
 from fleetflow.batch.manifest import Item, place
 from fleetflow.batch.records import RECORD, Record, Store, Superseded, sha256
-from fleetflow.batch.task import Job, Ready, Report, Task
+from fleetflow.batch.task import Job, Ready, Report, Settings, Task
+from fleetflow.data.dataset import open_files
+from fleetflow.evaluation import records as tables
+from fleetflow.evaluation.evaluate import measure
+from fleetflow.evaluation.protocol import open_model
 from fleetflow.inference import files as job
 from fleetflow.inference.color_scale import scouted, video_scouts
 from fleetflow.inference.device import use_threads
@@ -26,7 +30,6 @@ from fleetflow.inference.memory import parse_bytes
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io import note
 from fleetflow.io.atomic import reason
-from fleetflow.io.images import list_frames
 from fleetflow.io.video import VideoReader, join_videos
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
@@ -43,14 +46,7 @@ class Worker:
         use_threads(job.threads)
         if self.settings.do not in WORKS:
             raise unknown("kind of work", self.settings.do, sorted(WORKS))
-        self.predictor = Predictor(
-            self.settings.model,
-            device=own_device(self.settings.device, index),
-            precision=self.settings.precision,
-            iterations=self.settings.iterations,
-            size=self.settings.size,
-            memory=parse_bytes(self.settings.memory) if self.settings.memory else None,
-        )
+        self.predictor = _predictor(self.settings, own_device(self.settings.device, index))
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def ready(self) -> Ready:
@@ -188,6 +184,17 @@ def plan(job: Job, item: Item) -> list[Task]:
     return [Task(item, part, parts) for part in range(parts)] if parts > 1 else [Task(item)]
 
 
+def _predictor(settings: Settings, device: str) -> Predictor:
+    ways = {"device": device, "precision": settings.precision, "iterations": settings.iterations}
+    if settings.do != "evaluate":
+        memory = settings.memory and parse_bytes(settings.memory)
+        return Predictor(settings.model, **ways, size=settings.size, memory=memory)
+    found = open_model(settings.model, settings.dataset, **ways)
+    if not isinstance(found, Predictor):
+        raise FleetflowError(f"{settings.model} has no weights that a record could name; give a network")
+    return found
+
+
 def _pairs(task: Task, split: int) -> list[int | None] | None:
     """The first pair of a range, and the one before which it ends: of the last range the clip's end, wherever that is."""
     if task.part is None:
@@ -233,7 +240,18 @@ def _whole_scale(predictor: Predictor, path: Path) -> float:
     return scouted(looks)[0]
 
 
-WORKS: dict[str, Callable[[Worker, Path, Path, slice | None], int]] = {"predict": _predict}
+def _evaluate(worker: Worker, path: Path, folder: Path, _) -> int:
+    """scores.json and pairs.csv of a folder of pairs with truth, as `fleetflow evaluate` writes them."""
+    settings = worker.settings
+    result = measure(
+        worker.predictor, open_files(settings.dataset, path), model=settings.model, dataset=settings.dataset
+    )
+    tables.as_json(result, folder / "scores.json")
+    tables.as_csv(result, folder / "pairs.csv")
+    return 2 * len(result.pairs)
+
+
+WORKS: dict[str, Callable[[Worker, Path, Path, slice | None], int]] = {"predict": _predict, "evaluate": _evaluate}
 
 
 def join(parts: list[Path], folder: Path, source: Path) -> None:
@@ -278,13 +296,19 @@ def fetched(url: str) -> Iterator[Path]:
 
 
 def input_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file; of a folder that of the names and contents of its pictures."""
+    """Returns the SHA-256 of a file; of a folder that of the names and contents of its files."""
     if not path.is_dir():
         return sha256(path)
     digest = hashlib.sha256()
-    for frame in list_frames(path):
-        digest.update(f"{frame.name}\0{sha256(frame)}\n".encode("utf-8", "surrogateescape"))
+    for file in _files(path):
+        name = file.relative_to(path).as_posix()
+        digest.update(f"{name}\0{sha256(file)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files below a folder, in the order of their names; hidden ones left out."""
+    return sorted(path for path in folder.rglob("[!.]*") if path.is_file())
 
 
 def _stamp(url: str) -> str:
@@ -293,7 +317,7 @@ def _stamp(url: str) -> str:
     with suppress(Exception):  # a store that has no such thing
         if "://" in url:
             return str(files.ukey(path))
-        states = [os.stat(frame) for frame in list_frames(Path(path))] if os.path.isdir(path) else [os.stat(path)]
+        states = [os.stat(file) for file in _files(Path(path))] if os.path.isdir(path) else [os.stat(path)]
         text = " ".join(f"{state.st_size}.{state.st_mtime_ns}" for state in states)
         return text if len(states) == 1 else hashlib.sha256(text.encode()).hexdigest()
     return ""
