@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,29 @@ def test_a_full_disk_ends_the_run_not_the_item(clips, tmp_path, monkeypatch):
     assert list(worker.store.failures()) == [] and worker(item).outcome == "done"
 
 
+def test_a_disk_that_is_really_full(clips, tmp_path):
+    (tmp_path / "small").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path / "small")]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        worker = a_worker(tmp_path / "small" / "out")
+        reports = [worker(item) for item in read_manifest(clips / "clips.txt")]
+        stopped = [report for report in reports if report.outcome == "stop"]
+        assert stopped and all("No space left" in report.reason for report in stopped)
+        assert {report.outcome for report in reports} <= {"done", "stop"}
+        assert all(not worker.store.damaged(id) for id in worker.store.done())
+    finally:
+        subprocess.run(["umount", str(tmp_path / "small")], check=True)
+
+
+def test_a_machine_with_another_network_is_refused(tmp_path):
+    worker = a_worker(tmp_path / "out")
+    label = {**worker.label, "dtype": "float16"}
+    with pytest.raises(FleetflowError, match="the run dtype=float16; say which"):
+        Worker(replace(worker.job, label=label))
+
+
 def test_a_bug_of_ours_is_a_failure_with_its_place(clips, tmp_path, monkeypatch):
     monkeypatch.setitem(work.WORKS, "predict", lambda *_: 1 / 0)
     report = a_worker(tmp_path / "out")(Item("one", str(clips / "c00.mp4")))
@@ -323,7 +347,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_done(clips, tmp_path, capsy
     assert "3 of 4 clips failed" in said.err.splitlines()[-1]
     summary = json.loads((tmp_path / "all.json").read_text())
     assert summary["done"] == 1 and summary["missing"] == 0 and sum(summary["failed"].values()) == 3
-    for reason in ("cannot be read as a video", "has one frame only", "does not exist"):
+    for reason in ("cannot be read as a video", "fewer than two frames", "does not exist"):
         assert any(reason in key for key in summary["failed"]), (reason, summary["failed"])
     write_clip(tmp_path / "none.mp4", 3)
     assert retry(tmp_path / "out").done == 1
@@ -341,6 +365,7 @@ def test_other_settings_are_refused_by_name(clips, whole):
     ):
         with pytest.raises(FleetflowError, match=f"was begun with .*{message}="):
             batch(clips / "clips.txt", whole, settings, workers=1)
+    assert status(whole)["items"] == 12
     assert batch(clips / "clips.txt", whole, NPZ, workers=1).skipped == 12
 
 
@@ -439,7 +464,12 @@ def test_workers_and_run_are_killed_and_nothing_shows_it(clips, whole, tmp_path)
     for restart in range(2):
         process = driver(clips, output)
         seen = results()
+        refused = False
         while process.poll() is None:
+            if not refused and (output / ".fleetflow.lock").exists():
+                with pytest.raises(FleetflowError, match="is in use by"):
+                    batch(clips / "clips.txt", output, NPZ)
+                refused = True
             workers = children(children({process.pid}))  # the server that forks them is between
             ended |= workers
             if results() > seen and workers:

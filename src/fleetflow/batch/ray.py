@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from fleetflow.batch.task import Job, Ready, Report, Task
 from fleetflow.types import FleetflowError
@@ -71,6 +72,7 @@ class Ray:
 
     def run(self, shards: Iterable[str]) -> Iterator[Report | None]:
         """Yields a report for every task of the lists of items, as they end; after a crash a task may come twice."""
+        job = replace(self._job, label=self.label)
         context = ray.data.DataContext.get_current()
         before = context.target_max_block_size, context.enable_progress_bars
         # One task a block: what is handed to an actor, and done anew when a machine is lost.
@@ -78,10 +80,10 @@ class Ray:
         try:
             tasks = ray.data.from_items([{"shard": shard} for shard in shards])
             # Reading lists takes no core from the actors, which have them all.
-            tasks = tasks.flat_map(_Plan(self._job), num_cpus=0)
+            tasks = tasks.flat_map(_Plan(job), num_cpus=0)
             pool = ray.data.ActorPoolStrategy(size=self.workers)
             reports = tasks.map_batches(
-                _Actor, batch_size=1, compute=pool, fn_constructor_args=(self._job,), **self._resources
+                _Actor, batch_size=1, compute=pool, fn_constructor_args=(job,), **self._resources
             )
             for row in reports.iter_rows():
                 yield Report(**{**row, "reason": row["reason"] or None, "tasks": ()})
@@ -169,7 +171,11 @@ class _Actor:
     def __init__(self, job: Job):
         from fleetflow.batch.work import Worker
 
-        self.worker = Worker(job)
+        try:
+            self.worker = Worker(job)
+        except FleetflowError as error:
+            why = str(error)
+            self.worker = lambda task: Report(task.item.id, "stop", why)
 
     def __call__(self, rows: dict) -> dict:
         from fleetflow.batch.manifest import Item

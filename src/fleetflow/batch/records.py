@@ -10,8 +10,9 @@
     OUT/.batch/tries/ID             how often a worker began with it
     OUT/.batch/work/RUN/            unfinished results, in a local folder
 
-In a local folder results and record appear with one rename of their folder. In an object store, which has no rename,
-the record is written last, and results without a record do not count.
+In a local folder results and record appear with one rename of their folder. In an object store, which has no rename, a
+copy of the record is written last, as OUT/.batch/records/ID.json, where all are listed quickly; without it results do not
+count.
 """
 
 import hashlib
@@ -250,19 +251,21 @@ class Store:
     # settings
 
     def check_settings(self, asked: dict) -> None:
-        """Keeps what the results of this folder depend on; raises FleetflowError, with names, where it was different."""
+        """Raises FleetflowError, with names, where the results of this folder depend on something else.
+
+        Args:
+            asked: "settings", and "label" as soon as it is known.
+        """
         known = self.read(self.control("settings.json"))
         if known is None:
-            self.write(self.control("settings.json"), asked)
             return
-        flat = [{**content["settings"], **content["label"]} for content in (known, asked)]
-        changed = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
+        was, now = ({name: value for part in each for name, value in part.items()} for each in _both(known, asked))
+        changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
         if changed:
-            was, now = (", ".join(f"{name}={_short(each.get(name))}" for name in changed) for each in flat)
+            was, now = (", ".join(f"{name}={_short(each.get(name))}" for name in changed) for each in (was, now))
             raise FleetflowError(
                 f"{self.url} was begun with {was}, not {now}; ask for the same, or choose another folder"
             )
-        self.write(self.control("settings.json"), asked)  # how to run it may have changed
 
     def settings(self) -> dict:
         """Returns what was kept; raises FleetflowError where there is no batch."""
@@ -278,7 +281,13 @@ class Store:
 
     def record(self, id: str, part: int | None = None) -> Record | None:
         """Returns the record of a result that is there."""
-        return _record(self.read(f"{self.target(id, part)}/{RECORD}"))
+        return _record(self.read(self._mark(id, part)))
+
+    def _mark(self, id: str, part: int | None) -> str:
+        """The file whose being there makes results count."""
+        if self.local or part is not None:
+            return f"{self.target(id, part)}/{RECORD}"
+        return self.control("records", f"{id}.json")
 
     def failure(self, id: str) -> Record | None:
         return _record(self.read(self.control("failed", f"{id}.json")))
@@ -297,12 +306,11 @@ class Store:
 
     def done(self) -> Iterator[str]:
         """Yields the ids of all items that have results."""
+        if not self.local:
+            yield from (name.removesuffix(".json") for name in self.names(self.control("records")))
+            return
         for name in self.names(self.root):
-            if not name.startswith(".") and (
-                os.path.exists(f"{self.root}/{name}/{RECORD}")
-                if self.local
-                else self.files.exists(f"{self.root}/{name}/{RECORD}")
-            ):
+            if not name.startswith(".") and os.path.exists(self._mark(name, None)):
                 yield name
 
     def begin(self, run: str, id: str, part: int | None = None) -> int:
@@ -336,8 +344,11 @@ class Store:
         if not self.is_current(record.run):
             raise Superseded(record.run)
         with writing(Path(target)):
-            fresh = self._rename(folder, target, content) if self.local else self._upload(files, target, content)
-        if not fresh and self.read(f"{target}/{RECORD}") is None:
+            if self.local:
+                fresh = self._rename(folder, target, content)
+            else:
+                fresh = self._upload(files, target, content, self._mark(record.id, part))
+        if not fresh and self.record(record.id, part) is None:
             raise FleetflowError(f"{target} was not written by fleetflow and is in the way; move it")
         self.remove(self._tries(record.id, part))
         if part is None:
@@ -355,12 +366,13 @@ class Store:
             return False  # a folder that is not empty is never replaced: another worker was first
         return True
 
-    def _upload(self, files: dict[str, Path], target: str, content: dict) -> bool:
-        if self.files.exists(f"{target}/{RECORD}"):
+    def _upload(self, files: dict[str, Path], target: str, content: dict, mark: str) -> bool:
+        if self.files.exists(mark):
             return False
         for name, path in files.items():
             self.files.put_file(str(path), f"{target}/{name}")
-        self.write(f"{target}/{RECORD}", content)
+        for path in dict.fromkeys((f"{target}/{RECORD}", mark)):
+            self.write(path, content)
         return True
 
     def fail(self, record: Record, part: int | None = None) -> None:
@@ -390,6 +402,12 @@ def _record(content: dict | None) -> Record | None:
     with suppress(TypeError):
         return None if content is None else Record(**content)
     return None
+
+
+def _both(known: dict, asked: dict) -> tuple[list[dict], list[dict]]:
+    """The parts that both have."""
+    parts = [name for name in ("settings", "label") if known.get(name) and asked.get(name)]
+    return [known[name] for name in parts], [asked[name] for name in parts]
 
 
 def _short(value) -> str:

@@ -92,6 +92,7 @@ def batch(
     """
     store = Store(output)
     with store.claimed(f"batch {manifest}") as run:
+        store.check_settings({"settings": _plain(settings)})
         total = store.save_items(checked(read_manifest(manifest)))
         return _run(Job(settings, store, run, threads, tries), total, on, workers, progress)
 
@@ -145,7 +146,9 @@ def _run(job: Job, total: int, on: str, workers: int, progress: Callable[[Progre
     try:
         with _executor(on)(job, workers) as executor:
             summary.workers = executor.workers
-            store.check_settings({"settings": _plain(job.settings), "label": executor.label, "on": on})
+            asked = {"settings": _plain(job.settings), "label": executor.label, "on": on}
+            store.check_settings(asked)
+            store.write(store.control("settings.json"), asked)
             _follow(executor, job, summary, progress)
     finally:
         found = _summary(store, total)

@@ -45,6 +45,7 @@ class Job:
         run: the name of the run, of `Store.claimed`.
         threads: of each worker on the CPU.
         tries: how often a worker may begin with a task before the item counts as failed.
+        label: what its network must be, when another worker has said it: machines of a cluster may differ.
     """
 
     settings: Settings
@@ -52,6 +53,7 @@ class Job:
     run: str
     threads: int = 1
     tries: int = 5
+    label: dict | None = None
 
 
 class Task(NamedTuple):

@@ -47,12 +47,20 @@ class Worker:
         if self.settings.do not in WORKS:
             raise unknown("kind of work", self.settings.do, sorted(WORKS))
         self.predictor = _predictor(self.settings, own_device(self.settings.device, index))
+        self.label = self.predictor.label()
+        other = [name for name in job.label or {} if job.label[name] != self.label.get(name)]
+        if other:
+            own, wanted = (" ".join(f"{name}={each.get(name)}" for name in other) for each in (self.label, job.label))
+            raise FleetflowError(
+                f"{socket.gethostname()} has {own}, the run {wanted}; say which with --device and --precision, and give "
+                "all machines the same weights"
+            )
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def ready(self) -> Ready:
         """Returns what its results depend on, and how many workers this machine has a GPU for."""
         gpus = torch.cuda.device_count() if self.predictor.device.type == "cuda" else 0
-        return Ready(self.predictor.label(), gpus)
+        return Ready(self.label, gpus)
 
     def __call__(self, task: Task | Item) -> Report:
         """Does a task, or an item that is short, and says what came of it; a long item comes back as tasks."""
@@ -148,7 +156,7 @@ class Worker:
             input=item.input,
             outcome=outcome,
             reason=reason,
-            label=self.predictor.label(),
+            label=self.label,
             settings=asdict(self.settings),
             frames=frames,
             seconds=round(time.perf_counter() - began, 3),
