@@ -466,7 +466,8 @@ def test_workers_and_run_are_killed_and_nothing_shows_it(clips, whole, tmp_path)
         seen = results()
         refused = False
         while process.poll() is None:
-            if not refused and (output / ".fleetflow.lock").exists():
+            holder = {} if refused else Store(output).read(str(output / ".batch" / "run.json")) or {}
+            if holder.get("pid") == process.pid:
                 with pytest.raises(FleetflowError, match="is in use by"):
                     batch(clips / "clips.txt", output, NPZ)
                 refused = True
