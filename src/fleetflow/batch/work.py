@@ -93,7 +93,7 @@ class Worker:
             with self._scratch() as folder, fetched(item.input) as path:
                 stamp, digest = _stamp(item.input), input_sha256(path)
                 pairs = _pairs(task, self.settings.split)
-                frames = WORKS[self.settings.do](self, path, folder, pairs and slice(*pairs))
+                frames = WORKS[self.settings.do](self, path, folder, slice(*pairs) if pairs else None)
                 record = self._record(item, began, "done", tries=tries, frames=frames)
                 record = replace(record, input_sha256=digest, input_stamp=stamp, pairs=pairs)
                 fresh = self.store.commit(folder, record, part)
@@ -195,7 +195,7 @@ def plan(job: Job, item: Item) -> list[Task]:
 def _predictor(settings: Settings, device: str) -> Predictor:
     ways = {"device": device, "precision": settings.precision, "iterations": settings.iterations}
     if settings.do != "evaluate":
-        memory = settings.memory and parse_bytes(settings.memory)
+        memory = parse_bytes(settings.memory) if settings.memory else None
         return Predictor(settings.model, **ways, size=settings.size, memory=memory)
     found = open_model(settings.model, settings.dataset, **ways)
     if not isinstance(found, Predictor):
