@@ -3,9 +3,9 @@
     python benchmarks/export_table.py --keep exported.json
 
 Each network is exported with open sizes and compared in each runtime on real-looking pairs at two sizes and three
-numbers of pairs, twice in one session (`fleetflow.export.parity`). Networks without weights in the package have the
-deterministic ones of tests/golden/fill.py, those of the parity tests. What has been measured is kept in --keep, so that
-an interrupted run goes on where it was.
+numbers of pairs, twice in one session (`fleetflow.export.parity`); with --size, at that size only. Networks without
+weights in the package have the deterministic ones of tests/golden/fill.py, those of the parity tests. What has been
+measured is kept in --keep, so that an interrupted run goes on where it was.
 """
 
 import argparse
@@ -13,14 +13,18 @@ import gc
 import json
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from fleetflow.export.graph import Sizes
-from fleetflow.export.parity import pairs
-from fleetflow.export.write import SUFFIXES, export
+from fleetflow.export.graph import Sizes, plain, traced
+from fleetflow.export.onnx import write_onnx
+from fleetflow.export.openvino import write_openvino
+from fleetflow.export.parity import LIMITS, compare, pairs, passes
+from fleetflow.export.session import Session
+from fleetflow.export.torch_export import write_pt2
+from fleetflow.export.write import SUFFIXES
 from fleetflow.models.base import FlowModel
 from fleetflow.models.weights import load
 from fleetflow.registry import models
@@ -61,22 +65,30 @@ def mean_flow(model: FlowModel) -> float:
         return float(model(*frames, iterations=model.iterations and ITERATIONS).flow.norm(dim=1).mean())
 
 
-def measured(name: str, target: str) -> dict:
-    """Returns the row of a network in a runtime."""
+def measured(name: str, targets: list[str], sizes: Sizes) -> Iterator[tuple[str, dict]]:
+    """Yields the row of a network in each runtime; it is traced once for all of them."""
     model, weights = network(name)
-    about = {"weights": weights, "flow": mean_flow(model)}
-    start = time.perf_counter()
+    about = {"weights": weights, "flow": mean_flow(model), "sizes": sizes._asdict()}
+    model, iterations = plain(model), model.iterations and ITERATIONS
+    said = {"network": name, "version": "", "sizes": sizes._asdict(), "iterations": iterations}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"net{SUFFIXES[target]}"
-        iterations = None if model.iterations is None else ITERATIONS
-        try:
-            rows = export(model, file, network=name, target=target, sizes=Sizes(), iterations=iterations).rows
-        except FleetflowError as error:
-            return {**about, "error": str(error)}
-        size = sum(path.stat().st_size for path in Path(folder).iterdir() if path.suffix != ".json")
-    worst = {key: max(getattr(row, key) for row in rows) for key in ("largest", "p999", "mean")}
-    change = max((abs(row.epe) for row in rows if row.epe is not None), default=0.0)
-    return {**about, **worst, "epe": change, "bytes": size, "seconds": time.perf_counter() - start}
+        program = traced(model, sizes, iterations)
+        onnx = Path(folder) / "net.onnx"
+        write_onnx(program, onnx, said, ("image1", "image2"), ("flow",))
+        for target in targets:
+            file = onnx.with_suffix(SUFFIXES[target])
+            try:
+                if target == "openvino":
+                    write_openvino(onnx, file, said)
+                elif target == "pt2":
+                    write_pt2(program, file, said)
+                rows = compare(Session(file), model, sizes, iterations)
+            except FleetflowError as error:
+                yield target, {**about, "error": str(error)}
+                continue
+            worst = {key: max(getattr(row, key) for row in rows) for key in ("largest", "p999", "mean")}
+            change = max((abs(row.epe) for row in rows if row.epe is not None), default=0.0)
+            yield target, {**about, **worst, "epe": change, "passes": passes(rows, LIMITS["fp32"])}
 
 
 def table(known: dict[str, dict]) -> None:
@@ -100,18 +112,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(models))
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
+    parser.add_argument("--size", nargs=2, type=int, help="trace with one size, which takes a third of the time")
     parser.add_argument("--keep", type=Path, default=Path("exported.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    sizes = Sizes(*given.size, batch=1) if given.size else Sizes()
     known = json.loads(given.keep.read_text()) if given.keep.is_file() else {}
     for name in given.networks:
-        for target in given.targets:
-            key = f"{name} {target}"
-            if "largest" not in known.get(key, {}):
-                known[key] = measured(name, target)
-                given.keep.write_text(json.dumps(known, indent=1))
-                print(key, known[key], flush=True)
-                gc.collect()
+        missing = [target for target in given.targets if "largest" not in known.get(f"{name} {target}", {})]
+        for target, row in measured(name, missing, sizes) if missing else ():
+            known[f"{name} {target}"] = row
+            given.keep.write_text(json.dumps(known, indent=1))
+            print(name, target, row, flush=True)
+        gc.collect()
     table(known)
 
 

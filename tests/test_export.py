@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,11 @@ import torch
 
 import fleetflow
 from fleetflow.cli import main as cli
-from fleetflow.export import forms, parity, write
+from fleetflow.export import calibration, forms, parity, write
 from fleetflow.export.graph import Sizes, plain
 from fleetflow.export.session import Session
 from fleetflow.export.tensorrt import build_script
+from fleetflow.io.images import write_image
 from fleetflow.models.base import resize
 from fleetflow.models.weights import load
 from fleetflow.ops.all_pairs import all_pairs, lookup
@@ -163,9 +166,40 @@ def test_without_torch(exported):
         f"session = fleetflow.Session({str(exported.files[0])!r})\n"
         "image = np.random.default_rng(0).integers(0, 256, (128, 192, 3)).astype(np.uint8)\n"
         "print(session(image, image[:, ::-1]).shape)\n"
+        "peak = [row for row in open('/proc/self/status') if row.startswith('VmHWM')] if sys.platform == 'linux' else []\n"
+        "assert all(int(row.split()[1]) < 400 * 1024 for row in peak), peak\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout.strip() == "(128, 192, 2)", ran.stderr
+
+
+def block(language: str) -> str:
+    """The first block of a language in the guide."""
+    guide = (Path(__file__).parents[1] / "docs" / "guides" / "export.md").read_text()
+    return re.search(rf"```{language}\n(.*?)```", guide, flags=re.S)[1]
+
+
+def test_the_javascript_of_the_guide(exported, tmp_path):
+    """Set NODE_PATH to the node_modules in which onnxruntime-node lies."""
+    if (
+        not shutil.which("node")
+        or subprocess.run(["node", "-e", "require('onnxruntime-node')"], capture_output=True).returncode
+    ):
+        pytest.skip("needs node, and npm install onnxruntime-node")
+    images = pictures()
+    for name, image in zip("ab", images):
+        (tmp_path / name).write_bytes(image.tobytes())
+    (tmp_path / "run.js").write_text(
+        block("js") + "const fs = require('fs');\n"
+        "const bytes = (name) => new Uint8Array(fs.readFileSync(name));\n"
+        f"ort.InferenceSession.create({str(exported.files[0])!r})\n"
+        "  .then((session) => flow(session, bytes('a'), bytes('b'), 128, 192))\n"
+        "  .then((found) => fs.writeFileSync('flow', Buffer.from(found.buffer, found.byteOffset, found.byteLength)));\n"
+    )
+    ran = subprocess.run(["node", "run.js"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    found = np.frombuffer((tmp_path / "flow").read_bytes(), np.float32).reshape(128, 192, 2)
+    assert np.abs(found - Session(exported.files[0])(*images)).max() < 1e-3
 
 
 def test_openvino(network, tmp_path):
@@ -177,8 +211,6 @@ def test_openvino(network, tmp_path):
 
 
 def test_a_file_is_taken_where_a_network_is(exported, tmp_path, monkeypatch):
-    from fleetflow.io.images import write_image
-
     for name, image in zip("ab", pictures()):
         write_image(tmp_path / f"{name}.png", image)
     monkeypatch.chdir(tmp_path)
@@ -229,6 +261,18 @@ def test_the_script_for_tensorrt():
     assert "--onnx=net.onnx --saveEngine=net.engine --fp16" in script
     assert "--optShapes=image1:1x448x1024x3,image2:1x448x1024x3" in script
     assert "Shapes" not in build_script(Path("net.onnx"), Sizes(448, 1024, 1), half=False)
+
+
+def test_pictures_of_calibration(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "COUNT", 2)
+    found = calibration.pairs("footage", SMALL)
+    assert len(found) == 2 and all(image.shape == (1, 128, 192, 3) and image.dtype == np.uint8 for image in found[0])
+    for name, image in zip("abc", [*pictures(), pictures(64, 64)[0]]):
+        write_image(tmp_path / f"{name}.png", image)
+    assert len(calibration.pairs(str(tmp_path), SMALL)) == 1  # the third is of another size
+    for source, words in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no two pictures")):
+        with pytest.raises(FleetflowError, match=words):
+            calibration.pairs(str(source), Sizes(96, 96, 1))
 
 
 @slow

@@ -20,7 +20,7 @@ def export(
     parts: bool = False,
     half: bool = False,
     int8: bool = False,
-    calibrate: str = "generated",
+    calibrate: str = "footage",
     weights: bool = True,
 ) -> None:
     """Write a network for another runtime, and prove there that it is equal; a file that is not equal is not kept.
@@ -37,7 +37,7 @@ def export(
         parts: write encode, step and decode, with a loop outside: early stop and warm start (RAFT, GMA, DEQ-Flow).
         half: float16 in convolutions (onnx, tensorrt), or for stored weights (openvino).
         int8: convolutions in int8 (openvino).
-        calibrate: pictures for --int8, a folder of consecutive frames, or "generated".
+        calibrate: pictures for --int8, a folder of consecutive frames, or "footage" (generated clips).
         weights: take the network with its weights; --no-weights exports random ones, to try whether it can be written.
 
     Examples:
@@ -50,7 +50,7 @@ def export(
     from fleetflow.export.write import license_of
     from fleetflow.models.weights import load
 
-    if calibrate != "generated" and not int8:
+    if calibrate != "footage" and not int8:
         raise FleetflowError("--calibrate chooses pictures for --int8; give both")
     network = load(model, weights=weights)
     sizes = Sizes() if size is None else Sizes(*size, batch=1)

@@ -5,14 +5,13 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from fleetflow.data.generate import generate
+from fleetflow.data.datasets.footage import CLASSES, footage
 from fleetflow.export.graph import Sizes
 from fleetflow.io.images import list_frames, read_image
 from fleetflow.types import FleetflowError
 
-COUNT = 48  # pairs; NNCF's default is 300, of single pictures
+COUNT = 30  # pairs; NNCF's default is 300, of single pictures
 OPEN = (256, 384)  # height and width where the file takes any
 
 
@@ -20,26 +19,45 @@ def pairs(source: str, sizes: Sizes) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns up to COUNT pairs of uint8 [1, H, W, 3] pictures.
 
     Args:
-        source: "generated", or a folder of frames, which follow one another by name.
+        source: "footage" (its validation part, all classes), or a folder of frames, which follow one another by name.
         sizes: of the pictures that the file takes.
+
+    Raises:
+        FleetflowError: for a folder that is missing or has no such pair.
     """
-    found = list(islice(_generated(sizes) if source == "generated" else _filmed(Path(source), sizes), COUNT))
+    found = list(islice(_generated(sizes) if source == "footage" else _filmed(Path(source), sizes), COUNT))
     if not found:
         raise FleetflowError(f"{source} holds no two pictures of one size that the file takes; give other frames")
     return found
 
 
 def _generated(sizes: Sizes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for k in range(COUNT):
-        sample = generate(1, *(sizes.size or OPEN), seed=2026, index=k)
-        frames = ((255 * frame).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous() for frame in sample[:2])
-        image1, image2 = (frame.numpy() for frame in frames)
+    for image1, image2, _ in generated(sizes.size or OPEN, COUNT):
         yield image1, image2
+
+
+def generated(
+    size: tuple[int, int], count: int, classes: tuple[str, ...] = tuple(CLASSES)
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields image1, image2 (uint8 [1, H, W, 3]) and the true flow [1, H, W, 2] of pairs of footage.
+
+    Args:
+        size: height and width.
+        count: of pairs.
+        classes: of footage, in turn.
+    """
+    limit = -(-count // len(classes))
+    files = footage(classes="+".join(classes), limit=limit, size=f"{size[0]}x{size[1]}")
+    for k in range(count):
+        sample = files[k]
+        images = [(255 * frame).round().clamp(0, 255).byte() for frame in (sample.frame1, sample.frame2)]
+        image1, image2, flow = (part.permute(1, 2, 0)[None].contiguous().numpy() for part in (*images, sample.flow))
+        yield image1, image2, flow
 
 
 def _filmed(folder: Path, sizes: Sizes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if not folder.is_dir():
-        raise FleetflowError(f'{folder} is no folder; give a folder of frames, or "generated"')
+        raise FleetflowError(f'{folder} is no folder; give a folder of frames, or "footage"')
     for first, second in pairwise(list_frames(folder)):
         image1, image2 = read_image(first)[None], read_image(second)[None]
         if (

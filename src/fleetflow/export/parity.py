@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fleetflow.data.generate import generate
+from fleetflow.export.calibration import generated
 from fleetflow.export.graph import Sizes
 from fleetflow.export.session import Session
 from fleetflow.io.images import read_image
@@ -17,6 +17,7 @@ from fleetflow.models.base import FlowModel
 from fleetflow.types import FleetflowError
 
 ODD = ((133, 171), (190, 251))  # heights and widths, multiples of nothing, for files that take any
+FILMED = ("pan",)  # the class of footage that files are tried on: everything moves, through a camera and a codec
 
 
 class Limit(NamedTuple):
@@ -56,19 +57,16 @@ class Row(NamedTuple):
 def pairs(sizes: Sizes) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
     """Yields name, image1, image2 (uint8 [N, H, W, 3]) and the true flow [N, H, W, 2] where it is known.
 
-    The example of the package and a generated pair, at two sizes and two numbers of pairs where those are open.
+    The example of the package and pairs of footage, at two sizes and two numbers of pairs where those are open.
     """
     folder = Path(str(resources.files("fleetflow") / "example"))
     example = [read_image(folder / f"frame{k}.png") for k in (1, 2)]
     for k, size in enumerate([sizes.size] if sizes.size else ODD):
         image1, image2 = (_cut(image, *size)[None] for image in example)
         yield "example", image1, image2, None
-        count = sizes.batch or 2 + k
-        sample = generate(count, *size, seed=21, index=k)
-        frames = [(255 * frame).round().to(torch.uint8) for frame in (sample.frame1, sample.frame2)]
-        arrays = (part.permute(0, 2, 3, 1).contiguous().numpy() for part in (*frames, sample.flow))
-        image1, image2, truth = arrays
-        yield "generated", image1, image2, truth
+        several = generated(size, sizes.batch or 2 + k, FILMED)
+        image1, image2, truth = (np.concatenate(parts) for parts in zip(*several))
+        yield "footage", image1, image2, truth
 
 
 def _cut(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,0 +1,137 @@
+"""What an exported network loses against truth, by runtime and precision, as the tables of docs/exported.md.
+
+    python benchmarks/export_accuracy.py fastflownet --pairs FOLDER_OF_REAL_PAIRS --keep accuracy.json
+    python benchmarks/export_accuracy.py fastflownet --layers --keep layers.json
+
+The network is exported with open sizes to ONNX, OpenVINO and OpenVINO int8 (calibrated on the validation part of
+footage), and measured on pairs of footage's test part and on real pairs: the mean error of each pair, then of each set.
+--layers quantizes one kind of layer after the other and measures on the validation part, where choices are made.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fleetflow.data.dataset import Files, open_files
+from fleetflow.evaluation.evaluate import evaluate
+from fleetflow.export import calibration, quantize
+from fleetflow.export.graph import Sizes, plain, traced
+from fleetflow.export.onnx import write_onnx
+from fleetflow.export.openvino import write_openvino
+from fleetflow.export.session import Session
+from fleetflow.inference.predictor import Predictor
+from fleetflow.models.weights import load
+
+KINDS = {  # of FastFlowNet's 48 convolutions in the order of the graph: which are quantized
+    "none": (),
+    "pyramid": tuple(range(8)),
+    "features beside the correlation": tuple(range(8, 48, 8)),
+    "first of the decoders": tuple(range(9, 48, 8)),
+    "grouped": tuple(k for k in range(8, 48) if k % 8 in (2, 3, 4)),
+    "behind the groups": tuple(k for k in range(8, 48) if k % 8 in (5, 6)),
+    "all but flow heads": tuple(k for k in range(48) if k < 8 or k % 8 != 7),
+    "all": tuple(range(48)),
+}
+
+
+def in_memory(files: Files) -> Files:
+    """Returns all samples, as a data set is read once for all models."""
+    samples = [files[k] for k in range(len(files))]
+
+    class Kept(Files):
+        def __getitem__(self, k: int):
+            return samples[k]
+
+    return Kept(files.pairs, about=files.about)
+
+
+def exported(network: str, folder: Path) -> tuple[Path, dict]:
+    """Returns the ONNX file of a network with open sizes, which is written where it is missing."""
+    said = {"network": network, "version": "", "sizes": Sizes()._asdict(), "iterations": None}
+    file = folder / f"{network}.onnx"
+    if not file.is_file():
+        write_onnx(traced(plain(load(network)), Sizes(), None), file, said, ("image1", "image2"), ("flow",))
+    return file, said
+
+
+def quantized(onnx: Path, said: dict, name: str, pairs: list, chosen: Callable[[str], bool] | None) -> Path:
+    """Returns an int8 file, in which the convolutions are quantized that `chosen` says; None: those of the library."""
+    file, ours = onnx.with_name(f"{onnx.stem}_{name.replace(' ', '_')}.xml"), quantize._is_quantized
+    if chosen:
+        convolutions = ("Convolution", "GroupConvolution")
+        quantize._is_quantized = lambda node: node.get_type_name() in convolutions and chosen(node.get_friendly_name())
+    try:
+        if not file.is_file():
+            write_openvino(onnx, file, said, int8_pairs=pairs)
+    finally:
+        quantize._is_quantized = ours
+    return file
+
+
+def number(name: str) -> int:
+    """Returns which convolution it is: node_conv2d, node_conv2d_1, ..."""
+    last = name.partition("/")[0].removeprefix("node_conv2d").strip("_")
+    return int(last) if last.isdigit() else 0
+
+
+def measured(predict, sets: dict[str, Files]) -> dict[str, float]:
+    return {name: evaluate(predict, files)["mean of sets"]["epe"] for name, files in sets.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", nargs="?", default="fastflownet")
+    parser.add_argument("--pairs", type=Path, help="real pairs, as the data set pairs reads them")
+    parser.add_argument("--limit", type=int, default=2, help="pairs of each class of footage")
+    parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path("exported"), help="where the files are kept")
+    parser.add_argument("--keep", type=Path, default=Path("accuracy.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.folder.mkdir(exist_ok=True)
+    known = json.loads(given.keep.read_text()) if given.keep.is_file() else {}
+    onnx, said = exported(given.network, given.folder)
+    split = "validation" if given.layers else "test"
+    files = open_files("footage", None, options=(f"split={split}", f"limit={given.limit}"))
+    sets = {"footage": in_memory(files)}
+    if given.pairs and not given.layers:
+        sets["real pairs"] = open_files("pairs", given.pairs, without=("sintel_ambush_4_final_0004",))
+    calibrating = calibration.pairs("footage", Sizes())
+
+    def session(name: str, chosen=None) -> Session:
+        return Session(quantized(onnx, said, name, calibrating, chosen), threads=1)
+
+    if given.layers:
+        models = {
+            name: lambda name=name, kept=kept: session(name, lambda node: number(node) in kept)
+            for name, kept in KINDS.items()
+        }
+    else:
+        xml = onnx.with_suffix(".xml")
+        if not xml.is_file():
+            write_openvino(onnx, xml, said)
+        models = {
+            "torch, float32": lambda: Predictor(load(given.network), device="cpu", precision="fp32"),
+            "torch, bfloat16": lambda: Predictor(load(given.network), device="cpu", precision="bf16"),
+            "ONNX Runtime": lambda: Session(onnx, threads=1),
+            "OpenVINO, float32": lambda: Session(xml, threads=1),
+            "OpenVINO, int8": lambda: session("int8"),
+        }
+    for name, make in models.items():
+        if name not in known:
+            known[name] = measured(make(), sets)
+            given.keep.write_text(json.dumps(known, indent=1))
+            print(name, known[name], flush=True)
+    first = next(iter(known.values()))
+    print("| |", *(f" {name}, EPE px | change |" for name in sets))
+    print("|---|", *("--:|--:|" for _ in sets))
+    for name, row in known.items():
+        print(f"| {name} |", *(f" {row[k]:.4f} | {row[k] - first[k]:+.4f} |" for k in sets if np.isfinite(row[k])))
+
+
+if __name__ == "__main__":
+    main()
