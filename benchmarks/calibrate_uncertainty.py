@@ -1,21 +1,23 @@
 """Fits what networks say about their uncertainty, on generated footage, and judges it elsewhere.
 
-    python benchmarks/calibrate_uncertainty.py NETWORK[:CHECKPOINT] ... --root PHOTOS --data REAL_PAIRS [--pairs 4]
+    python benchmarks/calibrate_uncertainty.py NETWORK[:CHECKPOINT] ... --root PHOTOS --data REAL_PAIRS [--clips 4]
 
 For each network the map of `motion/confidence.py` is fitted on the validation part of `footage` and written into
 src/fleetflow/weights/confidence.json under the hash of its weights (the map "other", for weights without one of their own,
 is fitted on all networks named). Then it is judged on the test part and on the real pairs, which nothing is chosen on.
-PHOTOS: the folder of photographs and cut-outs that footage takes. Pictures are cut to 256x448, to spare time. Prints two
-tables in Markdown: by network, and by class of footage.
+PHOTOS: the folder of photographs and cut-outs that footage takes. Of each clip one pair counts, 256x448 pixels, and of
+real pairs the middle, to spare time. Prints two tables in Markdown: by network, and by class of footage.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from fleetflow.data.dataset import Files
 from fleetflow.data.datasets.footage import CLASSES, footage
@@ -29,10 +31,11 @@ from fleetflow.ops.warp import inside
 from fleetflow.types import Prediction, Sample
 
 STORE = Path(__file__).parents[1] / "src" / "fleetflow" / "weights" / "confidence.json"
-CUT = (256, 448)  # pixels: the middle of each picture
+SIZE = (256, 448)  # pixels of a picture, at most
 PIXELS = 4000  # of a pair that the fit sees
 KNOTS = 12  # of the bound
-STEPS = 400
+STEPS = 100  # of the fit, at most
+HIDDEN = 0.25  # probability from which a pixel counts as hidden, for F1
 UNVERIFIED = "ambush_4_final_0004"  # its truth is doubted, as in ship.py
 
 
@@ -48,11 +51,20 @@ class Found:
 
 
 def middle(sample: Sample) -> Sample:
-    """Returns the middle of a sample, at most CUT."""
+    """Returns the middle of a sample, at most SIZE."""
     height, width = sample.frame1.shape[-2:]
-    top, left = (max((side - most) // 2, 0) for side, most in zip((height, width), CUT))
-    window = (..., slice(top, top + CUT[0]), slice(left, left + CUT[1]))
+    top, left = (max((side - most) // 2, 0) for side, most in zip((height, width), SIZE))
+    window = (..., slice(top, top + SIZE[0]), slice(left, left + SIZE[1]))
     return Sample(*(part[window].contiguous() if isinstance(part, Tensor) else part for part in sample))
+
+
+def one_a_clip(root: Path | None, split: str, clips: int) -> Files:
+    """Returns one pair of each of so many clips of every class of footage."""
+    files = [
+        footage(root, split=split, classes=name, limit=clips * about.pairs, size="x".join(map(str, SIZE)))
+        for name, about in CLASSES.items()
+    ]
+    return Files([pair for one, about in zip(files, CLASSES.values()) for pair in one.pairs[:: about.pairs]])
 
 
 def hidden_pixels(sample: Sample) -> Tensor:
@@ -87,7 +99,7 @@ def fitted(sets: list[Found]) -> Confidence:
         torch.cat([row for one in sets for row in getattr(one, name)]) for name in ("seen", "error", "hidden")
     )
     weights, score = _fit(seen, lambda score: (score + error.clamp(max=100) * (-score).exp()).mean())
-    odds, _ = _fit(seen, lambda score: torch.nn.functional.binary_cross_entropy_with_logits(score, hidden.float()))
+    odds, _ = _fit(seen, lambda score: binary_cross_entropy_with_logits(score, hidden.float()))
     edges = torch.quantile(score, torch.linspace(0, 1, KNOTS + 1))
     rows = [(score >= low) & (score <= high) for low, high in zip(edges, edges[1:]) if high > low]
     at = [score[row].median().item() for row in rows]
@@ -101,15 +113,19 @@ def fitted(sets: list[Found]) -> Confidence:
     return Confidence(weights, at, bound, half.item(), odds)
 
 
-def _fit(seen: Tensor, loss) -> tuple[tuple[float, ...], Tensor]:
+def _fit(seen: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[tuple[float, ...], Tensor]:
     """The weights, none below 0, and the constant that make the loss of the score small; and that score."""
-    raw, constant = torch.full((len(CLUES),), -2.0, requires_grad=True), torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.Adam([raw, constant], lr=0.05)
-    for _ in range(STEPS):
+    raw, constant = torch.full((len(CLUES),), -1.0, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([raw, constant], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
         optimizer.zero_grad()
-        loss(seen @ torch.nn.functional.softplus(raw) + constant).backward()
-        optimizer.step()
-    weights = [*torch.nn.functional.softplus(raw).tolist(), constant.item()]
+        value = loss(seen @ softplus(raw) + constant) + 1e-4 * softplus(raw).sum()  # clues that say nothing get none
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    weights = [*softplus(raw).tolist(), constant.item()]
     return tuple(weights), (seen @ torch.tensor(weights[:-1]) + weights[-1]).detach()
 
 
@@ -122,7 +138,7 @@ def figures(found: Found, confidence: Confidence) -> dict[str, tuple[float, floa
         bound = told.uncertainty[0][sample.valid]
         area = ause(sparsification(error, bound)) if error.isfinite().all() else float("nan")
         hidden = hidden_pixels(sample)
-        said = told.occlusion[0] > 0.5
+        said = told.occlusion[0] > HIDDEN
         counts = [(said & hidden).sum().item(), said.sum().item(), hidden.sum().item()]
         within = [(error <= share * bound).float().mean().item() for share in (1.0, confidence.half)]
         rows.setdefault(group, []).append((area, *within, *counts))
@@ -140,11 +156,11 @@ def main() -> None:
     parser.add_argument("networks", nargs="+")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
     store = json.loads(STORE.read_text()) if STORE.is_file() else {}
-    splits = {split: footage(options.root, split=split, limit=options.pairs) for split in ("validation", "test")}
+    splits = {split: one_a_clip(options.root, split, options.clips) for split in ("validation", "test")}
     if options.data:
         splits["real"] = pairs(options.data, without=(UNVERIFIED,))
     every, tables = [], {}
@@ -166,6 +182,13 @@ def main() -> None:
         STORE, lambda temporary: temporary.write_text(json.dumps(rounded, indent=1, sort_keys=True) + "\n")
     )
     show(tables)
+
+
+def write(store: dict[str, dict]) -> None:
+    """Writes the maps, numbers in four digits."""
+    text = json.dumps(json.loads(json.dumps(store), parse_float=lambda number: float(f"{float(number):.4g}")))
+    text = text.replace("}, ", "},\n ") + "\n"
+    write_atomically(STORE, lambda temporary: temporary.write_text(text))
 
 
 def show(tables: dict[str, dict[str, dict[str, tuple[float, ...]]]]) -> None:
