@@ -46,7 +46,8 @@ class bar:
             self.first = done
             self.bar.start()
         elapsed = self.bar.tasks[0].elapsed or 0
-        rate = f"{(done - self.first + 1) / elapsed:.1f} {self.unit}/s" if elapsed > 0 else ""
+        moved = done - self.first + (self.first > 0)  # a job that begins with 0 has done nothing then
+        rate = f"{moved / elapsed:.1f} {self.unit}/s" if elapsed > 0 and moved else ""
         description = f"{self.title}: {what}" if what else self.title
         self.bar.update(self.task, description=description, completed=done, total=total, rate=rate)
 

@@ -11,7 +11,13 @@ from fleetflow.data.dataset import Files, Pair
 from fleetflow.io.flow import FORMATS, read_flow
 from fleetflow.types import FleetflowError
 
-PICTURES = ("_color.png", "_side.png")  # beside the flows, as `fleetflow predict` names them
+OTHERS = (
+    "_color.png",
+    "_side.png",
+    "_backward.flo",
+    "_occlusion.png",
+    "_uncertainty.png",
+)  # beside the flows, as `fleetflow predict` names them
 Key = tuple[str, ...]  # the end of a path in parts, without suffix
 
 
@@ -106,7 +112,7 @@ def saved_flows(folder: Path, files: Files) -> SavedFlows:
 
 def _is_flow(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.is_file() and not hidden and not path.name.endswith(PICTURES)
+    return path.is_file() and not hidden and not path.name.endswith(OTHERS)
 
 
 def _key(path: PurePath) -> Key:

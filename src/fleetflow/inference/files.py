@@ -12,29 +12,25 @@ import numpy as np
 from fleetflow.inference.color_scale import SCOUTS, scouted, scouts, video_scouts
 from fleetflow.inference.pairing import check_sizes, scenes
 from fleetflow.inference.predictor import Predictor
+from fleetflow.inference.results import (
+    FORMATS,
+    PICTURES,
+    Result,
+    asked_of,
+    kind_of,
+    known_formats,
+    picture,
+    write,
+)
+from fleetflow.inference.results import write_result as write_result
 from fleetflow.inference.stream import Stream
 from fleetflow.io.atomic import lock_folder, remove_leftovers
-from fleetflow.io.flow import write_flow
-from fleetflow.io.images import IMAGE_SUFFIXES, list_frames, read_image, write_image
+from fleetflow.io.images import IMAGE_SUFFIXES, list_frames, read_image
 from fleetflow.io.note import Note
 from fleetflow.io.video import VideoReader, VideoWriter, frame_slice, join_videos
-from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
-from fleetflow.visualise import checked_scale, flow_to_color, robust_scale, side_by_side, with_legend
+from fleetflow.visualise import robust_scale
 
-# How each format of --format is named; {} is the name of the first frame without its suffix.
-FORMATS = {
-    "flo": "{}.flo",
-    "kitti": "{}_kitti.png",
-    "npy": "{}.npy",
-    "npz": "{}.npz",
-    "pfm": "{}.pfm",
-    "flo5": "{}.flo5",
-    "color": "{}_color.png",
-    "side": "{}_side.png",
-}
-DEFAULT = ("flo", "color")
-PICTURES = ("color", "side")  # of a video these become one mp4 each
 PART_FRAMES = 200  # frames in a part of an unfinished video: what an interrupted run loses at most
 PATIENCE = 60.0  # seconds that a single pair waits for its turn to write into a folder
 
@@ -48,31 +44,34 @@ class Progress(NamedTuple):
 
 
 class _Clip:
-    """Predicts the pairs of a clip in their order, as a stream; warm: each starts where the last one just before ended."""
+    """Predicts the pairs of a clip in their order, as a stream; warm: each starts where the last one just before ended.
 
-    def __init__(self, predictor: Predictor, warm: bool):
+    kinds: formats, which say whether the flow back and what follows from it are needed.
+    """
+
+    def __init__(self, predictor: Predictor, warm: bool, kinds: Sequence[str]):
         self.predictor, self.warm = predictor, warm
-        self.stream = Stream(predictor, warm_start=warm)
+        self.stream = Stream(predictor, warm_start=warm, **asked_of(kinds))
         self.next: int | None = None  # the pair whose first frame the stream has seen last
         self.known: dict[int, np.ndarray] = {}  # flows of pairs that were looked at before their turn
 
-    def flow(self, k: int, image1: np.ndarray, image2: np.ndarray, name: str) -> np.ndarray:
-        """Returns the flow of pair k, if it is a number everywhere; else raises FleetflowError. name: of image1."""
-        if k in self.known and not self.warm:
-            return self.known.pop(k)
+    def result(self, k: int, image1: np.ndarray, image2: np.ndarray, name: str) -> Result:
+        """Returns that of pair k, if its flow is a number everywhere; else raises FleetflowError. name: of image1."""
+        if k in self.known and not self.warm and not self.stream.both_ways:
+            return Result(image1, self.known.pop(k))
         if self.next != k:
             self.restart()
             self.stream(image1)
         step = self.stream(image2)
         assert step is not None  # the stream has seen `image1`
-        if self.warm and step.prediction.state is None:
+        if self.warm and step.prediction.state is None and self.predictor.model.iterations is None:
             network = type(self.predictor.model).__name__
             raise FleetflowError(
                 f"{network} keeps nothing that the next pair could start from; leave --warm-start out, or take a "
                 "network such as raft or deq_flow_b"
             )
         self.next = k + 1
-        return _checked(step.flow, name)
+        return Result(image1, _checked(step.flow, name), step.backward, step.occlusion, step.uncertainty)
 
     def restart(self) -> None:
         """Begins a new scene or part."""
@@ -123,10 +122,10 @@ def predict_pair(
     Raises:
         FleetflowError: the pictures cannot be read or have two sizes; or a file of the folder is in the way.
     """
-    kinds = _known(formats, scale)
+    kinds = known_formats(formats, scale)
     single = bool(output.suffix) and not output.is_dir()
     if single:
-        targets = {_kind(output, formats and kinds): output}
+        targets = {kind_of(output, formats and kinds): output}
     else:
         targets = {kind: output / FORMATS[kind].format(first.stem) for kind in kinds}
     frames = {path.resolve() for path in (first, second)}
@@ -141,14 +140,17 @@ def predict_pair(
 
     if not single:
         note().check(targets.values())
-    image1 = read_image(first)
-    flow = _checked(predictor(image1, read_image(second)), first.name)
+    image1, image2 = read_image(first), read_image(second)
+    if any(asked_of(kinds).values()):
+        found = _Clip(predictor, False, kinds).result(0, image1, image2, first.name)
+    else:
+        found = Result(image1, _checked(predictor(image1, image2), first.name))
     with nullcontext() if single else lock_folder(output, f"predict {first.name} {second.name}", patience=PATIENCE):
         remove_leftovers(output.parent if single else output)
         if not single:
             note().claim(targets.values())
         for kind, path in targets.items():
-            write_result(path, kind, image1, flow, scale or robust_scale(flow))
+            write(path, kind, found, scale or robust_scale(found.flow))
     return list(targets.values())
 
 
@@ -189,7 +191,7 @@ def predict_folder(
         FleetflowError: before anything is computed, for pictures of different sizes within a scene, and for files in
             the output that are not ours or belong to another source.
     """
-    clips, formats = clips_of(folder, one_scene, frames, every), _known(formats, scale)
+    clips, formats = clips_of(folder, one_scene, frames, every), known_formats(formats, scale)
     _check_folder(output)
     frames = list(chain.from_iterable(clips))
     _check_names(folder, frames, output, formats)
@@ -202,7 +204,8 @@ def predict_folder(
         remove_leftovers(output)
         note = Note(output, str(folder.resolve()), request, overwrite=overwrite)
         note.check(output / FORMATS[kind].format(first.stem) for first, _ in pairs for kind in formats)
-        clip = _Clip(predictor, warm_start)
+        progress(Progress(0, len(pairs)))  # what is seen until the first pair is done
+        clip = _Clip(predictor, warm_start, formats)
         scale = scale or _noted_scale(note)
         if scale is None and set(formats) & set(PICTURES):
             found = ((k, *map(read_image, pairs[k]), pairs[k][0].name) for k in scouts(len(pairs)))
@@ -215,11 +218,10 @@ def predict_folder(
             if first in starts:
                 clip.restart()
             if missing:
-                image = read_image(first)
-                flow = clip.flow(k, image, read_image(second), first.name)
+                found = clip.result(k, read_image(first), read_image(second), first.name)
                 note.claim(paths.values())
                 for kind in missing:
-                    write_result(paths[kind], kind, image, flow, scale)
+                    write(paths[kind], kind, found, scale)
                 note.add({"scale": scale, **{paths[kind].name: [_stamp(paths[kind]), *origin] for kind in missing}})
             written += paths.values()
             progress(Progress(k + 1, len(pairs)))
@@ -282,7 +284,7 @@ def predict_video(
         FleetflowError: for a file that is no video or has one frame, and for files in the output that are not ours or
             belong to another source.
     """
-    formats, wanted = _known(formats, scale), frame_slice(frames, every)
+    formats, wanted = known_formats(formats, scale), frame_slice(frames, every)
     _check_folder(output)
     try:  # raises before anything is written
         reader = VideoReader(video, start=wanted.start, stop=wanted.stop, every=wanted.step)
@@ -310,6 +312,7 @@ class _Film:
 
     def __init__(self, predictor: Predictor, reader: VideoReader, output: Path, formats: list[str], note: Note):
         self.predictor, self.reader, self.output, self.note = predictor, reader, output, note
+        self.formats = formats
         self.films = [kind for kind in formats if kind in PICTURES]
         self.others = [kind for kind in formats if kind not in PICTURES]
         self.stem = reader.path.stem
@@ -327,7 +330,8 @@ class _Film:
         if not whole:
             note.remove_folder(self.parts)  # those of another request
         note.check([*self.targets.values(), *self._paths(whole, whole * PART_FRAMES)])
-        clip = _Clip(self.predictor, warm_start)
+        progress(Progress(whole * PART_FRAMES, self._total()))
+        clip = _Clip(self.predictor, warm_start, self.formats)
         scale = scale or _noted_scale(note)
         if self.films and scale is None:
             found = ((k, *images, self._name(k)) for k, *images in video_scouts(self.reader))
@@ -347,24 +351,27 @@ class _Film:
             raise FleetflowError(f"{reader.path} has fewer than two frames{where}; a flow needs two: take more")
         note.add({"problem": reader.problem})
 
+    def _total(self) -> int | None:
+        return self.reader.wanted and max(self.reader.wanted - 1, 1)
+
     def _part(self, part: int, pairs: Iterable, clip: "_Clip", scale: float | None, progress: Callable) -> list[Path]:
         """Writes what belongs to the pairs of one part; returns the files."""
-        total = self.reader.wanted and max(self.reader.wanted - 1, 1)
+        total = self._total()
         paths = [self.parts / f"{part:05d}_{kind}.mp4" for kind in self.films]
         with ExitStack() as stack:
             clock = {"time_base": self.reader.time_base}
             writers = [stack.enter_context(VideoWriter(path, self.reader.fps, **clock)) for path in paths]
             for k, (image1, image2) in pairs:
-                flow = clip.flow(k, image1, image2, self._name(k))
+                found = clip.result(k, image1, image2, self._name(k))
                 if self.begin is None:
                     self.begin = image1.time if self.reader.start else 0.0
                 self.note.claim(self._paths(part, k))
                 for kind, writer in zip(self.films, writers):
                     time = image1.time - self.begin
-                    writer.write(_picture(kind, image1, flow, scale), time, image2.time - image1.time)
+                    writer.write(picture(kind, found, scale), time, image2.time - image1.time)
                 for kind, path in zip(self.others, self._numbered(k)):
                     paths.append(path)
-                    write_result(path, kind, image1, flow, scale)
+                    write(path, kind, found, scale)
                 progress(Progress(k + 1, total))
         return paths
 
@@ -413,59 +420,11 @@ def _check_names(folder: Path, frames: Sequence[Path], output: Path, formats: Se
         raise FleetflowError(f"pictures written into {folder} would be taken for its frames; choose another output")
 
 
-def _known(formats: Sequence[str] | None, scale: float | None) -> list[str]:
-    """The formats, each once; raises FleetflowError for an unknown one, none at all, or an impossible scale."""
-    if scale is not None:
-        checked_scale(scale)
-    for kind in formats or ():
-        if kind not in FORMATS:
-            raise unknown("format", kind, sorted(FORMATS))
-    if formats is not None and not formats:
-        raise FleetflowError(f"no format was asked for; give one or more of {', '.join(FORMATS)}")
-    return list(dict.fromkeys(formats or DEFAULT))
-
-
-def _kind(path: Path, formats: Sequence[str] | None) -> str:
-    """The one format in which this file is written; raises FleetflowError unless formats and suffix agree."""
-    fitting = [kind for kind, name in FORMATS.items() if name.endswith(path.suffix.lower())]
-    if not fitting:
-        suffixes = ", ".join(dict.fromkeys(Path(name).suffix for name in FORMATS.values()))
-        raise FleetflowError(f'{path} has the suffix "{path.suffix}"; expected {suffixes}, or a folder that exists')
-    asked = formats or ["color" if "color" in fitting else fitting[0]]
-    if len(asked) > 1 or asked[0] not in fitting:
-        raise FleetflowError(
-            f"{path} is one {path.suffix} file, but {' and '.join(asked)} was asked for; give a folder as output"
-        )
-    return asked[0]
-
-
 def _check_folder(output: Path) -> None:
     """Raises FleetflowError for the name of a file."""
     suffixes = (".mp4", *IMAGE_SUFFIXES, *(Path(name).suffix for name in FORMATS.values()))
     if output.suffix.lower() in suffixes and not output.is_dir():
         raise FleetflowError(f"{output} is the name of a file; a folder or a video has many results: give a folder")
-
-
-def write_result(path: Path, kind: str, image: np.ndarray, flow: np.ndarray, scale: float | None) -> None:
-    """Writes one flow as a file.
-
-    Args:
-        path: the file.
-        kind: a key of FORMATS.
-        image: uint8 [H, W, 3], the first frame.
-        flow: float32 [H, W, 2] pixels.
-        scale: pixels at full color, for the kinds in PICTURES.
-    """
-    if kind in PICTURES:
-        write_image(path, _picture(kind, image, flow, scale))
-    else:
-        write_flow(path, flow)
-
-
-def _picture(kind: str, image: np.ndarray, flow: np.ndarray, scale: float | None) -> np.ndarray:
-    assert scale is not None  # chosen before the first picture is drawn
-    picture = with_legend(flow_to_color(flow, scale), scale)
-    return side_by_side(image, picture) if kind == "side" else picture
 
 
 def _stamp(path: Path) -> list[int] | None:

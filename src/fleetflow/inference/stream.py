@@ -32,10 +32,9 @@ class Step:
 
     Attributes:
         flow: float32 [H, W, 2] pixels, from the frame before to this one: right, down.
-        backward: the same from this frame to the one before, where the stream was asked for `occlusion` or
-            `uncertainty`; else None.
-        occlusion: float32 [H, W], the probability that this frame does not show a pixel of the one before.
-        uncertainty: float32 [H, W] pixels: nine of ten pixels are off by less than this.
+        backward: the same from this frame to the one before, where the stream was asked for what needs it.
+        occlusion: float32 [H, W], the probability that this frame does not show a pixel of the one before, if asked for.
+        uncertainty: float32 [H, W] pixels: nine of ten pixels are off by less than this, if asked for.
         time: seconds on the clock of the source, of this frame; not-a-number where it has none.
         interval: seconds since the frame before; not-a-number where frames have no times.
         cut: the two frames are of different shots; the flow means little, and nothing of the past was used.
@@ -90,6 +89,7 @@ class Stream:
         *,
         occlusion: bool = False,
         uncertainty: bool = False,
+        backward: bool = False,
         warm_start: bool = True,
         budget_ms: float | None = None,
         device: str = "auto",
@@ -102,8 +102,8 @@ class Stream:
 
         Args:
             network: a `Predictor`, or what makes one, for which the last five arguments are.
-            occlusion, uncertainty: say so with each step. Both need the flow back, which is predicted in the same
-                batch: a step takes nearly twice as long.
+            occlusion, uncertainty, backward: say so with each step. All need the flow back, which is predicted in the
+                same batch: a step takes nearly twice as long.
             warm_start: begin each search with the last flow, moved along by itself, in networks that gain by it: RAFT,
                 GMA, DEQ-Flow. Behind a cut the search begins anew.
             budget_ms: milliseconds that a step should take. Where it takes longer, refinement iterations become fewer
@@ -127,8 +127,9 @@ class Stream:
         self.predictor = network
         self.dropped = 0  # of all steps so far
         self._asked = {"occlusion": occlusion, "uncertainty": uncertainty}
-        self._ways = occlusion or uncertainty
-        self._confidence = confidence_of(network.label()["sha256"]) if self._ways else None
+        self.both_ways = occlusion or uncertainty or backward
+        maps = occlusion or uncertainty
+        self._confidence = confidence_of(network.label()["sha256"]) if maps else None
         self._shares = network.model.shares_features
         self._warm = warm_start
         self._budget = None if budget_ms is None else budget_ms / 1000
@@ -227,7 +228,9 @@ class Stream:
         self, frame1: Tensor, frame2: Tensor, known: Prediction | None, effort: Effort
     ) -> tuple[Prediction, bool]:
         """The prediction, in both directions if there is need, and whether it began with the last flow."""
-        clip = Clip(None if known is None else known.features, self._ways) if self._ways or self._shares else None
+        clip = (
+            Clip(None if known is None else known.features, self.both_ways) if self.both_ways or self._shares else None
+        )
         start = self._start(known) if self._warm and known is not None else None
         found = self.predictor.predict_frames(frame1, frame2, start, effort.iterations, clip, effort.size)
         if self._confidence is not None:
@@ -238,11 +241,11 @@ class Stream:
 
     def _start(self, known: Prediction) -> Prediction | None:
         """Where a search begins: the network's own state, or the last flow (both, if both are wanted) moved along."""
-        if known.state is not None and not self._ways:
+        if known.state is not None and not self.both_ways:
             return known
         if self.predictor.model.iterations is None:
             return None
-        back = known.backward if self._ways else None  # leads where the surface came from; it goes on the other way
+        back = known.backward if self.both_ways else None  # leads where the surface came from; it goes on the other way
         return Prediction(
             moved_along(known.flow, known.flow), backward=None if back is None else moved_along(back, -back)
         )

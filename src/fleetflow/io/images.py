@@ -193,6 +193,19 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     write_atomically(path, lambda temporary: picture.save(temporary, quality=95))
 
 
+def write_gray(path: str | os.PathLike, values: np.ndarray) -> None:
+    """Returns nothing: writes values uint8 or uint16 [H, W] as a gray picture of 8 or 16 bits, a .png.
+
+    Raises:
+        FleetflowError: For another shape, dtype or suffix, or where the file cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".png" or values.dtype not in (np.uint8, np.uint16) or values.ndim != 2:
+        raise FleetflowError(f"{path} is to hold {values.dtype} {list(values.shape)}; expected uint8 or uint16, a .png")
+    picture = Image.fromarray(values)
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
 def checked_picture(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
