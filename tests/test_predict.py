@@ -18,6 +18,8 @@ from fleetflow.inference import color_scale
 from fleetflow.inference import files as job
 from fleetflow.inference.pairing import described, scenes
 from fleetflow.inference.predictor import Predictor
+from fleetflow.inference.results import BOTH_WAYS
+from fleetflow.inference.stream import Stream
 from fleetflow.io.atomic import LOCK, lock_folder
 from fleetflow.io.flow import read_flow, write_flow
 from fleetflow.io.images import list_frames, read_image, write_image
@@ -27,6 +29,7 @@ from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import FastFlowNet
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
+from fleetflow.visualise import flow_to_color
 
 
 class Brightness(FlowModel):
@@ -130,13 +133,54 @@ def test_pair_into_a_folder_in_every_format(predictor, tmp_path):
     for k in (1, 2):
         write_image(tmp_path / f"{k}.png", np.full((100, 120, 3), 51 * k, np.uint8))
     output = tmp_path / "out"
-    written = job.predict_pair(predictor, tmp_path / "1.png", tmp_path / "2.png", output, list(job.FORMATS))
+    written = job.predict_pair(
+        predictor,
+        tmp_path / "1.png",
+        tmp_path / "2.png",
+        output,
+        [kind for kind in job.FORMATS if kind not in BOTH_WAYS],
+    )
     assert sorted(path.name for path in output.glob("[!.]*")) == sorted(path.name for path in written)
     for kind in ("flo", "kitti", "npy", "npz", "pfm", "flo5"):
         flow, valid = read_flow(output / job.FORMATS[kind].format("1"))
         assert valid.all() and np.abs(flow - (20, 40)).max() < 0.01, kind
     assert read_image(output / "1_color.png").shape == (100, 120, 3)
     assert read_image(output / "1_side.png").shape[1] > 240
+
+
+class Sideways(Brightness):
+    """Moves by 3 px to the right, in both directions, which agree nowhere."""
+
+    forward = FlowModel.forward
+
+    def estimate(self, frame1, frame2, previous, iterations):
+        self.calls += 1
+        return Prediction(torch.zeros_like(frame1[:, :2]) + torch.tensor([3.0, 0]).view(2, 1, 1))
+
+
+def test_what_needs_the_flow_back(folder, tmp_path):
+    """Written for pairs, folders and videos, in one batch of both directions; the gray pictures hold what they say."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), dtype=np.uint8)
+    for k in range(3):
+        write_image(tmp_path / "noise" / f"{k}.png", noise[k])
+    with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
+        for frame in noise:
+            writer.write(frame)
+    predictor = Predictor(Sideways(), device="cpu", precision="fp32")
+    kinds, frames = ["flow", *BOTH_WAYS], [tmp_path / "noise" / f"{k}.png" for k in range(3)]
+    pair = job.predict_pair(predictor, *frames[:2], tmp_path / "pair", kinds)
+    assert [path.name for path in pair] == ["0.flo", "0_backward.flo", "0_occlusion.png", "0_uncertainty.png"]
+    assert predictor.model.calls == 1
+    assert np.allclose(read_flow(pair[1])[0], (3, 0))
+    stream = Stream(predictor, occlusion=True, uncertainty=True)
+    step = [stream(frame) for frame in noise[:2]][1]
+    hidden, unsure = (np.asarray(Image.open(path)) for path in pair[2:])
+    assert hidden.dtype == np.uint8 and np.abs(hidden / 255 - step.occlusion).max() <= 0.5 / 255 + 1e-6
+    assert unsure.dtype == np.uint16 and np.abs(unsure / 256 - step.uncertainty).max() <= 0.5 / 256 + 1e-6
+    written = job.predict_folder(predictor, tmp_path / "noise", tmp_path / "folder", kinds)
+    assert len(written) == 8 and (tmp_path / "folder" / "0_uncertainty.png").read_bytes() == pair[3].read_bytes()
+    written, problem = job.predict_video(predictor, tmp_path / "clip.mp4", tmp_path / "video", [*kinds, "color"])
+    assert len(written) == 9 and problem is None and all(path.is_file() for path in written)
 
 
 def test_pair_into_a_file(predictor, folder, tmp_path):
@@ -195,7 +239,7 @@ def test_a_scale_that_cannot_be(scale, predictor, folder, tmp_path):
 def test_the_smallest_and_largest_scale_are_drawn_without_a_warning(recwarn):
     flow = np.float32([[[9e8, -9e8], [1e-9, 0], [0, 0]]])
     for scale in (1e-6, 1e12):
-        assert job.flow_to_color(flow, scale).shape == (1, 3, 3)
+        assert flow_to_color(flow, scale).shape == (1, 3, 3)
     assert not recwarn.list
 
 
@@ -414,7 +458,8 @@ def test_scouting_seeks_and_shows_its_progress(predictor, tmp_path):
     assert all((image1 == every[k]).all() and (image2 == every[k + 1]).all() for k, image1, image2 in found)
     job.predict_video(predictor, video, tmp_path / "out", ["color"], progress=seen.append)
     assert predictor.model.calls == 39, "what was looked at is not computed again"
-    assert [state.what for state in seen] == ["color scale"] * 12 + [""] * 39
+    assert [state.what for state in seen] == [""] + ["color scale"] * 12 + [""] * 39
+    assert seen[0][:2] == (0, 39), "something is seen from the first second"
 
 
 def test_a_continued_folder_keeps_its_scale(predictor, folder, tmp_path):
@@ -531,7 +576,7 @@ def test_a_part_of_a_video(predictor, tmp_path, monkeypatch):
     with pytest.raises(Interrupt):
         job.predict_video(predictor, clip, tmp_path / "out", ["color", "npy"], **options, progress=stop)
     written, problem = job.predict_video(predictor, clip, tmp_path / "out", ["color", "npy"], **options)
-    assert predictor.model.calls == 3 + 4 and totals == [(1, 6), (2, 6), (3, 6)] and problem is None
+    assert predictor.model.calls == 3 + 4 and totals == [(0, 6), (1, 6), (2, 6), (3, 6)] and problem is None
     assert [path.name for path in written[1:]] == [f"clip_{k:06d}.npy" for k in range(20, 32, 2)]
     flow = read_flow(written[1])[0][0, 0]
     np.testing.assert_allclose(flow, [100 * (20 + 5 * k) / 255 for k in (20, 22)], atol=1.5)

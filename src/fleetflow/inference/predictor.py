@@ -283,14 +283,20 @@ class Predictor:
 
     def frame(self, image: Picture, name: str = "the frame") -> Tensor:
         """Returns a picture as networks take it, [1, 3, H, W] float32 in [0, 1] on the device; `name` is for errors."""
-        image = read_image(image) if isinstance(image, str | os.PathLike) else np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-            raise FleetflowError(f"{name} is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] RGB")
-        if image.ndim == 2 or image.shape[2] == 1:
-            image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-        image = np.require(image[..., :3], requirements=("C", "W"))  # torch warns at what it must not write into
+        image = as_rgb(image, name)
+        image = np.require(image, requirements=("C", "W"))  # torch warns at what it must not write into
         frame = torch.from_numpy(image).to(self.device)[None]
         return frame.permute(0, 3, 1, 2).float().div_(255)  # channels-last in memory, as the picture was
+
+
+def as_rgb(image: Picture, name: str) -> np.ndarray:
+    """Returns a picture or its file as uint8 [H, W, 3] RGB; raises FleetflowError for others, by `name`."""
+    image = read_image(image) if isinstance(image, str | os.PathLike) else np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise FleetflowError(f"{name} is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] RGB")
+    if image.ndim == 2 or image.shape[2] == 1:
+        image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    return image[..., :3]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

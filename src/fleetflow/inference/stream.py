@@ -13,16 +13,16 @@ from torch import Tensor
 
 from fleetflow.inference.device import Precision
 from fleetflow.inference.pace import Effort, Pace
-from fleetflow.inference.predictor import Picture, Predictor
+from fleetflow.inference.predictor import Picture, Predictor, as_rgb
 from fleetflow.io.live import Newest
 from fleetflow.layers.warm_start import reduced
 from fleetflow.models.base import Clip, FlowModel, resize
 from fleetflow.motion.confidence import confidence_of, judged
+from fleetflow.motion.cuts import CutState, is_cut
 from fleetflow.motion.splatting import splat_tensors
 from fleetflow.ops.constant import constant
 from fleetflow.types import FleetflowError, Prediction, size_of
 
-CUT = 0.15  # of the range from black to white: mean difference of thumbnails
 CARRIED = 8  # pixels: of so coarse a grid is the last flow, when it is moved along by itself
 
 
@@ -135,6 +135,7 @@ class Stream:
         self._budget = None if budget_ms is None else budget_ms / 1000
         self._pace: Pace | None = None
         self._last: _Last | None = None
+        self._cuts = CutState()
         self._closed = False
         self._lock = threading.RLock()
         self._sources: set[Newest] = set()
@@ -154,15 +155,16 @@ class Stream:
             if self._closed:
                 raise FleetflowError("the stream is closed; make a new one")
             began = time.perf_counter()
-            last, now = self._last, _Last(self.predictor.frame(frame), float(getattr(frame, "time", math.nan)))
+            picture, moment = as_rgb(frame, "the frame"), float(getattr(frame, "time", math.nan))
+            last, now = self._last, _Last(self.predictor.frame(picture), moment)
+            if last is not None and last.frame.shape != now.frame.shape:
+                old, new = ("x".join(map(str, one.frame.shape[2:])) for one in (last, now))
+                raise FleetflowError(f"a frame of {new} follows one of {old}; resize it, or call reset() first")
+            cut, self._cuts = is_cut(picture, CutState() if last is None else self._cuts)
             self.dropped += dropped
             if last is None:
                 self._last = now
                 return None
-            if last.frame.shape != now.frame.shape:
-                old, new = ("x".join(map(str, one.frame.shape[2:])) for one in (last, now))
-                raise FleetflowError(f"a frame of {new} follows one of {old}; resize it, or call reset() first")
-            cut = _is_cut(last.frame, now.frame)
             effort = self._effort(now.frame, iterations)
             known = last.found if last.effort is not None and last.effort.size == effort.size and not cut else None
             found, warm = self._predicted(last.frame, now.frame, known, effort)
@@ -299,9 +301,3 @@ def moved_along(flow: Tensor, motion: Tensor) -> Tensor:
 
 def _finite(found: Prediction) -> bool:
     return bool(found.flow.isfinite().all())
-
-
-def _is_cut(frame1: Tensor, frame2: Tensor) -> bool:
-    """Whether the frames [1, 3, H, W] are of different shots: thumbnails have little in common."""
-    small = [torch.nn.functional.adaptive_avg_pool2d(frame, (9, 16)) for frame in (frame1, frame2)]
-    return bool((small[0] - small[1]).abs().mean() > CUT)
