@@ -8,7 +8,7 @@ misses more, or the frames differ more, the uncertainty is never smaller.
 import json
 from functools import lru_cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,11 +97,12 @@ def judged(found: Prediction, frame1: Tensor, frame2: Tensor, confidence: Confid
 def known() -> dict[str, Confidence]:
     """Returns the maps of the package, by the first 16 digits of the SHA-256 of a network's weights, and "other"."""
     text = resources.files("fleetflow").joinpath("weights", "confidence.json").read_text()
-    return {
-        key: Confidence(**{field: tuple(value) if isinstance(value, list) else value
-                           for field, value in row.items() if field in Confidence._fields})
-        for key, row in json.loads(text).items()
-    }  # fmt: skip
+    return {key: _read(row) for key, row in json.loads(text).items()}
+
+
+def _read(row: dict[str, Any]) -> Confidence:
+    weights, score, bound, hidden = (tuple(row[name]) for name in ("weights", "score", "bound", "hidden"))
+    return Confidence(weights, score, bound, float(row["half"]), hidden)
 
 
 def confidence_of(sha256: str) -> Confidence:
