@@ -411,6 +411,17 @@ def test_a_long_clip_is_done_in_ranges_and_joined(tmp_path):
     assert not list((tmp_path / "out" / ".batch" / "parts").iterdir())
 
 
+def test_track_a_list(clips, tmp_path):
+    for k in range(3):
+        write_image(tmp_path / "frames" / f"{k}.png", np.random.default_rng(k).integers(0, 256, (64, 64, 3), np.uint8))
+    worker = a_worker(tmp_path / "out", Settings(do="track", device="cpu", grid=16))
+    for id, given, frames in (("one", clips / "c00.mp4", 8), ("two", tmp_path / "frames", 3)):
+        report = worker(Item(id, str(given)))
+        assert (report.outcome, report.frames) == ("done", frames), report
+        found = np.load(tmp_path / "out" / id / "tracks.npz")
+        assert found["tracks"].shape == (16, frames, 2) and found["occluded"].shape == (16, frames)
+
+
 def test_evaluate_a_list_of_data_sets(tmp_path):
     lay_out_example(tmp_path)
     worker = a_worker(tmp_path / "out", Settings(do="evaluate", device="cpu"))

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import fleetflow
+from fleetflow.inference.ahead import ahead
 from fleetflow.io.video import VideoReader, VideoWriter, frame_slice, join_videos
 from fleetflow.types import FleetflowError
 
@@ -314,3 +316,28 @@ def test_a_live_stream(videos):
         fleetflow.read_video(97)
     with pytest.raises(FleetflowError, match="live and cannot be cut"):
         fleetflow.read_video("tcp://127.0.0.1:1", every=2)
+
+
+def test_frames_are_made_ahead_and_no_thread_is_left():
+    made = []
+
+    def frames(broken: bool):
+        for k in range(9):
+            made.append(k)
+            yield k
+        if broken:
+            raise FleetflowError("the end is damaged")
+
+    before = threading.active_count()
+    assert list(ahead(frames(False))) == list(range(9))
+    found = ahead(frames(True))
+    with pytest.raises(FleetflowError, match="the end is damaged"):
+        assert [next(found) for _ in range(9)] == list(range(9)) and next(found)
+    made.clear()
+    found = ahead(frames(False), 2)
+    assert next(found) == 0
+    until = time.monotonic() + 20
+    while len(made) < 4 and time.monotonic() < until:  # the one that was taken, two that wait, one in the hand
+        time.sleep(0.01)
+    found.close()
+    assert made == [0, 1, 2, 3] and threading.active_count() == before

@@ -14,6 +14,7 @@ from fleetflow.types import FleetflowError
 try:
     import ray
     import ray.data
+    from ray.exceptions import GetTimeoutError, RayError
 except ImportError:
     raise FleetflowError("batches on Ray need ray; pip install 'fleetflow[batch]', or leave out --on ray") from None
 
@@ -61,10 +62,10 @@ class Ray:
         asked = ray.remote(_ready).options(**self._resources, max_retries=3).remote(self._job)
         try:
             found = ray.get(asked, timeout=BEGIN)
-        except ray.exceptions.GetTimeoutError:
+        except GetTimeoutError:
             resources = " ".join(f"{name}={count}" for name, count in self._resources.items())
             raise FleetflowError(f"the cluster has had no room ({resources}) for a worker in {BEGIN:.0f} s") from None
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             raise FleetflowError(f"no worker can begin ({str(error).splitlines()[-1]}); see Ray's logs") from None
         if isinstance(found, FleetflowError):
             raise found
@@ -83,11 +84,16 @@ class Ray:
             tasks = tasks.flat_map(_Plan(job), num_cpus=0)
             pool = ray.data.ActorPoolStrategy(size=self.workers)
             reports = tasks.map_batches(
-                _Actor, batch_size=1, compute=pool, fn_constructor_args=(job,), **self._resources
+                _Actor,
+                batch_size=1,
+                compute=pool,
+                fn_constructor_args=(job,),
+                num_cpus=self._resources.get("num_cpus"),
+                num_gpus=self._resources.get("num_gpus"),
             )
             for row in reports.iter_rows():
                 yield Report(**{**row, "reason": row["reason"] or None, "tasks": ()})
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             raise FleetflowError(f"Ray gave up ({str(error).splitlines()[-1]}); see its logs") from error
         finally:
             context.target_max_block_size, context.enable_progress_bars = before

@@ -240,8 +240,8 @@ class Store:
     def items(self, shard: str) -> Iterator[Item]:
         """Yields the items of one file of the list."""
         path = self.control("items", shard)
-        text = Path(path).read_text() if self.local else bytes(self.files.cat_file(path)).decode()
-        for line in text.splitlines():
+        found: Any = Path(path).read_bytes() if self.local else self.files.cat_file(path)
+        for line in found.decode().splitlines():
             yield Item(*json.loads(line))
 
     def count_items(self) -> int:

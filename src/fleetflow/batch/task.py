@@ -15,9 +15,10 @@ class Settings:
     """What the results of a batch depend on; those that `fleetflow predict` has, too, mean the same here.
 
     Attributes:
-        do: "predict", "motion", "track" or "evaluate".
+        do: "predict", "track" or "evaluate".
         format: of predict.
         split: pairs in a range of a long clip, each done by itself and then joined; 0: clips are not split.
+        grid: of track: pixels between the points in the first frame.
         dataset: of evaluate: how the pairs lie in each folder.
     """
 
@@ -32,6 +33,7 @@ class Settings:
     precision: "Precision" = "auto"
     memory: str | None = None
     split: int = 1000
+    grid: int = 32
     dataset: str = "pairs"
 
 

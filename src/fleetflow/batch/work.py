@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from errno import EDQUOT, ENOSPC, EROFS
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,13 +25,17 @@ from fleetflow.evaluation import records as tables
 from fleetflow.evaluation.evaluate import measure
 from fleetflow.evaluation.protocol import open_model
 from fleetflow.inference import files as job
+from fleetflow.inference.ahead import ahead
 from fleetflow.inference.color_scale import scouted, video_scouts
 from fleetflow.inference.device import use_threads
 from fleetflow.inference.memory import parse_bytes
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io import note
 from fleetflow.io.atomic import reason
+from fleetflow.io.images import list_frames, read_image
+from fleetflow.io.tracks import write_tracks
 from fleetflow.io.video import VideoReader, join_videos
+from fleetflow.motion.tracks import grid, track
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
 
@@ -48,9 +53,10 @@ class Worker:
             raise unknown("kind of work", self.settings.do, sorted(WORKS))
         self.predictor = _predictor(self.settings, own_device(self.settings.device, index))
         self.label = self.predictor.label()
-        other = [name for name in job.label or {} if job.label[name] != self.label.get(name)]
+        wanted = job.label or self.label
+        other = [name for name in wanted if wanted[name] != self.label.get(name)]
         if other:
-            own, wanted = (" ".join(f"{name}={each.get(name)}" for name in other) for each in (self.label, job.label))
+            own, wanted = (" ".join(f"{name}={each.get(name)}" for name in other) for each in (self.label, wanted))
             raise FleetflowError(
                 f"{socket.gethostname()} has {own}, the run {wanted}; say which with --device and --precision, and give "
                 "all machines the same weights"
@@ -259,7 +265,26 @@ def _evaluate(worker: Worker, path: Path, folder: Path, _) -> int:
     return 2 * len(result.pairs)
 
 
-WORKS: dict[str, Callable[[Worker, Path, Path, slice | None], int]] = {"predict": _predict, "evaluate": _evaluate}
+def _track(worker: Worker, path: Path, folder: Path, _) -> int:
+    """tracks.npz of points on a grid in the first frame, as `fleetflow track` writes it."""
+    reader = None if path.is_dir() else VideoReader(path)
+    frames = map(read_image, list_frames(path)) if reader is None else ahead(reader)
+    first = next(frames, None)
+    if first is None:
+        raise FleetflowError(f"{path} holds no picture; a track needs two or more")
+    points = grid(first.shape[:2], worker.settings.grid)
+    found = track(chain((first,), frames), points, worker.predictor)
+    write_tracks(folder / "tracks.npz", *found)
+    if reader is not None and reader.problem:
+        raise FleetflowError(reader.problem)
+    return found.points.shape[1]
+
+
+WORKS: dict[str, Callable[[Worker, Path, Path, slice | None], int]] = {
+    "predict": _predict,
+    "track": _track,
+    "evaluate": _evaluate,
+}
 
 
 def join(parts: list[Path], folder: Path, source: Path) -> None:

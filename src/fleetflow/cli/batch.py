@@ -16,7 +16,7 @@ def run(
     manifest: Positional[str],
     /,
     output: Output = "batch",
-    do: Literal["predict", "motion", "track", "evaluate"] = "predict",
+    do: Literal["predict", "track", "evaluate"] = "predict",
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "fastflownet",
     format: Annotated[Several[Format], tyro.conf.arg(aliases=["-f"])] = (),
     size: tuple[int, int] | None = None,
@@ -24,6 +24,7 @@ def run(
     iterations: int | None = None,
     warm_start: bool = False,
     split: int = 1000,
+    grid: int = 32,
     dataset: str = "pairs",
     on: Literal["local", "ray"] = "local",
     workers: int = 0,
@@ -44,7 +45,7 @@ def run(
         manifest: a clip a line; or .csv or .parquet with a column input, and perhaps id and frames. Local, or an address
             that fsspec knows.
         output: a folder, or an address that fsspec knows.
-        do: what to do with each clip; evaluate takes folders of pairs with truth.
+        do: what to do with each clip; track follows points, evaluate takes folders of pairs with truth.
         model: a network, NETWORK:CHECKPOINT, or a file that `fleetflow export` wrote.
         format: what predict writes, as of `fleetflow predict`.
         size: height and width at which the network sees the frames.
@@ -52,6 +53,7 @@ def run(
         iterations: refinement iterations of RAFT, GMA, DEQ-Flow.
         warm_start: let each pair start from where the one before it ended (RAFT, GMA, DEQ-Flow).
         split: pairs in a range of a long clip, each done by itself and then joined; 0: clips are not split.
+        grid: of track: pixels between the points in the first frame.
         dataset: of evaluate: how the pairs lie in each folder.
         on: local processes, or Ray: the cluster of RAY_ADDRESS, or one of this machine.
         workers: 0 takes one a GPU, or one for so many cores as --threads says.
@@ -72,7 +74,14 @@ def run(
 
     make_room(json)
     formats = flat(format) if format else Settings.format
-    ways = {"scale": scale, "iterations": iterations, "warm_start": warm_start, "split": split, "dataset": dataset}
+    ways = {
+        "scale": scale,
+        "iterations": iterations,
+        "warm_start": warm_start,
+        "split": split,
+        "grid": grid,
+        "dataset": dataset,
+    }
     ways |= {"device": device, "precision": precision, "memory": memory}
     settings = Settings(do, model, formats, size, **ways)
     with bar(f"{do} {manifest}", unit="clips") as progress:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleetflow.inference.ahead import ahead
 from fleetflow.inference.color_scale import SCOUTS, scouted, scouts, video_scouts
 from fleetflow.inference.pairing import check_sizes, scenes
 from fleetflow.inference.predictor import Predictor
@@ -337,7 +338,7 @@ class _Film:
             found = ((k, *images, self._name(k)) for k, *images in video_scouts(self.reader))
             scale = clip.scout(found, progress)
         reader = self.reader.among(whole * PART_FRAMES)
-        pairs = enumerate(pairwise(reader), whole * PART_FRAMES)
+        pairs = enumerate(pairwise(ahead(reader)), whole * PART_FRAMES)
         for part in count(whole):
             batch = islice(pairs, PART_FRAMES)
             first = next(batch, None)
