@@ -96,6 +96,28 @@ def test_a_lost_tail_is_a_problem_of_every_video(videos, name, tail, tmp_path):
         assert reader.problem or intact, (length, len(rest))
 
 
+RAW = {
+    "a.h264": ("libx264", "yuv420p", {}, {}),
+    "slices.h264": ("libx264", "yuv420p", {"slices": "4"}, {}),
+    "a.m2v": ("mpeg2video", "yuv420p", {}, {}),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+@pytest.mark.parametrize("tail", ["cut", "zeros"])
+def test_no_half_picture_from_a_stream_without_container(name, tail, tmp_path):
+    """It may end between two pictures, but where it ends within one, that is said."""
+    write(tmp_path / name, RAW[name])
+    pictures, whole, path = list(VideoReader(tmp_path / name)), (tmp_path / name).read_bytes(), tmp_path / f"cut{name}"
+    assert len(pictures) == 30
+    for share in np.random.default_rng(1).uniform(0.3, 0.99, 6):
+        length = int(len(whole) * share)
+        path.write_bytes(whole[:length] + bytes((len(whole) - length) * (tail == "zeros")))
+        reader = VideoReader(path)
+        rest = list(reader)
+        assert reader.problem or np.array_equal(rest, pictures[: len(rest)]), (length, len(rest))
+
+
 @pytest.mark.parametrize("name", [*KINDS, "uneven.mp4", "uneven.mkv"])
 def test_seeking_gives_the_same_as_decoding_everything(videos, name, tmp_path):
     if name.startswith("uneven"):

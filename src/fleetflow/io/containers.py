@@ -11,6 +11,7 @@ from av.container import InputContainer
 # FFmpeg's names of the containers we open. Left out on purpose: play lists, which open other files or addresses,
 # single pictures, and text, which FFmpeg renders as a film of a terminal.
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,gif,apng,asf,ogg,ivf,h264,hevc,mjpeg,m4v,yuv4mpegpipe,mxf"
+RAW_STREAMS = ("h264", "hevc", "mpegvideo", "m4v")  # pictures without a container
 _CLOCKS_FROM_ZERO = ("mov", "matroska")  # other containers begin anywhere, as a broadcast does
 _BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx", b"mfra", b"uuid", b"meta")
 _TAIL = 64  # bytes at the end of a file that are never all 0
@@ -33,7 +34,8 @@ def is_cut(path: Path) -> bool:
     """Returns True if the file ends before its container does.
 
     Known of mp4, mov, Matroska, WebM, AVI, MPEG-TS, FLV, GIF, animated PNG, IVF, Y4M, Ogg, ASF, MXF and raw streams of
-    JPEG; other files pass.
+    JPEG; other files pass. Of raw H.264 and MPEG the decoder tells. Of raw HEVC it cannot be known: its last picture may be
+    half a picture where such a file is cut, without a sign.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:

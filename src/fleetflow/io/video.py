@@ -20,7 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from fleetflow.io.atomic import existing, held, reading, reason, temporary_name, write_atomically, writing
 from fleetflow.io.audio import Sound
-from fleetflow.io.containers import clock_origin, is_cut, open_container
+from fleetflow.io.containers import RAW_STREAMS, clock_origin, is_cut, open_container
 from fleetflow.io.display import displayed
 from fleetflow.io.formats import recognized
 from fleetflow.io.frame import Frame, as_frame
@@ -213,6 +213,8 @@ class VideoReader:
         stream = self._picture_stream(container)
         # the decoder's threads stay within a frame: side by side, frames lose the mark of damage now and then
         stream.thread_type = "SLICE"
+        if container.format.name in RAW_STREAMS:  # nothing else tells that the last picture is cut
+            stream.thread_type, stream.codec_context.options = "NONE", {"err_detect": "explode"}
         damage, frame = None, None
         try:
             for packet in container.demux(stream):
