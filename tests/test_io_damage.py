@@ -1,6 +1,7 @@
 """Damaged, lying, and merely unfamiliar files: each is an error, a stated problem, or read as what it is."""
 
 import io as streams
+import os
 import struct
 import warnings
 import zlib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
+from fleetflow.inference.pairing import check_sizes
 from fleetflow.io import limits
 from fleetflow.io.flow import read_flow, write_flow
 from fleetflow.io.images import list_frames, read_deep_image, read_image, read_mask, write_image
@@ -271,6 +273,26 @@ def test_unsupported_pictures_have_their_own_message(content, name, words, tmp_p
     refused(tmp_path / name, content, words)
     if "mp4" not in name:
         refused(tmp_path / name, content, words, VideoReader)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
+@pytest.mark.parametrize("name", ["a.png", "a.flo", "a.mp4"])
+def test_a_pipe_is_refused_before_it_blocks(name, tmp_path):
+    path = tmp_path / name
+    os.mkfifo(path)
+    read = {".png": read_image, ".flo": read_flow, ".mp4": VideoReader}[path.suffix]
+    for look in (read, lambda path: check_sizes([(path, path)])):
+        with pytest.raises(FleetflowError, match=f"{name} is a pipe or device; expected a file"):
+            look(path)
+
+
+def test_what_is_wrong_with_no_picture(tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    for look in (read_image, lambda path: check_sizes([(path, path)])):
+        for name, words in (("empty", "it is empty"), ("text", "its first bytes are those of no picture")):
+            with pytest.raises(FleetflowError, match=rf"{name}.png cannot be read as a picture \({words}\)"):
+                look(tmp_path / f"{name}.png")
 
 
 def test_pictures_given_as_a_video(tmp_path):

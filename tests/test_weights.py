@@ -247,6 +247,13 @@ def in_wrappings(state: dict) -> dict[str, object]:
         "compiled, parallel": {f"module._orig_mod.{key}": value for key, value in state.items()},
         "compiled in part": {key.replace("decoder2.", "decoder2._orig_mod."): value for key, value in state.items()},
         "averaged": {**module, "n_averaged": torch.tensor(7)},
+        "fsdp": {f"_fsdp_wrapped_module.{key}": value for key, value in state.items()},
+        "fsdp of layers": {key.replace("decoder2.", "decoder2._fsdp_wrapped_module."): v for key, v in state.items()},
+        "layers that save memory": {
+            key.replace("decoder2.", "decoder2._checkpoint_wrapped_module._orig_mod."): v for key, v in state.items()
+        },
+        "deepspeed": {"module": module, "ds_config": {"bf16": {"enabled": True}}, "optimizer": None},
+        "with its epoch": (state, 5),
         "lightning": {"state_dict": lightning, "epoch": 3, "hyper_parameters": {"folder": Path("x")}},
         "lightning with a loss": {"state_dict": {**lightning, "loss.weight": torch.ones(3)}},
         "lightning, compiled": {"state_dict": {f"model._orig_mod.{key}": value for key, value in state.items()}},
@@ -272,6 +279,13 @@ def test_common_wrappings_are_read_and_nothing_is_executed(model, tmp_path, monk
         for key, value in model.state_dict().items():
             torch.testing.assert_close(loaded[key], value, msg=f"{name}: {key}", rtol=1e-3, atol=1e-3)
     assert not (tmp_path / "trap_was_sprung").exists()
+
+
+def test_averages_without_names(model, tmp_path):
+    """As torch_ema keeps them: their order is that of the parameters, but nothing says of which network."""
+    torch.save({"decay": 0.9, "shadow_params": list(model.parameters())}, tmp_path / "ema.pth")
+    with pytest.raises(FleetflowError, match="its tensors have an order, but no names"):
+        fleetflow.load(f"fastflownet:{tmp_path / 'ema.pth'}")
 
 
 def test_counters_of_old_files_may_be_missing(tmp_path):

@@ -6,10 +6,8 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from PIL import Image
-
-from fleetflow.io.atomic import reading
-from fleetflow.io.images import PILLOW_FORMATS
+from fleetflow.io.atomic import existing, reading
+from fleetflow.io.images import open_picture
 from fleetflow.types import FleetflowError
 
 
@@ -55,7 +53,7 @@ def check_sizes(clips: Sequence[Sequence[Path]]) -> None:
 
 def _size(path: Path) -> tuple[int, int]:
     """Height and width of a picture as `read_image` turns it, from its header."""
-    with reading(path, "a picture"), Image.open(path, formats=PILLOW_FORMATS) as image:
+    with reading(existing(path), "a picture"), open_picture(path) as image:
         width, height = image.size
         with suppress(Exception):  # broken metadata says nothing
             if image.format != "TIFF" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by 90 degrees

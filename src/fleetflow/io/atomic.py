@@ -27,7 +27,14 @@ def existing(path: str | os.PathLike) -> Path:
     """Returns the path of a file that is there, with `~` as the home folder; raises FleetflowError for others."""
     path = Path(path).expanduser()
     if not os.path.isfile(path):
-        raise FleetflowError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file")
+        what = (
+            "is a folder"
+            if os.path.isdir(path)
+            else "is a pipe or device"
+            if os.path.exists(path)
+            else "does not exist"
+        )
+        raise FleetflowError(f"{path} {what}; expected a file")
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from fleetflow.io.atomic import existing, reading, write_atomically
@@ -74,11 +74,28 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Image.Image, BytesIO]]:
         if path.stat().st_size > FILE_LIMIT:
             raise FleetflowError(f"{path} is longer than any picture is; expected at most 2 GiB")
         data = BytesIO(sound_png(path) if is_png else path.read_bytes())
-        with Image.open(data, formats=PILLOW_FORMATS) as image:
+        with open_picture(path, data) as image:
             present, packing = (data.getbuffer().nbytes, 24) if is_png else (path.stat().st_size, _packing(image))
             check_size(path, image.height, image.width, image.height * image.width * 3, present, packing)
             _check_end(image.format, data.getbuffer())
             yield image, data
+
+
+def open_picture(path: Path, data: BytesIO | None = None) -> Image.Image:
+    """Returns a picture of which only the header has been read, from the file or its bytes.
+
+    Raises:
+        FleetflowError: it has more pixels than Pillow takes.
+        ValueError: it is no picture.
+    """
+    try:
+        return Image.open(data or path, formats=PILLOW_FORMATS)
+    except Image.DecompressionBombError:
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        raise FleetflowError(f"{path} has more than {most:,} pixels, which are too many; make it smaller") from None
+    except UnidentifiedImageError:
+        what = "its first bytes are those of no picture" if path.stat().st_size else "it is empty"
+        raise ValueError(what) from None
 
 
 def _packing(image: Image.Image) -> int:

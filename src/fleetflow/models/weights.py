@@ -28,6 +28,8 @@ from fleetflow.types import FleetflowError
 FLOW_SCALE = 20  # pixels per unit of flow in which published networks are trained, unless a checkpoint says otherwise
 CHECKSUM = "sha256"  # in the header: of names, types, shapes and numbers, see `checksum`
 DEPTH = 4  # of dictionaries in dictionaries that are looked through for weights
+FEW = 4  # members of a list that may be state dictionaries
+WRAPPERS = "module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 
 
 def load(name: str | Path | ModelSpec, *, weights: bool = True) -> FlowModel:
@@ -155,6 +157,7 @@ def _torch_states(path: Path) -> Iterator[dict[str, Tensor]]:
     found = sorted(_dictionaries(content, (), DEPTH), key=lambda item: _rank(item[0]))
     if not found:
         code = "; it carries code, which fleetflow never runs" if _has_code(content) else ""
+        code = "; its tensors have an order, but no names" if _has_no_names(content) else code
         raise FleetflowError(
             f"{path} holds no state dictionary{code}; expected names with dense tensors of real numbers, as "
             "torch.save(model.state_dict(), path) writes them"
@@ -169,6 +172,8 @@ def _torch_states(path: Path) -> Iterator[dict[str, Tensor]]:
 
 def _dictionaries(content: object, place: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], dict]]:
     """Yields the dictionaries of names and tensors, however they are nested, with the keys that lead there."""
+    if isinstance(content, list | tuple) and len(content) <= FEW:  # as (state, epoch)
+        content = {str(k): value for k, value in enumerate(content) if isinstance(value, dict)}
     if not isinstance(content, dict) or not content or depth == 0:
         return
     tensors = {key: value for key, value in content.items() if isinstance(value, Stored) and isinstance(key, str)}
@@ -194,14 +199,20 @@ def _has_code(content: object) -> bool:
     return any(isinstance(value, Ignored) for value in values)
 
 
+def _has_no_names(content: object) -> bool:
+    """Whether it is, or holds, a list of tensors, such as the "shadow_params" of averaged weights."""
+    parts = [content, *(content.values() if isinstance(content, dict) else ())]
+    return any(isinstance(part, list | tuple) and any(isinstance(each, Stored) for each in part) for part in parts)
+
+
 def _spellings(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yields the state with its names as they are, then without what wrappers put before or between them.
 
-    "module." is DataParallel's and AveragedModel's, which counts in "n_averaged"; "_orig_mod." is torch.compile's; a
-    LightningModule calls the network as its author did, and may have other parts.
+    "module." is DataParallel's and AveragedModel's, which counts in "n_averaged"; "_orig_mod." is torch.compile's,
+    "_fsdp_wrapped_module." FSDP's, "_checkpoint_wrapped_module." that of layers which save memory; a LightningModule calls the network as its author did, and may have other parts.
     """
     yield state
-    state = {re.sub(r"(^|\.)(?:module|_orig_mod)\.", r"\1", _once(key)): value for key, value in state.items()}
+    state = {re.sub(rf"(^|\.)(?:{WRAPPERS})\.", r"\1", _once(key)): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if key != "n_averaged"}
     yield state
     for _ in range(2):
@@ -218,7 +229,7 @@ def _spellings(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 def _once(key: str) -> str:
     """The key with doubled wrappers ("module.module.") made one."""
-    return re.sub(r"(?:module\.|_orig_mod\.)+", lambda found: found.group().split(".")[0] + ".", key)
+    return re.sub(rf"(?:(?:{WRAPPERS})\.)+", lambda found: found.group().split(".")[0] + ".", key)
 
 
 def differences(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
