@@ -209,7 +209,8 @@ def _spellings(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yields the state with its names as they are, then without what wrappers put before or between them.
 
     "module." is DataParallel's and AveragedModel's, which counts in "n_averaged"; "_orig_mod." is torch.compile's,
-    "_fsdp_wrapped_module." FSDP's, "_checkpoint_wrapped_module." that of layers which save memory; a LightningModule calls the network as its author did, and may have other parts.
+    "_fsdp_wrapped_module." FSDP's, "_checkpoint_wrapped_module." that of layers which save memory; a LightningModule
+    calls the network as its author did, and may have other parts.
     """
     yield state
     state = {re.sub(rf"(^|\.)(?:{WRAPPERS})\.", r"\1", _once(key)): value for key, value in state.items()}
