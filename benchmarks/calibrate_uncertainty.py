@@ -32,6 +32,7 @@ from fleetflow.types import Prediction, Sample
 
 STORE = Path(__file__).parents[1] / "src" / "fleetflow" / "weights" / "confidence.json"
 SIZE = (256, 448)  # pixels of a picture, at most
+Samples = list[tuple[str, Sample]]  # by group
 PIXELS = 4000  # of a pair that the fit sees
 KNOTS = 12  # of the bound
 STEPS = 100  # of the fit, at most
@@ -73,11 +74,10 @@ def hidden_pixels(sample: Sample) -> Tensor:
     return outside if sample.occluded is None else outside | sample.occluded
 
 
-def collect(predictor: Predictor, files: Files) -> Found:
+def collect(predictor: Predictor, samples: Samples) -> Found:
     """Returns what the network finds in the pairs, and how it is."""
     found, generator = Found(), torch.Generator().manual_seed(0)
-    for k, pair in enumerate(files.pairs):
-        sample = middle(files[k])
+    for group, sample in samples:
         frames = [frame[None].contiguous(memory_format=torch.channels_last) for frame in (sample.frame1, sample.frame2)]
         prediction = predictor.predict_frames(*frames, clip=Clip(both_ways=True))
         height, width = sample.valid.shape
@@ -88,7 +88,7 @@ def collect(predictor: Predictor, files: Files) -> Found:
         found.seen.append(seen.flatten(1)[:, places].T)
         found.error.append(error.flatten()[places])
         found.hidden.append(hidden_pixels(sample).flatten()[places])
-        found.group.append(pair.group)
+        found.group.append(group)
         found.whole.append((prediction._replace(features=None), *frames, sample))
     return found
 
@@ -125,7 +125,8 @@ def _fit(seen: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[tuple[float, .
         return value
 
     optimizer.step(closure)
-    weights = [*softplus(raw).tolist(), constant.item()]
+    used = (seen != 0).any(0)  # a clue that a network does not give has no weight
+    weights = [*(softplus(raw) * used).tolist(), constant.item()]
     return tuple(weights), (seen @ torch.tensor(weights[:-1]) + weights[-1]).detach()
 
 
@@ -163,25 +164,26 @@ def main() -> None:
     splits = {split: one_a_clip(options.root, split, options.clips) for split in ("validation", "test")}
     if options.data:
         splits["real"] = pairs(options.data, without=(UNVERIFIED,))
+    samples = {
+        split: [(pair.group, middle(files[k])) for k, pair in enumerate(files.pairs)] for split, files in splits.items()
+    }
     every, tables = [], {}
     for name in options.networks:
         predictor = Predictor(name, precision=options.precision)
-        found = {split: collect(predictor, files) for split, files in splits.items()}
+        found = {split: collect(predictor, samples[split]) for split in samples}
         confidence = fitted([found["validation"]])
         every.append(found["validation"])
-        key = predictor.label()["sha256"][:16]
         store = {sha: row for sha, row in store.items() if row.get("network") != name}  # of weights before these
-        store[key] = {"network": name, **confidence._asdict()}
+        store[predictor.label()["sha256"][:16]] = {"network": name, **confidence._asdict()}
+        if len(every) > 1 or "other" not in store:
+            store["other"] = {"network": "other", **fitted(every)._asdict()}
+        write(store)
         tables[name] = {split: figures(found[split], confidence) for split in splits if split != "validation"}
         for one in found.values():
             one.whole.clear()
-        print(name, json.dumps(store[key]), flush=True)
-    store["other"] = {"network": "other", **fitted(every)._asdict()}
-    rounded = json.loads(json.dumps(store), parse_float=lambda text: float(f"{float(text):.4g}"))
-    write_atomically(
-        STORE, lambda temporary: temporary.write_text(json.dumps(rounded, indent=1, sort_keys=True) + "\n")
-    )
-    show(tables)
+        show({name: tables[name]})
+    if len(tables) > 1:
+        show(tables)
 
 
 def write(store: dict[str, dict]) -> None:

@@ -1,8 +1,10 @@
 """Streams: the same flows as pair by pair, warm starts, cuts, budgets, live sources, occlusion and uncertainty."""
 
 import gc
+import socket
 import threading
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,12 @@ def test_a_warm_start_ends_at_a_cut():
     assert [step.warm for step in steps] == [False, True, False, False, True]
 
 
+def test_a_search_that_goes_on_takes_fewer_iterations():
+    stream = fleetflow.Stream(adding(), warm_iterations=1)
+    steps = [step for step in map(stream, walk(4, 144, 256)) if step]
+    assert [step.iterations for step in steps] == [4, 1, 1]
+
+
 def test_both_directions_go_on_too():
     """The flow back is moved to where the surface went: against itself."""
     stream = fleetflow.Stream(adding(), occlusion=True)
@@ -127,14 +135,14 @@ def test_a_pace_keeps_the_budget_and_comes_back():
     whole = Effort((720, 1280), 12)
     pace, busy = Pace(0.05, whole), 0.2 / whole.cost()
     for _ in range(20):
-        pace.took(busy * pace.effort.cost())
+        pace.took(busy * pace.effort.cost(), pace.effort)
     assert busy * pace.effort.cost() <= 0.05 < busy * pace.efforts[pace.efforts.index(pace.effort) - 1].cost()
     slow = pace.effort
     for _ in range(20):
-        pace.took(10 * busy * pace.effort.cost())
+        pace.took(10 * busy * pace.effort.cost(), pace.effort)
     assert pace.effort == pace.efforts[-1]
     for _ in range(60):
-        pace.took(busy / 100 * pace.effort.cost())
+        pace.took(busy / 100 * pace.effort.cost(), pace.effort)
     assert pace.effort == whole != slow
 
 
@@ -171,6 +179,34 @@ def test_follow_gives_steps_and_counts_the_rest():
     stream = fleetflow.Stream(adding())
     steps = list(stream.follow(iter(walk(6, 16, 16))))
     assert len(steps) + 1 + stream.dropped == 6 and all(step.flow.shape == (16, 16, 2) for step in steps)
+
+
+def test_a_stream_over_the_network(tmp_path):
+    """MPEG-TS over a local connection: every frame is the first, a step, or counted as dropped."""
+    frames = walk(6, 64, 96)
+    with av.open(str(tmp_path / "clip.ts"), "w", format="mpegts") as container:
+        video = container.add_stream("mpeg2video", rate=25)
+        video.height, video.width, video.pix_fmt = 64, 96, "yuv420p"
+        for frame in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def send():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall((tmp_path / "clip.ts").read_bytes())
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        with fleetflow.Stream(adding()) as stream:
+            source = fleetflow.read_video(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+            steps = list(stream.follow(source))
+            assert len(steps) + 1 + stream.dropped == 6
+        thread.join()
+    assert all(
+        0 < step.time <= 0.2 + 1e-6 and step.interval == pytest.approx(0.04 * (1 + step.dropped)) for step in steps[1:]
+    )
 
 
 def test_an_error_of_the_source_arrives():

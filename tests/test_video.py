@@ -334,8 +334,9 @@ def test_a_live_stream(videos):
         thread.join()
     assert np.array_equal(found, pictures)
     assert np.allclose([frame.time for frame in found], [frame.time for frame in pictures], atol=1e-6)
-    with pytest.raises(FleetflowError, match="camera 97"):
-        fleetflow.read_video(97)
+    for camera in (97, "/dev/video97"):
+        with pytest.raises(FleetflowError, match="camera 97"):
+            fleetflow.read_video(camera)
     with pytest.raises(FleetflowError, match="live and cannot be cut"):
         fleetflow.read_video("tcp://127.0.0.1:1", every=2)
 

@@ -46,22 +46,22 @@ class Pace:
 
     def __init__(self, budget: float, whole: Effort):
         self.budget, self.efforts, self._at = budget, efforts(whole), 0
-        self._seconds: deque[float] = deque(maxlen=2 * MEASURED)
+        self._rates: deque[float] = deque(maxlen=2 * MEASURED)  # seconds for a unit of cost
         self._new = True
 
     @property
     def effort(self) -> Effort:
         return self.efforts[self._at]
 
-    def took(self, seconds: float) -> None:
-        """Says how long the last step took."""
+    def took(self, seconds: float, effort: Effort) -> None:
+        """Says how long the last step took, and what it was given."""
         if self._new:  # memory is taken and weights are packed
             self._new = False
             return
-        self._seconds.append(seconds)
-        if len(self._seconds) < MEASURED:
+        self._rates.append(seconds / effort.cost())
+        if len(self._rates) < MEASURED:
             return
-        rate = median(self._seconds) / self.effort.cost()
+        rate = median(self._rates)
         costs = [rate * effort.cost() for effort in self.efforts]
         if costs[self._at] > self.budget:
             fitting = [k for k, cost in enumerate(costs) if cost <= TIGHT * self.budget]
@@ -72,4 +72,4 @@ class Pace:
     def _go(self, place: int) -> None:
         if place != self._at:
             self._at, self._new = place, True
-            self._seconds.clear()
+            self._rates.clear()

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from fleetflow.motion.confidence import confidence_of, judged
 from fleetflow.motion.cuts import CutState, is_cut
 from fleetflow.motion.splatting import splat_tensors
 from fleetflow.ops.constant import constant
-from fleetflow.types import FleetflowError, Prediction, size_of
+from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
 CARRIED = 8  # pixels: of so coarse a grid is the last flow, when it is moved along by itself
 
@@ -66,7 +66,8 @@ class _Last(NamedTuple):
 
     frame: Tensor  # [1, 3, H, W]
     time: float
-    effort: Effort | None = None
+    size: Size | None = None  # at which the network saw it
+    features: Any = None  # what the network saw in it
     found: Prediction | None = None  # for this frame and the one before it; None behind a cut and for the first one
 
 
@@ -91,6 +92,7 @@ class Stream:
         uncertainty: bool = False,
         backward: bool = False,
         warm_start: bool = True,
+        warm_iterations: int | None = None,
         budget_ms: float | None = None,
         device: str = "auto",
         precision: Precision = "auto",
@@ -106,6 +108,8 @@ class Stream:
                 same batch: a step takes nearly twice as long.
             warm_start: begin each search with the last flow, moved along by itself, in networks that gain by it: RAFT,
                 GMA, DEQ-Flow. Behind a cut the search begins anew.
+            warm_iterations: refinement iterations of a search that begins with the last flow, which needs fewer; None: as
+                many as others.
             budget_ms: milliseconds that a step should take. Where it takes longer, refinement iterations become fewer
                 first, then the frames that the network sees smaller; where there is time, they grow again, up to what
                 was asked for. Each step says what it was given. None: no limit.
@@ -131,7 +135,9 @@ class Stream:
         maps = occlusion or uncertainty
         self._confidence = confidence_of(network.label()["sha256"]) if maps else None
         self._shares = network.model.shares_features
-        self._warm = warm_start
+        if warm_iterations is not None:
+            warm_iterations = network.model.iterations_of(warm_iterations)
+        self._warm, self._warm_iterations = warm_start, warm_iterations
         self._budget = None if budget_ms is None else budget_ms / 1000
         self._pace: Pace | None = None
         self._last: _Last | None = None
@@ -166,13 +172,16 @@ class Stream:
                 self._last = now
                 return None
             effort = self._effort(now.frame, iterations)
-            known = last.found if last.effort is not None and last.effort.size == effort.size and not cut else None
-            found, warm = self._predicted(last.frame, now.frame, known, effort)
-            step = self._step(found, last, now, began, cut, warm, dropped, effort)
-            kept = found._replace(features=None) if cut else found
-            self._last = now._replace(effort=effort, found=None if cut or not _finite(found) else kept)
+            same = last.size == effort.size
+            start = self._start(last.found) if self._warm and same and last.found is not None and not cut else None
+            if start is not None and self._warm_iterations is not None and effort.iterations is not None:
+                effort = effort._replace(iterations=min(self._warm_iterations, effort.iterations))
+            found = self._predicted(last.frame, now.frame, last.features if same else None, start, effort)
+            step = self._step(found, last, now, began, cut, start is not None, dropped, effort)
+            kept = None if cut or not bool(found.flow.isfinite().all()) else found._replace(features=None)
+            self._last = now._replace(size=effort.size, features=found.features, found=kept)
             if self._pace is not None:
-                self._pace.took(step.latency)
+                self._pace.took(step.latency, effort)
             return step
 
     def reset(self) -> None:
@@ -227,24 +236,21 @@ class Stream:
         return self._pace.effort
 
     def _predicted(
-        self, frame1: Tensor, frame2: Tensor, known: Prediction | None, effort: Effort
-    ) -> tuple[Prediction, bool]:
-        """The prediction, in both directions if there is need, and whether it began with the last flow."""
-        clip = (
-            Clip(None if known is None else known.features, self.both_ways) if self.both_ways or self._shares else None
-        )
-        start = self._start(known) if self._warm and known is not None else None
+        self, frame1: Tensor, frame2: Tensor, features: Any, start: Prediction | None, effort: Effort
+    ) -> Prediction:
+        """The prediction, in both directions if there is need. features: of frame1, if they are known."""
+        clip = Clip(features, self.both_ways) if self.both_ways or self._shares else None
         found = self.predictor.predict_frames(frame1, frame2, start, effort.iterations, clip, effort.size)
-        if self._confidence is not None:
-            found = judged(found, frame1, frame2, self._confidence)
-            asked = {"occlusion": found.occlusion, "uncertainty": found.uncertainty}
-            found = found._replace(**{name: value if self._asked[name] else None for name, value in asked.items()})
-        return found, start is not None
+        if self._confidence is None:
+            return found
+        found = judged(found, frame1, frame2, self._confidence)
+        asked = {"occlusion": found.occlusion, "uncertainty": found.uncertainty}
+        return found._replace(**{name: value if self._asked[name] else None for name, value in asked.items()})
 
     def _start(self, known: Prediction) -> Prediction | None:
         """Where a search begins: the network's own state, or the last flow (both, if both are wanted) moved along."""
         if known.state is not None and not self.both_ways:
-            return known
+            return Prediction(known.flow, state=known.state)
         if self.predictor.model.iterations is None:
             return None
         back = known.backward if self.both_ways else None  # leads where the surface came from; it goes on the other way
@@ -297,7 +303,3 @@ def moved_along(flow: Tensor, motion: Tensor) -> Tensor:
     moved, reached = splat_tensors(coarse, way, 4 * way.norm(dim=1, keepdim=True))
     moved = torch.where(reached[:, None], moved, coarse)
     return resize(moved, size) * constant((size[1] / grid[1], size[0] / grid[0]), moved)[:, None, None]
-
-
-def _finite(found: Prediction) -> bool:
-    return bool(found.flow.isfinite().all())

@@ -3,6 +3,7 @@
 import heapq
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from copy import copy
@@ -297,7 +298,7 @@ def read_video(
             print(picture.shape, picture.time)
 
     Args:
-        source: a video file, the index of a camera, or the address of a stream ("rtsp://...").
+        source: a video file, a camera (its index, or "/dev/video0"), or the address of a stream ("rtsp://...").
         frames: "A:B", from picture A (0 is the first) up to B, which is left out. None: all.
         every: 2 gives every second picture of those, and so on.
 
@@ -305,6 +306,8 @@ def read_video(
         FleetflowError: if the source is missing or has no picture that can be decoded, or `frames` is no range.
     """
     wanted = frame_slice(frames, every)
+    camera = re.fullmatch(r"/dev/video(\d+)", str(source))
+    source = int(camera[1]) if camera else source
     if isinstance(source, int) or "://" in str(source):
         if frames is not None or every != 1:
             raise FleetflowError(f"{source} is live and cannot be cut; leave frames and every out")
