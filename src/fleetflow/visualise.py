@@ -304,7 +304,7 @@ def trails(image: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.nda
     height, width = image.shape[:2]
     fine = Image.fromarray(image).resize((2 * width, 2 * height), Image.Resampling.BILINEAR)
     draw, radius = ImageDraw.Draw(fine, "RGBA"), max(height, width) / 200 + 2.5
-    places = points[:, 0] / np.float32((max(width - 1, 1), max(height - 1, 1)))
+    places = points[:, 0] / np.array((max(width - 1, 1), max(height - 1, 1)), np.float32)
     frames = points.shape[1]
     for path, seen, (x, y) in zip(2 * points + 1, visible, np.clip(places, 0, 1)):
         color = tuple(int(part) for part in (255 * x, 255 * (1 - x) * (1 - 0.6 * y) + 60 * y, 255 * y))

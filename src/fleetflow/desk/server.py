@@ -188,8 +188,9 @@ class Desk:
             sources = (EXAMPLE / "frame1.png", EXAMPLE / "frame2.png")
             names = tuple(path.name for path in sources)
         else:
-            known = isinstance(files, list) and all(isinstance(key, str) and key in session.files for key in files)
-            uploads = [session.files[key] for key in files] if known else []
+            keys = files if isinstance(files, list) else []
+            known = all(isinstance(key, str) and key in session.files for key in keys)
+            uploads = [session.files[key] for key in keys] if known else []
             kinds = [upload.kind for upload in uploads]
             if kinds not in (["picture", "picture"], ["clip"]):
                 raise FleetflowError("expected two pictures or one clip; choose them again")
@@ -247,7 +248,7 @@ class Desk:
         job, asked = self._done(request), (await _json(request)).get("points")
         points = []
         for point in asked if isinstance(asked, list) else []:
-            values = [point.get(name) for name in ("frame", "x", "y")] if isinstance(point, dict) else []
+            values: list[Any] = [point.get(name) for name in ("frame", "x", "y")] if isinstance(point, dict) else []
             sides = (job.done + 1, job.size[1], job.size[0])
             if len(values) != 3 or not all(
                 type(value) in (int, float) and 0 <= value < side for value, side in zip(values, sides)
@@ -373,11 +374,8 @@ def create_app(
         await run_in_threadpool(desk.queue.close)
         folder.cleanup()
 
-    app = Starlette(
-        routes=desk.routes(),
-        lifespan=lifespan,
-        exception_handlers={FleetflowError: _refused, HTTPException: _http_error, ClientDisconnect: _left},
-    )
+    handlers: dict[Any, Any] = {FleetflowError: _refused, HTTPException: _http_error, ClientDisconnect: _left}
+    app = Starlette(routes=desk.routes(), lifespan=lifespan, exception_handlers=handlers)
     app.state.desk = desk
     app.add_middleware(Guard, hosts=hosts)
     return app

@@ -36,4 +36,4 @@ def follow(job: Job, points: list[tuple[int, float, float]]) -> list[list[list[f
 
 
 def _within(places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return (places >= 0).all(-1) & (places <= np.array(size[::-1]) - 1).all(-1)
+    return np.asarray((places >= 0).all(-1) & (places <= np.array(size[::-1]) - 1).all(-1))

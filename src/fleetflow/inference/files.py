@@ -194,12 +194,15 @@ def predict_folder(
     """
     clips, formats = clips_of(folder, one_scene, frames, every), known_formats(formats, scale)
     _check_folder(output)
-    frames = list(chain.from_iterable(clips))
-    _check_names(folder, frames, output, formats)
+    pictures = list(chain.from_iterable(clips))
+    _check_names(folder, pictures, output, formats)
     check_sizes(clips)
     pairs = [pair for clip in clips for pair in pairwise(clip)]
     starts = {clip[0] for clip in clips}
-    origin = [str(folder.resolve()), _stamp(frames[0])]  # with a new first frame it is another clip, with another scale
+    origin = [
+        str(folder.resolve()),
+        _stamp(pictures[0]),
+    ]  # with a new first frame it is another clip, with another scale
     request = {**predictor.label(), "warm": warm_start, "folder": origin, "scale": scale}
     with lock_folder(output, f"predict {folder}"):
         remove_leftovers(output)

@@ -3,6 +3,7 @@
 import os
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def write_tracks(
         raise FleetflowError(
             f"the tracks are {list(points.shape)} and {list(occluded.shape)}; expected [N, T, 2], [N, T]"
         )
-    extra = {} if uncertainty is None else {"uncertainty": np.asarray(uncertainty, np.float32)}
+    extra: dict[str, Any] = {} if uncertainty is None else {"uncertainty": np.asarray(uncertainty, np.float32)}
     if path.suffix.lower() == ".npz":
         write_atomically(
             path, lambda temporary: np.savez_compressed(temporary, tracks=points, occluded=occluded, **extra)

@@ -33,7 +33,7 @@ def _trained_norm(x: Tensor, eps: float) -> Tensor:
 def _norm(x: Tensor, eps: float) -> Tensor:
     """[1, C, H, W] normalized. A batch norm sums by threads, in bfloat16 coarsely; in one order this is exact."""
     wide, count = torch.promote_types(x.dtype, torch.float32), x[0, 0].numel()
-    total = squares = 0
+    total = squares = x.new_zeros((), dtype=torch.float64)
     for strip in x.split(max(AT_ONCE // x[0, :, 0].numel(), 1), 2):
         strip = strip.to(wide)
         total = total + strip.sum((0, 2, 3)).double()

@@ -7,7 +7,7 @@ import torch
 
 from fleetflow.motion.arrays import Masked, Picture, as_tensor, like, mask_of
 from fleetflow.ops.warp import inside, pixel_grid
-from fleetflow.types import FleetflowError
+from fleetflow.types import FleetflowError, size_of
 
 MOST = 4000  # pixels that a fit looks at, evenly taken: more change the result by less than a hundredth of a pixel
 FEWEST = 8
@@ -82,7 +82,7 @@ def residual_motion(flow: Picture, matrix: np.ndarray) -> Masked:
         The residual flow, valid where the flow is a number.
     """
     vectors = as_tensor(flow, "flow", 2)
-    camera = _of_matrix(torch.as_tensor(np.asarray(matrix, np.float64)), tuple(vectors.shape[-2:]))
+    camera = _of_matrix(torch.as_tensor(np.asarray(matrix, np.float64)), size_of(vectors))
     return Masked(like(vectors - camera.to(vectors), flow), like(mask_of(None, vectors), flow))
 
 

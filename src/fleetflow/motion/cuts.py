@@ -72,7 +72,7 @@ def look(frame: np.ndarray) -> Look:
     pixels = (pixels - pixels.mean((0, 1))) / (
         pixels.std((0, 1)) + 4
     )  # 4 of 255 is what noise makes of a plain picture
-    bright = small @ np.float32((0.299, 0.587, 0.114))
+    bright = small @ np.array((0.299, 0.587, 0.114), np.float32)
     blue, red = 0.564 * (small[..., 2] - bright), 0.713 * (small[..., 0] - bright)  # ITU-R BT.601
     colors = [_histogram(bright / 256), _histogram(blue / 128 + 0.5), _histogram(red / 128 + 0.5)]
     return Look(pixels, np.stack(colors))
