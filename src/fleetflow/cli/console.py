@@ -38,15 +38,16 @@ class bar:
     def __call__(self, state: Sequence) -> None:
         done, total, *more = state
         what = more[0] if more else ""
-        if what != self.what and self.first is not None:
-            self.bar.reset(self.task)
-            self.first = done
-        self.what = what
-        if self.first is None:  # not before there is something to show: an error would stand behind an empty bar
-            self.first = done
+        first = self.first
+        if first is None:  # not before there is something to show: an error would stand behind an empty bar
             self.bar.start()
+        elif what != self.what:
+            self.bar.reset(self.task)
+        if first is None or what != self.what:
+            first = done
+        self.first, self.what = first, what
         elapsed = self.bar.tasks[0].elapsed or 0
-        moved = done - self.first + (self.first > 0)  # a job that begins with 0 has done nothing then
+        moved = done - first + (first > 0)  # a job that begins with 0 has done nothing then
         rate = f"{moved / elapsed:.1f} {self.unit}/s" if elapsed > 0 and moved else ""
         description = f"{self.title}: {what}" if what else self.title
         self.bar.update(self.task, description=description, completed=done, total=total, rate=rate)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Result(NamedTuple):
     uncertainty: np.ndarray | None = None
 
 
-def asked_of(formats: Sequence[str]) -> dict[str, bool]:
+def asked_of(formats: Sequence[str]) -> dict[str, Any]:
     """Returns what a `Stream` must be asked for, so that these formats can be written."""
     return {name: name in formats for name in BOTH_WAYS}
 
