@@ -84,6 +84,30 @@ def long_clip(
     return LongClip(frames, samples, paths.numpy(), seen.numpy(), np.array(follows), np.array(objects))
 
 
+def drawn_clip(
+    name: str,
+    *,
+    split: str = "validation",
+    count: int = 48,
+    slower: float = 1.0,
+    scale: float = 0.5,
+    points: Tensor | None = None,
+) -> LongClip:
+    """Returns a clip CLASS/NUMBER whose pace, swing and shake are drawn, too.
+
+    Args:
+        name: class and number.
+        slower: frames a second over 24; everything else as of `long_clip`.
+    """
+    kind, _, number = name.partition("/")
+    generator = np.random.default_rng(seed_of("drawn", split, name))
+    pace = float(np.exp(generator.uniform(np.log(0.04), np.log(0.3)))) * (0.5 if kind == "front" else 1)
+    swing = float(generator.choice([0, 0, 24, 32, 60]))
+    shake = float(generator.uniform(0.5, 4)) if kind == "shake" else float(generator.choice([0, 0, 1.5]))
+    motion = {"pace": pace / slower, "swing": swing * slower, "shake": shake / slower}
+    return long_clip(kind, int(number), split=split, count=count, scale=scale, points=points, **motion)
+
+
 def _steady(camera: Camera) -> Camera:
     """The camera with an exposure and white balance that drift evenly along the clip, from one drawn value to the next.
 

@@ -21,6 +21,7 @@ from fleetflow.inference.predictor import Predictor
 from fleetflow.inference.results import BOTH_WAYS
 from fleetflow.inference.stream import Stream
 from fleetflow.io.atomic import LOCK, lock_folder
+from fleetflow.io.exr import read_stmap, read_vectors
 from fleetflow.io.flow import read_flow, write_flow
 from fleetflow.io.images import list_frames, read_image, write_image
 from fleetflow.io.note import NAME
@@ -146,6 +147,9 @@ def test_pair_into_a_folder_in_every_format(predictor, tmp_path):
         assert valid.all() and np.abs(flow - (20, 40)).max() < 0.01, kind
     assert read_image(output / "1_color.png").shape == (100, 120, 3)
     assert read_image(output / "1_side.png").shape[1] > 240
+    assert read_image(output / "1_arrows.png").shape == read_image(output / "1_streamlines.png").shape == (100, 120, 3)
+    for flow in (read_vectors(output / "1.exr").forward, read_stmap(output / "1_stmap.exr")):
+        assert np.abs(flow - (20, 40)).max() < 0.01
 
 
 class Sideways(Brightness):

@@ -10,6 +10,7 @@ For a clip, choose one scale and give it to every frame, so that one color means
     pictures = [with_legend(flow_to_color(flow, scale), scale) for flow in flows]
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -409,6 +410,34 @@ def side_by_side(*pictures: np.ndarray, titles: tuple[str, ...] = ()) -> np.ndar
             draw.text((left + (width - font.getlength(title)) // 2, gap // 2), title, fill=TITLE_COLOR, font=font)
         left += width + gap
     return np.array(row)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray | None], captions: Sequence[str], width: int = 256) -> np.ndarray:
+    """Returns pictures [H, W, 3] uint8 in rows of up to six, each `width` pixels wide, with its caption of one or two lines.
+
+    Args:
+        pictures: one or more; None is an empty gray field.
+        captions: one for each.
+        width: pixels of each picture.
+    """
+    if not pictures or len(pictures) != len(captions):
+        raise FleetflowError(f"{len(pictures)} pictures and {len(captions)} captions were given; expected one for each")
+    empty = np.full((9, 16, 3), 128, np.uint8)
+    tiles = [Image.fromarray(_checked_picture(empty if picture is None else picture)) for picture in pictures]
+    tiles = [tile.resize((width, max(round(tile.height * width / tile.width), 1))) for tile in tiles]
+    font = ImageFont.load_default(max(width / 20, 10))
+    line, gap, columns = sum(font.getmetrics()) + 2, 8, min(len(tiles), 6)
+    cell = max(tile.height for tile in tiles) + 2 * line + gap
+    rows = math.ceil(len(tiles) / columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * cell + gap), GAP_COLOR)
+    draw = ImageDraw.Draw(sheet)
+    for place, (tile, caption) in enumerate(zip(tiles, captions)):
+        left, top = gap + place % columns * (width + gap), gap + place // columns * cell
+        sheet.paste(tile, (left, top))
+        for number, text in enumerate(caption.split("\n")[:2]):
+            at = (left, top + cell - 2 * line - gap + number * line)
+            draw.text(at, _cut(text, font, width), fill=TITLE_COLOR, font=font)
+    return np.array(sheet)
 
 
 def _cut(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

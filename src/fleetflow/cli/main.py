@@ -28,6 +28,7 @@ from fleetflow.cli.doctor import doctor
 from fleetflow.cli.evaluate import evaluate
 from fleetflow.cli.export import export
 from fleetflow.cli.models import models
+from fleetflow.cli.motion import motion
 from fleetflow.cli.predict import predict
 from fleetflow.cli.recipes import recipes
 from fleetflow.cli.submit import submit
@@ -48,6 +49,7 @@ BATCH = (batch.run, batch.manifest, batch.status, batch.retry)
 COMMANDS: dict[str, Callable | Group] = {
     "predict": predict,
     "track": track,
+    "motion": motion,
     "train": train,
     "adapt": adapt,
     "evaluate": evaluate,

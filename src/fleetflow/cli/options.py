@@ -10,7 +10,22 @@ T = TypeVar("T")
 Positional = tyro.conf.Positional
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Format = Literal[
-    "flo", "flow", "kitti", "npy", "npz", "pfm", "flo5", "color", "side", "backward", "occlusion", "uncertainty"
+    "flo",
+    "flow",
+    "kitti",
+    "npy",
+    "npz",
+    "pfm",
+    "flo5",
+    "color",
+    "side",
+    "arrows",
+    "streamlines",
+    "exr",
+    "stmap",
+    "backward",
+    "occlusion",
+    "uncertainty",
 ]
 
 # An option of several values that may also be given several times: `--set a=1 b=2 --set c=3`. `flat` joins them.

@@ -35,8 +35,9 @@ def predict(
         inputs: two pictures, one folder, or one video.
         output: a folder, or for two pictures also a file such as flow.flo or flow.png.
         model: a network, NETWORK:CHECKPOINT, or a file that `fleetflow export` wrote.
-        format: what to write; "color" and "side" are pictures (of a video: an mp4), "backward" is the flow back,
-            "occlusion" and "uncertainty" are gray pictures. Default: flo color, or what the suffix of the output says.
+        format: what to write; "color", "side", "arrows", "streamlines" are pictures (of a video: an mp4), "backward" is
+            the flow back, "occlusion" and "uncertainty" are gray pictures, "exr" and "stmap" are for compositing.
+            Default: flo color, or what the suffix of the output says.
         size: height and width at which the network sees the frames; the flow is that of the frames as they are.
         scale: pixels of motion shown at full color; chosen from the clip if not given.
         iterations: refinement iterations of RAFT, GMA, DEQ-Flow; their own if not given.

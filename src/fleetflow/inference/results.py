@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fleetflow.io.exr import check_exr, write_stmap, write_vectors
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_gray, write_image
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
-from fleetflow.visualise import checked_scale, flow_to_color, side_by_side, with_legend
+from fleetflow.visualise import arrows, checked_scale, flow_to_color, side_by_side, streamlines, with_legend
 
 # How each format of --format is named; {} is the name of the first frame without its suffix. "flow" is "flo", too.
 FORMATS = {
@@ -22,12 +23,16 @@ FORMATS = {
     "flo5": "{}.flo5",
     "color": "{}_color.png",
     "side": "{}_side.png",
+    "arrows": "{}_arrows.png",
+    "streamlines": "{}_streamlines.png",
+    "exr": "{}.exr",
+    "stmap": "{}_stmap.exr",
     "backward": "{}_backward.flo",
     "occlusion": "{}_occlusion.png",
     "uncertainty": "{}_uncertainty.png",
 }
 DEFAULT = ("flo", "color")
-PICTURES = ("color", "side")  # of a video these become one mp4 each
+PICTURES = ("color", "side", "arrows", "streamlines")  # of a video these become one mp4 each
 BOTH_WAYS = ("backward", "occlusion", "uncertainty")  # for which the flow back is needed
 STEPS = 256  # a pixel, in the picture of uncertainty, as in KITTI's disparities
 
@@ -59,6 +64,8 @@ def known_formats(formats: Sequence[str] | None, scale: float | None) -> list[st
     for kind in formats or ():
         if kind not in FORMATS:
             raise unknown("format", kind, sorted(FORMATS))
+        if FORMATS[kind].endswith(".exr"):
+            check_exr()
     if formats is not None and not formats:
         raise FleetflowError(f"no format was asked for; give one or more of {', '.join(FORMATS)}")
     return list(dict.fromkeys(formats or DEFAULT))
@@ -84,7 +91,8 @@ def write(path: Path, kind: str, found: Result, scale: float | None) -> None:
     Args:
         path: the file.
         kind: a key of FORMATS. "occlusion" is a gray picture, white where a pixel is hidden for sure; "uncertainty" one
-            of 16 bits, with the pixels that nine of ten flows are off by less than, times 256.
+            of 16 bits, with the pixels that nine of ten flows are off by less than, times 256. "exr" has the layer
+            "forward" of Nuke, "stmap" is for its node of that name.
         found: with what the format needs, see `asked_of`.
         scale: pixels at full color, for the kinds in PICTURES.
     """
@@ -96,6 +104,10 @@ def write(path: Path, kind: str, found: Result, scale: float | None) -> None:
     elif kind == "uncertainty":
         assert found.uncertainty is not None
         write_gray(path, np.clip(np.round(STEPS * found.uncertainty), 0, 65535).astype(np.uint16))
+    elif kind == "exr":
+        write_vectors(path, found.flow)
+    elif kind == "stmap":
+        write_stmap(path, found.flow)
     else:
         flow = found.backward if kind == "backward" else found.flow
         assert flow is not None
@@ -105,6 +117,10 @@ def write(path: Path, kind: str, found: Result, scale: float | None) -> None:
 def picture(kind: str, found: Result, scale: float | None) -> np.ndarray:
     """Returns the picture of one of the kinds in PICTURES, uint8 [H, W', 3]; `scale`: pixels at full color."""
     assert scale is not None  # chosen before the first picture is drawn
+    if kind == "arrows":
+        return arrows(found.image, found.flow)
+    if kind == "streamlines":
+        return streamlines(found.image, found.flow, scale=scale)
     drawn = with_legend(flow_to_color(found.flow, scale), scale)
     return side_by_side(found.image, drawn) if kind == "side" else drawn
 

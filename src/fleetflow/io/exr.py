@@ -126,6 +126,11 @@ def read_stmap(path: str | os.PathLike) -> np.ndarray:
     return np.stack((u, v), -1).astype(np.float32)
 
 
+def check_exr() -> None:
+    """Raises FleetflowError where OpenEXR is not installed."""
+    _library()
+
+
 def _library():
     try:
         import OpenEXR

@@ -21,11 +21,14 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOME` says the same, to be
     from fleetflow.motion.camera import camera_flow as camera_flow
     from fleetflow.motion.camera import fit_fundamental as fit_fundamental
     from fleetflow.motion.camera import fit_homography as fit_homography
+    from fleetflow.motion.camera import fit_similarity as fit_similarity
     from fleetflow.motion.camera import residual_motion as residual_motion
     from fleetflow.motion.consistency import occlusion as occlusion
     from fleetflow.motion.cuts import CutState as CutState
     from fleetflow.motion.cuts import find_cuts as find_cuts
     from fleetflow.motion.cuts import is_cut as is_cut
+    from fleetflow.motion.scores import ClipMotion as ClipMotion
+    from fleetflow.motion.scores import score as score
     from fleetflow.motion.splatting import splat as splat
     from fleetflow.motion.tracks import Tracks as Tracks
     from fleetflow.motion.tracks import grid as grid
@@ -35,9 +38,10 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOME` says the same, to be
 _HOME = {
     "algebra": ("compose", "crop", "inside", "invert", "resize", "sample"),
     "arrays": ("Masked",),
-    "camera": ("CameraFit", "camera_flow", "fit_fundamental", "fit_homography", "residual_motion"),
+    "camera": ("CameraFit", "camera_flow", "fit_fundamental", "fit_homography", "fit_similarity", "residual_motion"),
     "consistency": ("occlusion",),
     "cuts": ("CutState", "find_cuts", "is_cut"),
+    "scores": ("ClipMotion", "score"),
     "splatting": ("splat",),
     "tracks": ("Tracks", "grid", "track"),
     "warping": ("warp",),

@@ -86,6 +86,13 @@ def residual_motion(flow: Picture, matrix: np.ndarray) -> Masked:
     return Masked(like(vectors - camera.to(vectors), flow), like(mask_of(None, vectors), flow))
 
 
+def _median(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted median of values [P]."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
+
+
 def _of_matrix(matrix: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if matrix.shape != (3, 3):
         raise FleetflowError(f"the matrix is {list(matrix.shape)}; expected a homography [3, 3]")
@@ -127,7 +134,7 @@ def _matches(flow: Picture, valid: Picture | None):
     return cv2, start, start + vectors[rows[taken], columns[taken]]
 
 
-def fit_similarity(flow: np.ndarray, step: int = 4, rounds: int = 10) -> np.ndarray:
+def fit_similarity(flow: np.ndarray, weights: np.ndarray | None = None, step: int = 4, rounds: int = 10) -> np.ndarray:
     """Returns the pan, zoom and roll that most of a flow agrees with, as a homography float64 [3, 3]; needs no OpenCV.
 
     Weighted least squares with the weights of Geman and McClure: begun at the median motion, each round with the scale of
@@ -135,6 +142,7 @@ def fit_similarity(flow: np.ndarray, step: int = 4, rounds: int = 10) -> np.ndar
 
     Args:
         flow: [H, W, 2] pixels from frame1 to frame2.
+        weights: [H, W] how much each pixel counts; None: all alike.
         step: only every `step`-th pixel is looked at.
         rounds: of the weights.
     """
@@ -147,11 +155,12 @@ def fit_similarity(flow: np.ndarray, step: int = 4, rounds: int = 10) -> np.ndar
     # u = grow x - turn y + pan_x, v = turn x + grow y + pan_y, about the middle of the picture
     design = np.concatenate((np.stack((x, -y, ones, zeros), 1), np.stack((y, x, zeros, ones), 1)))
     wanted = vectors.T.ravel()
-    found = np.array([0, 0, *np.median(vectors, 0)])
+    prior = np.ones(len(x)) if weights is None else weights[step // 2 :: step, step // 2 :: step].ravel()
+    found = np.array([0, 0, *(_median(part, prior) for part in vectors.T)])
     for _ in range(rounds):
         missed = np.square((design @ found - wanted).reshape(2, -1)).sum(0)
-        scale = max(np.median(missed), 0.01)  # square pixels
-        weight = np.tile(1 / np.square(1 + missed / scale), 2)[:, None]
+        scale = max(_median(missed, prior), 0.01)  # square pixels
+        weight = np.tile(prior / np.square(1 + missed / scale), 2)[:, None]
         found = np.linalg.solve(design.T @ (weight * design) + 1e-9 * np.eye(4), design.T @ (weight[:, 0] * wanted))
     grow, turn, *pan = found
     matrix = np.array([[1 + grow, -turn, 0], [turn, 1 + grow, 0], [0, 0, 1]])

@@ -1,0 +1,120 @@
+"""Scores of generated clips whose motion is known: rank correlations, cuts of generated edits, and what a pair costs.
+
+python benchmarks/motion_score.py docs/lab/motion_score.json
+
+Clips have 12 frames of 512x288, edits are 8 shots of 6 to 11 of them. Constants were chosen on split=validation;
+split=test is reported.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from long_clips import LongClip, drawn_clip
+
+import fleetflow
+from fleetflow.data.datasets.footage import seed_of
+from fleetflow.evaluation.baselines import classical
+from fleetflow.inference.device import use_threads
+from fleetflow.motion.cuts import START, find_cuts, is_cut
+from fleetflow.motion.scores import RATE, WIDTH, score
+
+KINDS = ("moving", "ground", "shake", "pan", "drive", "front", "small", "plain")
+SHOTS, EDITS = 8, 20
+
+
+def ranks(values: list[float]) -> np.ndarray:
+    """Returns ranks from 0; equal values share the mean of theirs."""
+    values = np.asarray(values)
+    return np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values])
+
+
+def spearman(one: list[float], other: list[float]) -> float:
+    return float(np.corrcoef(ranks(one), ranks(other))[0, 1])
+
+
+def f1_of_cuts(clips: dict[str, LongClip], split: str) -> dict[str, float]:
+    """Returns the hits, misses, false alarms and F1 of cuts in edits; one cut in seven is to the same place, mirrored."""
+    generator = np.random.default_rng(seed_of("edits", split))
+    hits = misses = false = 0
+    for _ in range(EDITS):
+        frames, true, last = [], [], ""
+        for shot in range(SHOTS):
+            mirrored = bool(last) and generator.uniform() < 1 / 7
+            name = last if mirrored else str(generator.choice([name for name in clips if name != last]))
+            part = clips[name].frames[: int(generator.integers(6, 12))]
+            true += [len(frames)] if shot else []
+            frames += [np.ascontiguousarray(frame[::-1, ::-1]) for frame in part] if mirrored else part
+            last = "" if mirrored else name
+        found = find_cuts(frames)
+        hits += len({*found} & {*true})
+        misses += len({*true} - {*found})
+        false += len({*found} - {*true})
+    return {"hits": hits, "misses": misses, "false alarms": false, "f1": 2 * hits / (2 * hits + misses + false)}
+
+
+def cost(frames: list[np.ndarray], network, dis, runs: int = 3) -> dict[str, float]:
+    """Returns milliseconds of processor time a looked-at pair, the least of some runs, and ratios to DIS alone."""
+
+    def least(action) -> float:
+        times = []
+        for _ in range(runs):
+            start = time.process_time()
+            action()
+            times.append(time.process_time() - start)
+        return 1000 * min(times) / (len(frames) - 1)
+
+    from PIL import Image
+
+    size = (WIDTH, round(frames[0].shape[0] * WIDTH / frames[0].shape[1]))
+    small = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames]
+    times = {
+        "score": least(lambda: score(frames, network, fps=RATE)),
+        "score with dis": least(lambda: score(frames, dis, fps=RATE)),
+        "dis at 256": least(lambda: [dis(a, b) for a, b in zip(small, small[1:])]),
+        "dis at the size of the clip": least(lambda: [dis(a, b) for a, b in zip(frames, frames[1:])]),
+        "cuts": least(lambda: [is_cut(frame, START) for frame in frames]),
+    }
+    return {"pixels": list(frames[0].shape[:2]), "ms": times}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--model", default="fastflownet")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--number", type=int, default=3, help="clips of each class")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    use_threads(given.threads)
+    network, method = fleetflow.Predictor(given.model), classical("dis")
+    networks = {given.model: network, "dis": lambda first, second: method(first, second)}
+    names = [f"{kind}/{number}" for number in range(given.number) for kind in KINDS]
+    clips = {name: drawn_clip(name, split=given.split, count=12, slower=0.5, scale=1.0) for name in names}
+    true = {
+        part: [float(getattr(clip, part).mean()) * RATE * WIDTH / clip.frames[0].shape[1] for clip in clips.values()]
+        for part in ("camera", "objects")
+    }
+    result: dict = {"model": given.model, "split": given.split, "clips": len(clips), "spearman": {}}
+    for label, each in networks.items():
+        found = [score(clip.frames, each, fps=RATE) for clip in clips.values()]
+        result["spearman"][label] = {
+            part: spearman(true[part], [getattr(row, part) for row in found]) for part in ("camera", "objects")
+        }
+        result.setdefault("rows", {})[label] = [
+            [name, *(round(true[part][k], 2) for part in true), round(row.camera, 2), round(row.objects, 2)]
+            for k, (name, row) in enumerate(zip(clips, found))
+        ]
+        print(label, result["spearman"][label], flush=True)
+    result["cuts"] = f1_of_cuts(clips, given.split)
+    print("cuts", result["cuts"], flush=True)
+    result["cost"] = cost(clips[names[0]].frames, network, networks["dis"])
+    print("cost", json.dumps(result["cost"]))
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

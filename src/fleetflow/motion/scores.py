@@ -1,0 +1,296 @@
+"""How a clip moves, in a row of numbers: to sort and choose clips by, without looking at them.
+
+Lengths are counted at a width of 256 pixels, whatever the clip's own: `256 px/s` is one width of the picture a second.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+
+from fleetflow.io.table import Value
+from fleetflow.io.video import VideoReader
+from fleetflow.motion.camera import camera_flow, fit_similarity
+from fleetflow.motion.cuts import START, Look, is_cut
+from fleetflow.motion.tracks import Network
+from fleetflow.motion.warping import warp
+from fleetflow.types import FleetflowError
+
+WIDTH = 256  # pixels at which clips are looked at
+RATE = 12.0  # looked-at frames a second
+RUNS, RUN = 4, 16  # parts of a clip whose flow is predicted, and pairs of each
+WHOLE = 12.0  # seconds up to which all of a clip is looked through for cuts and periods; of a longer one its runs alone
+
+NOISE = 0.15  # pixels between two looked-at frames: what is under it counts as no motion
+MOVES = 6.0  # px/s from which a pixel, or a part of the motion, counts as moving
+PERIODIC = 0.5  # strength from which a clip counts as periodic
+SHORTEST = 0.33  # seconds of a period
+MISFIT = 0.1  # of the camera's motion, by which the flow and the fit may differ where nothing else moves
+UNTOLD = 0.25  # weight of a pixel that shows neither motion nor rest
+SMOOTH = ImageFilter.BoxBlur(1)
+STILL = 0.05  # mean difference of small pictures, in deviations, that noise alone may make
+
+
+@dataclass(frozen=True)
+class ClipMotion:
+    """How a clip moves. px are pixels at a width of 256; per second means of the clip's own time."""
+
+    seconds: float  # length of the clip
+    looked: float  # seconds of it that were looked through for cuts and periods
+    pairs: int  # pairs of frames whose flow was predicted
+    kind: str  # "static", "camera", "objects" or "camera and objects": what moves by 6 px/s or more
+    motion: float  # px/s: mean length of the flow
+    moving_share: float  # 0 to 1: of the picture that moves by 6 px/s or more
+    camera: float  # px/s: mean length of the part that a pan, zoom and roll of the whole picture explain
+    objects: float  # px/s: mean length of what is left
+    pan_x: float  # px/s to the right: that of the picture; a camera that turns to the right moves it to the left
+    pan_y: float  # px/s downwards
+    zoom: float  # percent a second; over 0: things grow
+    roll: float  # degrees a second; over 0: the picture turns clockwise
+    shake: float  # px: how far the picture is off an even path, seen 12 times a second
+    cuts: int  # other shots that begin in what was looked through
+    period: float  # seconds after which the picture comes back; not a number where it does not
+    periodic: float  # 0 to 1: how well it does
+    sharpness: float  # 0 to 1: fine detail of what moves, beside coarse; not a number where nothing does
+
+
+COLUMNS = tuple(field.name for field in fields(ClipMotion))
+
+
+def score(source: str | Path | Sequence[np.ndarray], network: Network, fps: float | None = None) -> ClipMotion:
+    """Returns how a clip moves.
+
+        fleetflow.motion.score("clip.mp4", fleetflow.Predictor("fastflownet")).camera
+
+    At most 64 pairs are predicted, in four runs spread over the clip, each frame 256 pixels wide. A video is sought, not
+    decoded from its beginning, where it is longer than 12 seconds and its file allows that.
+
+    Args:
+        source: a video, or its frames, uint8 [H, W, 3] RGB.
+        network: from two pictures to the flow [H, W, 2] between them: a `fleetflow.Predictor`, or any function.
+        fps: frames a second, for frames that know no time; None takes 25.
+
+    Raises:
+        FleetflowError: if there is no video, or it has fewer than two frames.
+    """
+    return measure(source, network, fps)[0]
+
+
+def measure(
+    source: str | Path | Sequence[np.ndarray], network: Network, fps: float | None = None
+) -> tuple[ClipMotion, np.ndarray]:
+    """Returns what `score` does, and the looked-at frame in the middle, uint8 [h, 256, 3]."""
+    parts, rate, seconds = _of_video(source) if isinstance(source, str | Path) else _of_frames(source, fps or 25.0)
+    found = [_shots(part) for part in parts]
+    shots = [shot for each in found for shot in each]
+    looked = sum(map(len, shots))
+    if looked < 2:
+        name = source if isinstance(source, str | Path) else "the clip"
+        raise FleetflowError(f"{name} has one frame; a motion needs two: give a longer clip")
+    runs = [[_pair(*pair, network) for pair in zip(run, run[1:])] for run in _runs(shots)]
+    pairs = [pair for run in runs for pair in run]
+    period, strength = _period(max(shots, key=len), rate)
+    means = {name: rate * _mean([getattr(pair, name) for pair in pairs]) for name in _Pair._fields[:7]}
+    kinds = [name for name in ("camera", "objects") if means[name] >= MOVES]
+    clip = ClipMotion(
+        seconds=round(seconds, 3),
+        looked=round(min(looked / rate, seconds), 3),
+        pairs=len(pairs),
+        kind=" and ".join(kinds) or "static",
+        moving_share=_mean([float((pair.lengths * rate >= MOVES).mean()) for pair in pairs]),
+        shake=_shake(runs),
+        cuts=len(shots) - len(found),
+        period=period,
+        periodic=strength,
+        sharpness=_sharpness(pairs, rate),
+        **means,
+    )
+    frames = [frame.picture for shot in shots for frame in shot]
+    return clip, frames[len(frames) // 2]
+
+
+def row_of(path: Path, network: Network) -> tuple[dict[str, Value], np.ndarray | None]:
+    """Returns a row of a table for a clip, and a picture of it; of a clip that cannot be read the row says why."""
+    try:
+        clip, picture = measure(path, network)
+    except FleetflowError as error:
+        return {"clip": str(path), **dict.fromkeys(COLUMNS), "problem": str(error)}, None
+    return {"clip": str(path), **asdict(clip), "problem": None}, picture
+
+
+def caption(row: dict[str, Value]) -> str:
+    """Returns two lines on a clip, for a sheet: its name, and its main figures."""
+    name = Path(str(row["clip"])).name
+    if row["problem"]:
+        return f"{name}\ncannot be read"
+    figures = f"camera {row['camera']:.0f}  objects {row['objects']:.0f}  shake {row['shake']:.1f}"
+    return f"{name}\n{figures}" + f"  cuts {row['cuts']}" * bool(row["cuts"])
+
+
+class _Frame(NamedTuple):
+    """What is kept of a looked-at frame."""
+
+    picture: np.ndarray  # uint8 [h, 256, 3]
+    look: Look
+
+
+class _Pair(NamedTuple):
+    """What is measured of two looked-at frames, in pixels, percent and degrees from one to the other."""
+
+    motion: float
+    camera: float
+    objects: float
+    pan_x: float
+    pan_y: float
+    zoom: float
+    roll: float
+    lengths: np.ndarray  # [h, w] of the flow
+    detail: np.ndarray  # [2, h, w] fine and coarse detail of the first frame
+
+
+def _of_video(path: str | Path) -> tuple[list[Iterable[np.ndarray]], float, float]:
+    """The parts of a video to look through, looked-at frames a second, and the length in seconds."""
+    reader = VideoReader(path)
+    fps = float(reader.fps)
+    step = max(1, round(fps / RATE))
+    if reader.frames is None or reader.frames <= WHOLE * fps:
+        end = math.ceil(WHOLE * fps)
+        return [reader.part(0, end, step)], fps / step, (reader.frames or end) / fps
+    length = RUN * step + 1
+    starts = np.linspace(0, reader.frames - length, RUNS).astype(int).tolist()
+    return [reader.part(start, start + length, step) for start in starts], fps / step, reader.frames / fps
+
+
+def _of_frames(frames: Sequence[np.ndarray], fps: float) -> tuple[list[Iterable[np.ndarray]], float, float]:
+    step = max(1, round(fps / RATE))
+    return [frames[::step]], fps / step, len(frames) / fps
+
+
+def _shots(frames: Iterable[np.ndarray]) -> list[list[_Frame]]:
+    """The looked-at frames, told apart by shots; at least one, which may be empty."""
+    shots, state = [[]], START
+    for frame in frames:
+        cut, state = is_cut(frame, state)
+        if cut:
+            shots.append([])
+        height = max(round(frame.shape[0] * WIDTH / frame.shape[1]), 8)
+        picture = Image.fromarray(np.asarray(frame)).resize((WIDTH, height), Image.Resampling.BOX)
+        shots[-1].append(_Frame(np.asarray(picture), state.last))
+    return shots
+
+
+def _runs(shots: list[list[_Frame]]) -> list[list[np.ndarray]]:
+    """RUNS parts of the shots, evenly taken, of up to RUN + 1 pictures each."""
+    parts = [shot[start : start + RUN + 1] for shot in shots for start in range(0, len(shot) - 1, RUN)]
+    chosen = sorted({round(place) for place in np.linspace(0, len(parts) - 1, RUNS)}) if parts else []
+    return [[frame.picture for frame in parts[place]] for place in chosen]
+
+
+def _pair(first: np.ndarray, second: np.ndarray, network: Network) -> _Pair:
+    flow = np.nan_to_num(network(first, second)).astype(np.float64)
+    shown, weights = _evidence(first, second, flow)
+    flow = np.where(shown[..., None], flow, 0)
+    matrix = fit_similarity(flow, weights)
+    camera = camera_flow(matrix, flow.shape[:2]).value
+    amount = np.linalg.norm(camera, axis=-1).mean()
+    if amount < NOISE:
+        matrix, camera, amount = np.eye(3), np.zeros_like(flow), 0.0
+    left = np.where(shown | (weights == 1), np.linalg.norm(flow - camera, axis=-1), 0)
+    lengths = np.linalg.norm(np.where((shown | (weights == 1))[..., None], flow, camera), axis=-1)
+    middle = camera[flow.shape[0] // 2, flow.shape[1] // 2]
+    return _Pair(
+        motion=_over_noise(lengths),
+        camera=float(amount),
+        objects=_over_noise(left - MISFIT * np.linalg.norm(camera, axis=-1)),
+        pan_x=float(middle[0]),
+        pan_y=float(middle[1]),
+        zoom=50 * float(np.log(np.linalg.det(matrix[:2, :2]))),
+        roll=math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])),
+        lengths=lengths,
+        detail=_detail(first),
+    )
+
+
+def _evidence(first: np.ndarray, second: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pictures show the motion, bool [h, w], and how much each pixel tells of the camera, [h, w].
+
+    A motion is shown where the second picture, warped by it, is more like the first one than as it is. Elsewhere nothing
+    moves, if the picture has a texture there; a plain or noisy surface tells little, and counts a quarter.
+    """
+    before, after = (
+        np.asarray(Image.fromarray(each).convert("L").filter(SMOOTH), np.float32) for each in (first, second)
+    )
+    still, moved = np.abs(before - after), np.abs(before - warp(after, flow.astype(np.float32)))
+    texture = np.abs(before - _blurred(before))
+    still, moved, texture = (_blurred(each) for each in (still, moved, texture))
+    noise = np.median(np.minimum(still, moved))
+    shown = moved < 0.8 * still - 0.3
+    resting = ~shown & (texture > 2 * noise + 1) & (still < 0.5 * texture)
+    return shown, np.where(shown | resting, 1.0, UNTOLD)
+
+
+def _blurred(plane: np.ndarray, radius: int = 3) -> np.ndarray:
+    """The plane [h, w] of means over squares of 2 radius + 1 pixels."""
+    tensor = torch.from_numpy(plane)[None, None]
+    return F.avg_pool2d(tensor, 2 * radius + 1, 1, radius, count_include_pad=False)[0, 0].numpy()
+
+
+def _over_noise(lengths: np.ndarray) -> float:
+    return float(np.where(lengths > NOISE, lengths, 0).mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def _shake(runs: list[list[_Pair]]) -> float:
+    """Root mean square distance of the picture from an even path.
+
+    A pan is compared with the mean of the pans before and after; of places that each are off by a variance of 1 that has a
+    variance of 5.
+    """
+    apart = []
+    for run in runs:
+        pans = np.array([(pair.pan_x, pair.pan_y) for pair in run]).reshape(-1, 2)
+        apart.append(pans[1:-1] - (pans[:-2] + pans[2:]) / 2)
+    jumps = np.concatenate(apart) if apart else np.zeros((0, 2))
+    return float(np.sqrt(np.square(jumps).sum(1).mean() / 5)) if len(jumps) else 0.0
+
+
+def _period(shot: list[_Frame], rate: float) -> tuple[float, float]:
+    """After how many seconds the pictures of a shot come back, and how well: 1 when they are the same as before.
+
+    The mean difference of pictures some time apart falls to 0 where that time is a period. It is compared with the
+    largest difference at a shorter time.
+    """
+    pictures = np.stack([frame.look.pixels for frame in shot])
+    first, last = math.ceil(SHORTEST * rate), len(pictures) // 2
+    apart = np.array([np.abs(pictures[lag:] - pictures[: len(pictures) - lag]).mean() for lag in range(last + 1)])
+    best, strength = math.nan, 0.0
+    for lag in range(max(first, 2), last):
+        highest = apart[:lag].max()
+        dip = 1 - apart[lag] / highest if highest > STILL else 0.0
+        if apart[lag] <= min(apart[lag - 1], apart[lag + 1]) and dip > strength + 0.05:
+            best, strength = lag / rate, float(dip)
+    return (best if strength >= PERIODIC else math.nan), strength
+
+
+def _detail(picture: np.ndarray) -> np.ndarray:
+    """[2, h, w] how much a picture differs from itself smoothed a little, and smoothed a lot."""
+    gray = Image.fromarray(picture).convert("L")
+    plain = np.asarray(gray, np.float32)
+    smooth = [np.asarray(gray.filter(ImageFilter.BoxBlur(radius)), np.float32) for radius in (1, 4)]
+    return np.abs(plain - np.stack(smooth))
+
+
+def _sharpness(pairs: list[_Pair], rate: float) -> float:
+    """Fine detail over coarse detail where something moves."""
+    moving = [pair.lengths * rate >= MOVES for pair in pairs]
+    fine, coarse = (sum(float(pair.detail[k][mask].sum()) for pair, mask in zip(pairs, moving)) for k in (0, 1))
+    return min(fine / coarse, 1.0) if coarse > sum(map(np.sum, moving)) else math.nan  # by a level of gray at least

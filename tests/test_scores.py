@@ -1,0 +1,165 @@
+"""How clips move: figures of clips whose motion is known, with a network that knows it, too; tables; the sheet."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from fleetflow import FleetflowError
+from fleetflow.cli import main as cli
+from fleetflow.io.table import write_table
+from fleetflow.io.video import VideoWriter
+from fleetflow.motion.scores import caption, row_of, score
+from fleetflow.visualise import contact_sheet
+
+HEIGHT, WIDTH, FPS = 144, 256, 12.0
+
+
+def wide(seed: int = 1) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (60, 120, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(small).resize((960, 480), Image.Resampling.BICUBIC))
+
+
+def filmed(at: list[tuple[int, int]], thing: list[tuple[int, int]] | None = None, seed: int = 1) -> list[np.ndarray]:
+    """Frames whose view begins at `at` (x, y) of a wide picture, and a square of 40 pixels that lies at `thing`."""
+    frames, surface = [], wide(seed)
+    for number, (x, y) in enumerate(at):
+        frame = surface[y : y + HEIGHT, x : x + WIDTH].copy()
+        if thing is not None:
+            left, top = thing[number]
+            frame[top : top + 40, left : left + 40] = wide(7)[:40, :40]
+        frames.append(frame)
+    return frames
+
+
+def knowing(frames: list[np.ndarray], at: list[tuple[int, int]], thing: list[tuple[int, int]] | None = None):
+    """A network that knows the motion between any two of the frames."""
+    numbers = {frame.tobytes(): number for number, frame in enumerate(frames)}
+
+    def predict(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        a, b = numbers[first.tobytes()], numbers[second.tobytes()]
+        flow = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+        flow[:] = np.subtract(at[a], at[b])
+        if thing is not None:
+            left, top = thing[a]
+            flow[top : top + 40, left : left + 40] = np.subtract(thing[b], thing[a])
+        return flow
+
+    return predict
+
+
+def scored(at, thing=None):
+    frames = filmed(at, thing)
+    return score(frames, knowing(frames, at, thing), fps=FPS)
+
+
+def test_a_pan_is_the_camera_and_a_square_an_object():
+    still = scored([(300, 150)] * 10)
+    assert still.kind == "static" and still.motion == still.camera == still.objects == still.shake == still.cuts == 0
+    assert still.seconds == pytest.approx(10 / FPS, abs=1e-3) and still.pairs == 9 and math.isnan(still.sharpness)
+    pan = scored([(300 + 3 * k, 150) for k in range(10)])
+    assert (
+        pan.kind == "camera" and pan.camera == pytest.approx(36, rel=0.02) and pan.pan_x == pytest.approx(-36, rel=0.02)
+    )
+    assert pan.objects < 1 and pan.moving_share > 0.95 and pan.shake < 0.1
+    square = scored([(300, 150)] * 10, [(20 + 4 * k, 50) for k in range(10)])
+    share = 40 * 40 / (HEIGHT * WIDTH)
+    assert square.kind == "static" and square.camera == 0 and square.objects == pytest.approx(48 * share, rel=0.25)
+    assert square.moving_share == pytest.approx(share, rel=0.25)
+    both = scored([(300 + 3 * k, 150) for k in range(10)], [(20 + 8 * k, 50) for k in range(10)])
+    assert both.camera == pytest.approx(36, rel=0.05) and both.objects > 1
+
+
+def test_shake_is_told_from_a_pan():
+    jumps = np.random.default_rng(3).integers(-3, 4, (24, 2))
+    shaken = scored([(300 + 3 * k + int(x), 150 + int(y)) for k, (x, y) in enumerate(jumps)])
+    even = scored([(300 + 5 * k, 150) for k in range(24)])
+    expected = math.sqrt(jumps.astype(float).var(0).sum())
+    assert even.shake < 0.1 and shaken.shake == pytest.approx(expected, rel=0.3)
+
+
+def test_cuts_and_periods():
+    swing = [(300 + round(20 * math.sin(2 * math.pi * k / 12)), 150) for k in range(48)]
+    found = scored(swing)
+    assert found.period == pytest.approx(1.0) and found.periodic > 0.9 and found.cuts == 0
+    assert math.isnan(scored([(300 + 3 * k, 150) for k in range(30)]).period)
+    frames = [*filmed([(300, 150)] * 6), *filmed([(300, 150)] * 6, seed=5)]
+    assert score(frames, lambda a, b: np.zeros((HEIGHT, WIDTH, 2)), fps=FPS).cuts == 1
+    with pytest.raises(FleetflowError, match="one frame"):
+        score(frames[:1], lambda a, b: np.zeros((HEIGHT, WIDTH, 2)))
+
+
+def test_what_is_blurred_is_less_sharp():
+    at = [(3 * k, 0) for k in range(4)]
+    fine = Image.fromarray(np.random.default_rng(6).integers(0, 256, (72, 140, 3)).astype(np.uint8)).resize((280, 144))
+    frames = [np.asarray(fine)[:, x : x + WIDTH].copy() for x, _ in at]
+    sharp = score(frames, knowing(frames, at), fps=FPS).sharpness
+    blurred = [np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(3))) for frame in frames]
+    assert score(blurred, knowing(blurred, at), fps=FPS).sharpness < 0.7 * sharp
+
+
+def test_motion_that_the_pictures_do_not_show_does_not_count():
+    """Noise on a plain surface, and a network that sees motion in it."""
+    noise = np.random.default_rng(4)
+    frames = [np.clip(noise.normal(90, 8, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8) for _ in range(6)]
+    found = score(frames, lambda a, b: np.full((HEIGHT, WIDTH, 2), 3.0), fps=FPS)
+    assert found.kind == "static" and found.camera < 1
+
+
+def test_a_long_video_is_sought(tmp_path):
+    at = [(100 + k % 300, 150) for k in range(16 * 12)]
+    with VideoWriter(tmp_path / "long.mp4", 12) as writer:
+        for frame in filmed(at):
+            writer.write(frame[::2, ::2])
+    row, picture = row_of(tmp_path / "long.mp4", lambda a, b: np.zeros((*a.shape[:2], 2)))
+    assert row["problem"] is None and row["seconds"] == pytest.approx(16) and row["pairs"] == 64
+    assert row["looked"] == pytest.approx(4 * 17 / 12, abs=0.01) and picture.shape == (144, 256, 3)
+    assert caption(row).startswith("long.mp4\ncamera 0")
+
+
+def test_tables(tmp_path):
+    rows = [{"clip": "a", "camera": 1.23456789, "period": math.nan, "cuts": 2}]
+    write_table(tmp_path / "t.csv", rows)
+    assert list(csv.DictReader(open(tmp_path / "t.csv"))) == [
+        {"clip": "a", "camera": "1.23457", "period": "", "cuts": "2"}
+    ]
+    write_table(tmp_path / "t.json", rows)
+    assert json.loads((tmp_path / "t.json").read_text()) == [
+        {"clip": "a", "camera": 1.23457, "period": None, "cuts": 2}
+    ]
+    with pytest.raises(FleetflowError, match="expected .csv, .json, .parquet"):
+        write_table(tmp_path / "t.txt", rows)
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the batch extra")
+    write_table(tmp_path / "t.parquet", rows)
+    assert parquet.read_table(tmp_path / "t.parquet").to_pylist()[0]["cuts"] == 2
+
+
+def test_the_command(tmp_path, capsys):
+    with VideoWriter(tmp_path / "clips" / "a.mp4", 12) as writer:
+        for frame in filmed([(300 + 3 * k, 150) for k in range(4)]):
+            writer.write(frame)
+    (tmp_path / "clips" / "b.mp4").write_text("no video")
+    words = [
+        str(tmp_path / "clips"),
+        "-o",
+        str(tmp_path / "m.csv"),
+        "--sheet",
+        str(tmp_path / "m.png"),
+        "--threads",
+        "1",
+    ]
+    assert cli.main(["motion", *words]) == 1
+    assert "1 of 2 clips could not be scored" in capsys.readouterr().err
+    good, bad = csv.DictReader(open(tmp_path / "m.csv"))
+    assert good["kind"] == "camera" and float(good["pan_x"]) == pytest.approx(-36, rel=0.2) and not good["problem"]
+    assert "b.mp4" in bad["problem"] and not bad["camera"]
+    assert Image.open(tmp_path / "m.png").size[0] > 500
+    assert cli.main(["motion", str(tmp_path), "-o", str(tmp_path / "m.txt")]) == 1
+
+
+def test_a_sheet_has_rows_of_six():
+    sheet = contact_sheet([np.zeros((9, 16, 3), np.uint8)] * 7 + [None], ["name\nfigures"] * 8, width=96)
+    assert sheet.shape[1] == 6 * 104 + 8 and (sheet[8:60, 8:100] == 0).all() and (sheet[-8:] == 255).all()
