@@ -10,7 +10,7 @@ from fleetflow.data.generate.camera import draw_camera, film
 from fleetflow.data.generate.codec import KINDS, coded, quantized, through_codec
 from fleetflow.data.generate.held_out import held_out, use_of
 from fleetflow.data.generate.motion_blur import motion_blurred
-from fleetflow.data.generate.own_texture import STRONGEST, _texture, faint
+from fleetflow.data.generate.own_texture import STRONGEST, TRAINING, _texture, faint
 from fleetflow.data.generate.photographs import photographs
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.shapes import GRID, shape_bank
@@ -151,13 +151,13 @@ def test_before_a_still_camera_only_objects_move():
 def test_frames_have_texture_of_their_own():
     """Equal frames without motion differ afterwards, more often than frames that move, and stay in range."""
     frame, nothing = torch.rand(64, 3, 48, 64) * 0.2 + 0.4, torch.zeros(64, 2, 48, 64)
-    one, two = faint([frame, frame], nothing, torch.Generator().manual_seed(1))
-    again, _ = faint([frame, frame], nothing, torch.Generator().manual_seed(1))
+    one, two = faint([frame, frame], nothing, torch.Generator().manual_seed(1), TRAINING)
+    again, _ = faint([frame, frame], nothing, torch.Generator().manual_seed(1), TRAINING)
     assert torch.equal(one, again) and one.min() >= 0 and one.max() <= 1
     differ = (one - two).flatten(1).std(1)
     assert 0.5 < (differ > 0).float().mean() < 0.9
     assert 0.005 < differ[differ > 0].median() and differ.max() < 2 * STRONGEST
-    moved = faint([frame, frame], nothing + 9, torch.Generator().manual_seed(1))
+    moved = faint([frame, frame], nothing + 9, torch.Generator().manual_seed(1), TRAINING)
     assert ((moved[0] - moved[1]).flatten(1).std(1) > 0).float().mean() < 0.5
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fleetflow.data.generate.camera import draw_camera, film
 from fleetflow.data.generate.motion_blur import motion_blurred
-from fleetflow.data.generate.own_texture import faint
+from fleetflow.data.generate.own_texture import TRAINING, faint
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.scene import PLAIN, Scene
 from fleetflow.data.generate.shapes import shape_bank
@@ -51,7 +51,7 @@ def generate(
         if camera:
             for k, front in enumerate((rendered.front1, rendered.front2)):
                 frames[k] = motion_blurred(frames[k], front, scene, textures, outlines, k)
-            frames = faint(frames, rendered.flow, generator)
+            frames = faint(frames, rendered.flow, generator, TRAINING)
             frames = film(frames, draw_camera(count, 2, generator), generator)
     return Sample(frames[0], frames[1], rendered.flow, rendered.valid, rendered.backward, rendered.occluded)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from fleetflow.data.generate.camera import Camera, film
 from fleetflow.data.generate.draw import Draw, shift, turn
 from fleetflow.data.generate.motion_blur import motion_blurred
-from fleetflow.data.generate.own_texture import faint
+from fleetflow.data.generate.own_texture import FOOTAGE, faint
 from fleetflow.data.generate.render import front_at, project, render
 from fleetflow.data.generate.scene import Scene
 from fleetflow.data.generate.textures import Textures
@@ -104,7 +104,7 @@ def clip(
         pairs.append(pair)
         frames.append(motion_blurred(pair.frame1, pair.front1, moved, textures, outlines, 0, WORK))
     frames.append(motion_blurred(pair.frame2, pair.front2, moved, textures, outlines, 1, WORK))
-    frames = film(faint(frames, pairs[0].flow, generator), camera, generator)
+    frames = film(faint(frames, pairs[0].flow, generator, FOOTAGE), camera, generator)
     return [
         Sample(frames[k][0], frames[k + 1][0], pair.flow[0], pair.valid[0], pair.backward[0], pair.occluded[0])
         for k, pair in enumerate(pairs)

@@ -4,12 +4,27 @@ Texture of its own does not move with the surface. Where there is no other, the 
 stays the motion of the surface, and most such surfaces are still, so that the best answer is no motion.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 STILL = 0.5  # pixels; a scene of which more than half moves less counts as still
 STRONGEST = 0.06  # standard deviation of what is added, of 1
+
+
+class Amount(NamedTuple):
+    """How much of it there is; of still scenes where nothing else is said."""
+
+    contrast: float  # the least that is left of a scene's contrast, as a share
+    own: float  # probability of a texture of each frame's own
+    constant: float  # the most of its strength that does not depend on the true texture, of 1
+    constantly: float  # probability of such a part
+
+
+FOOTAGE = Amount(contrast=0.02, own=0.7, constant=0.02, constantly=0.6)  # other numbers are a new edition of `footage`
+TRAINING = Amount(contrast=0.002, own=0.8, constant=0.04, constantly=0.75)
 
 
 class _Rows:
@@ -35,39 +50,40 @@ class _Rows:
         return F.interpolate(field, size=(height, width), mode="bilinear", align_corners=True).mul(4).sigmoid()
 
 
-def faint(frames: list[Tensor], flow: Tensor, generator: torch.Generator) -> list[Tensor]:
+def faint(frames: list[Tensor], flow: Tensor, generator: torch.Generator, amount: Amount) -> list[Tensor]:
     """Returns the frames [B, 3, H, W] in [0, 1], some with less contrast, some with a texture of their own.
 
     Args:
         flow: [B, 2, H, W] pixels of the first; still scenes get it more often and more of it.
         generator: a CPU generator; the textures themselves are drawn on the frames' device, seeded from it.
+        amount: how much of it there is.
     """
     rows = _Rows(len(flow), generator, flow.device)
     still = ((flow.square().sum(1) < STILL**2).float().mean((1, 2)) > 0.5)[:, None, None, None]
-    return _with_own_texture(rows, still, _low_contrast(rows, still, frames))
+    return _with_own_texture(rows, still, _low_contrast(rows, still, frames, amount), amount)
 
 
-def _low_contrast(rows: _Rows, still: Tensor, frames: list[Tensor]) -> list[Tensor]:
-    """The frames, some with 2 to 40 % of their contrast about one gray level, in all of the frame or in patches."""
+def _low_contrast(rows: _Rows, still: Tensor, frames: list[Tensor], amount: Amount) -> list[Tensor]:
+    """The frames, some with 40 % of their contrast or less about one gray level, in all of the frame or in patches."""
     height, width = frames[0].shape[-2:]
     dull = rows.chance(still, 0.35, 0.08)
-    contrast = torch.where(still, rows.log_uniform(0.02, 0.3), rows.log_uniform(0.1, 0.4))
+    contrast = torch.where(still, rows.log_uniform(amount.contrast, 0.3), rows.log_uniform(0.1, 0.4))
     level = rows.uniform(0.08, 0.75)
     part = torch.where(rows.chance(still, 0.5, 0.5), rows.patches(height, width), 1.0)
     kept = 1 - dull * part * (1 - contrast)
     return [level * (1 - kept) + frame * kept for frame in frames]
 
 
-def _with_own_texture(rows: _Rows, still: Tensor, frames: list[Tensor]) -> list[Tensor]:
+def _with_own_texture(rows: _Rows, still: Tensor, frames: list[Tensor], amount: Amount) -> list[Tensor]:
     """The frames, some with a texture each: as strong as their true texture or weaker, in patches far stronger.
 
-    Scales of 0.5 to 10 pixels. A part of the strength does not depend on the true texture: 0.3 to 5 levels of 255.
+    Scales of 0.5 to 10 pixels. A part of the strength does not depend on the true texture: from 0.3 levels of 255 on.
     """
     height, width = frames[0].shape[-2:]
     ratio = torch.where(still, rows.log_uniform(0.2, 3.0), rows.log_uniform(0.1, 1.0))
     beyond = rows.chance(still, 0.5, 0.15) * rows.patches(height, width)
-    least = rows.log_uniform(0.001, 0.02) * rows.chance(still, 0.6, 0.2)
-    own, gray, blur = rows.chance(still, 0.7, 0.3), rows.chance(still, 0.7, 0.7), rows.log_uniform(0.5, 10)
+    least = rows.log_uniform(0.001, amount.constant) * rows.chance(still, amount.constantly, 0.2)
+    own, gray, blur = rows.chance(still, amount.own, 0.3), rows.chance(still, 0.7, 0.7), rows.log_uniform(0.5, 10)
     seed = int(torch.randint(2**62, (), generator=rows.generator))
     some = own.flatten().nonzero()[:, 0]
     if not len(some):

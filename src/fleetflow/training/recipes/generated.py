@@ -128,8 +128,8 @@ GENERATED: dict[str, Recipe] = {
         (
             Stage(
                 "generated",
-                (Batches(1_000, 4, 320, 640), Batches(6_000, 3, 384, 768)),
-                learning_rate=0.004,
+                (Batches(6_000, 4, 384, 640),),
+                learning_rate=0.003,
                 schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.6),
                 loss=partial(losses.multi_scale, power=1.0),  # the EPE itself: large errors count in full
                 weight_decay=0.01,
