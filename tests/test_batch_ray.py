@@ -20,7 +20,7 @@ CLIPS, BETWEEN, PATIENCE = (300, 5.0, 3600) if SLOW else (30, 3.0, 900)  # secon
 @pytest.fixture(scope="module")
 def cluster():
     """Three nodes of one core each, on this machine."""
-    pytest.importorskip("ray", reason="needs the batch extra")
+    pytest.importorskip("ray.data", reason="needs the batch extra")
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}

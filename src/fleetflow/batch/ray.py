@@ -15,8 +15,11 @@ try:
     import ray
     import ray.data
     from ray.exceptions import GetTimeoutError, RayError
-except ImportError:
-    raise FleetflowError("batches on Ray need ray; pip install 'fleetflow[batch]', or leave out --on ray") from None
+except ImportError as error:
+    missing = error.name or "ray"
+    raise FleetflowError(
+        f"batches on Ray need {missing}; pip install 'fleetflow[batch]', or leave out --on ray"
+    ) from None
 
 BEGIN = 120.0  # seconds in which a cluster must give the first worker its core or GPU
 
