@@ -26,6 +26,7 @@ from fleetflow.inference import files as predictions
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.images import write_image
 from fleetflow.io.video import VideoReader, VideoWriter
+from fleetflow.motion.scores import score
 from fleetflow.types import FleetflowError
 
 NPZ = Settings(format=("npz",), device="cpu")
@@ -420,6 +421,19 @@ def test_track_a_list(clips, tmp_path):
         assert (report.outcome, report.frames) == ("done", frames), report
         found = np.load(tmp_path / "out" / id / "tracks.npz")
         assert found["tracks"].shape == (16, frames, 2) and found["occluded"].shape == (16, frames)
+
+
+def test_motion_of_a_list_as_a_table(clips, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "clips.txt").write_text(f"{clips / 'c00.mp4'}\n{clips / 'c01.mp4'}\ntext.mp4\n")
+    words = [str(tmp_path / "clips.txt"), "-o", str(tmp_path / "out"), "--do", "motion", "--workers", "1"]
+    assert main(["batch", *words]) == 1
+    assert main(["batch", "status", str(tmp_path / "out"), "--table", str(tmp_path / "all.json")]) == 0
+    rows = sorted(json.loads((tmp_path / "all.json").read_text()), key=lambda row: row["input"])
+    assert [row["outcome"] for row in rows] == ["done", "done", "failed"]
+    alone = score(clips / "c00.mp4", Predictor("fastflownet"))
+    assert rows[0]["motion"] == pytest.approx(alone.motion, rel=1e-4) and rows[0]["clip_seconds"] == alone.seconds
+    assert "cannot be read" in rows[2]["reason"] and rows[2]["motion"] is None and rows[2].keys() == rows[0].keys()
 
 
 def test_evaluate_a_list_of_data_sets(tmp_path):

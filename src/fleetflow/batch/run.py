@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 from fleetflow.batch.manifest import checked, read_manifest
 from fleetflow.batch.records import Store
-from fleetflow.batch.task import Job, Settings
+from fleetflow.batch.task import MOTION, Job, Settings
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
 
 EXECUTORS = ("local", "ray")
 NOTED = 2.0  # seconds between two notes of how far a run is
 STALE = 60.0  # seconds after which a note is that of a run that was killed
+COLUMNS = ("id", "input", "outcome", "reason", "frames", "seconds", "time", "worker", "tries", "input_sha256")
 ENDS = ("done", "skipped", "failed")
 
 
@@ -137,6 +138,26 @@ def status(output: str | Path, *, check: bool = False) -> dict:
     if check:
         found["damaged"] = {id: wrong for id in store.done() if (wrong := store.damaged(id))}
     return found
+
+
+def rows(output: str | Path) -> Iterator[dict]:
+    """Yields what the records say, a row for each item that ended, all with the same keys; of motion its columns, too."""
+    store = Store(output)
+    motion = store.settings()["settings"]["do"] == "motion"
+    names = _motion_columns() if motion else ()
+    for record in (*map(store.record, store.done()), *store.failures()):
+        if record is None:
+            continue
+        row = {name: getattr(record, name) for name in COLUMNS}
+        row["weights_sha256"] = record.label.get("sha256")
+        found = (store.read(f"{store.target(record.id)}/{MOTION}") or {}) if motion else {}
+        yield {**row, **{f"clip_{name}" if name in row else name: found.get(name) for name in names}}
+
+
+def _motion_columns() -> tuple[str, ...]:
+    from fleetflow.motion.scores import COLUMNS  # it needs torch
+
+    return COLUMNS
 
 
 def _run(job: Job, total: int, on: str, workers: int, progress: Callable[[Progress], None]) -> Summary:

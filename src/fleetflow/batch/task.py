@@ -9,13 +9,15 @@ from fleetflow.batch.records import Store
 if TYPE_CHECKING:  # the command line reads this file before it needs torch
     from fleetflow.inference.device import Precision
 
+MOTION = "motion.json"  # what `motion` writes for each clip
+
 
 @dataclass(frozen=True)
 class Settings:
     """What the results of a batch depend on; those that `fleetflow predict` has, too, mean the same here.
 
     Attributes:
-        do: "predict", "track" or "evaluate".
+        do: "predict", "motion", "track" or "evaluate".
         format: of predict.
         split: pairs in a range of a long clip, each done by itself and then joined; 0: clips are not split.
         grid: of track: pixels between the points in the first frame.

@@ -1,6 +1,7 @@
 """What one item of a batch does: predict, motion, track or evaluate, from the fetched input to the committed result."""
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ import torch
 
 from fleetflow.batch.manifest import Item, place
 from fleetflow.batch.records import RECORD, Record, Store, Superseded, sha256
-from fleetflow.batch.task import Job, Ready, Report, Settings, Task
+from fleetflow.batch.task import MOTION, Job, Ready, Report, Settings, Task
 from fleetflow.data.dataset import open_files
 from fleetflow.evaluation import records as tables
 from fleetflow.evaluation.evaluate import measure
@@ -35,6 +36,7 @@ from fleetflow.io.atomic import reason
 from fleetflow.io.images import list_frames, read_image
 from fleetflow.io.tracks import write_tracks
 from fleetflow.io.video import VideoReader, join_videos
+from fleetflow.motion.scores import score
 from fleetflow.motion.tracks import grid, track
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
@@ -280,8 +282,17 @@ def _track(worker: Worker, path: Path, folder: Path, _) -> int:
     return found.points.shape[1]
 
 
+def _motion(worker: Worker, path: Path, folder: Path, _) -> int:
+    """motion.json: how the clip moves, the columns of `fleetflow motion`; returns the number of pairs looked at."""
+    source = [read_image(frame) for frame in list_frames(path)] if path.is_dir() else path
+    found = score(source, worker.predictor)
+    (folder / MOTION).write_text(json.dumps(tables.plain(asdict(found)), indent=1, allow_nan=False) + "\n")
+    return found.pairs
+
+
 WORKS: dict[str, Callable[[Worker, Path, Path, slice | None], int]] = {
     "predict": _predict,
+    "motion": _motion,
     "track": _track,
     "evaluate": _evaluate,
 }

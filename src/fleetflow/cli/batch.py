@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fleetflow.cli.console import bar, table
+from fleetflow.cli.console import bar
+from fleetflow.cli.console import table as show
 from fleetflow.cli.options import Format, Positional, Precision, Several, flat
 from fleetflow.types import FleetflowError
 
@@ -16,7 +17,7 @@ def run(
     manifest: Positional[str],
     /,
     output: Output = "batch",
-    do: Literal["predict", "track", "evaluate"] = "predict",
+    do: Literal["predict", "motion", "track", "evaluate"] = "predict",
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "fastflownet",
     format: Annotated[Several[Format], tyro.conf.arg(aliases=["-f"])] = (),
     size: tuple[int, int] | None = None,
@@ -45,7 +46,7 @@ def run(
         manifest: a clip a line; or .csv or .parquet with a column input, and perhaps id and frames. Local, or an address
             that fsspec knows.
         output: a folder, or an address that fsspec knows.
-        do: what to do with each clip; track follows points, evaluate takes folders of pairs with truth.
+        do: what to do with each clip; motion scores it, track follows points, evaluate takes folders of pairs with truth.
         model: a network, NETWORK:CHECKPOINT, or a file that `fleetflow export` wrote.
         format: what predict writes, as of `fleetflow predict`.
         size: height and width at which the network sees the frames.
@@ -109,25 +110,33 @@ def manifest(
     print(f"{output}: {write_manifest(clips_in(folder), output)} clips")
 
 
-def status(output: Positional[str], /, check: bool = False, json: Path | None = None) -> None:
+def status(
+    output: Positional[str], /, check: bool = False, json: Path | None = None, table: Path | None = None
+) -> None:
     """Show how far a batch is: clips by outcome, reasons of failures, and the workers of the run that is at it.
 
     Args:
         output: the folder of the batch.
         check: compare all results with the sizes and hashes in their records.
         json: a file for the same.
+        table: a file .csv, .json or .parquet with a row for each clip that ended: its record, and what motion found.
 
     Examples:
         fleetflow batch status out
-        fleetflow batch status out --check --json status.json
+        fleetflow batch status out --check --table clips.csv
     """
     from fleetflow.batch import run as job
     from fleetflow.cli.outputs import make_room
+    from fleetflow.io.table import check_table, write_table
 
-    make_room(json)
+    make_room(json, table)
+    if table:
+        check_table(table)
     found = job.status(output, check=check)
+    if table:
+        write_table(table, list(job.rows(output)))
     rows = [["done", f"{found['done']}"], *([f"failed: {why}", f"{count}"] for why, count in found["failed"].items())]
-    table(f"{output}: {found['items']} clips", ["clips", "number"], [*rows, ["missing", f"{found['missing']}"]])
+    show(f"{output}: {found['items']} clips", ["clips", "number"], [*rows, ["missing", f"{found['missing']}"]])
     if running := found.get("running"):
         left = running["seconds_left"]
         when = "" if left is None else f", {left / 60:.1f} minutes left"
@@ -186,7 +195,7 @@ def _show(summary, output: str, json: Path | None) -> None:
     rows = [["done", f"{summary.done}"], ["skipped: results were there", f"{summary.skipped}"]]
     rows += [[f"failed: {why}", f"{count}"] for why, count in summary.failed.items()]
     title = f"{output}: {summary.items} clips, {summary.seconds:.0f} s, {summary.workers} workers{rate}"
-    table(title, ["clips", "number"], [*rows, ["missing", f"{summary.missing}"]])
+    show(title, ["clips", "number"], [*rows, ["missing", f"{summary.missing}"]])
     if summary.stopped:
         raise FleetflowError(f"{summary.stopped} (the same command goes on with the {summary.missing} missing clips)")
     if summary.failed:
