@@ -31,7 +31,7 @@ NOISE = 0.15  # pixels between two looked-at frames: what is under it counts as 
 MOVES = 6.0  # px/s from which a pixel, or a part of the motion, counts as moving
 PERIODIC = 0.5  # strength from which a clip counts as periodic
 SHORTEST = 0.33  # seconds of a period
-MISFIT = 0.1  # of the camera's motion, by which the flow and the fit may differ where nothing else moves
+MISFIT = 0.5  # pixels by which the flow and the fit of the camera may differ where nothing else moves
 UNTOLD = 0.25  # weight of a pixel that shows neither motion nor rest
 SMOOTH = ImageFilter.BoxBlur(1)
 STILL = 0.05  # mean difference of small pictures, in deviations, that noise alone may make
@@ -207,7 +207,7 @@ def _pair(first: np.ndarray, second: np.ndarray, network: Network) -> _Pair:
     return _Pair(
         motion=_over_noise(lengths),
         camera=float(amount),
-        objects=_over_noise(left - MISFIT * np.linalg.norm(camera, axis=-1)),
+        objects=_over_noise(left, MISFIT),
         pan_x=float(middle[0]),
         pan_y=float(middle[1]),
         zoom=50 * float(np.log(np.linalg.det(matrix[:2, :2]))),
@@ -241,8 +241,8 @@ def _blurred(plane: np.ndarray, radius: int = 3) -> np.ndarray:
     return F.avg_pool2d(tensor, 2 * radius + 1, 1, radius, count_include_pad=False)[0, 0].numpy()
 
 
-def _over_noise(lengths: np.ndarray) -> float:
-    return float(np.where(lengths > NOISE, lengths, 0).mean())
+def _over_noise(lengths: np.ndarray, noise: float = NOISE) -> float:
+    return float(np.where(lengths > noise, lengths, 0).mean())
 
 
 def _mean(values: Sequence[float]) -> float:
