@@ -74,10 +74,12 @@ def optimizers(
         groups = ([weight for weight in weights if (id(weight) in slower) == late] for late in (False, True))
         return [{"params": group, "lr": r} for group, r in zip(groups, (rate, share * rate)) if group]
 
-    return [
-        Muon(by_rate(inner, learning_rate), learning_rate, weight_decay=weight_decay),
-        torch.optim.AdamW(by_rate(other, learning_rate / 20), weight_decay=0.0),
-    ]
+    made: list[torch.optim.Optimizer] = []
+    if inner:
+        made.append(Muon(by_rate(inner, learning_rate), learning_rate, weight_decay=weight_decay))
+    if other:
+        made.append(torch.optim.AdamW(by_rate(other, learning_rate / 20), weight_decay=0.0))
+    return made
 
 
 def adam(
