@@ -65,7 +65,7 @@ def test_a_cluster_that_loses_workers_a_node_and_the_run(cluster, tmp_path):
 
     process, last, end = run(), time.monotonic(), time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
+        time.sleep(0.25)
         done = results()
         if restarts == 0 and done > CLIPS // 3:
             process.kill()
@@ -74,7 +74,7 @@ def test_a_cluster_that_loses_workers_a_node_and_the_run(cluster, tmp_path):
         elif restarts == 1 and done > CLIPS // 2:
             cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
             restarts = 2
-        elif done and time.monotonic() - last > BETWEEN and (found := actors(cluster)) and (SLOW or killed < 3):
+        elif done and time.monotonic() - last > BETWEEN and (found := actors(cluster)) and (SLOW or killed < 2):
             last = time.monotonic()
             os.kill(found[0], signal.SIGKILL)
             killed += 1
@@ -86,5 +86,5 @@ def test_a_cluster_that_loses_workers_a_node_and_the_run(cluster, tmp_path):
     assert contents(output) == contents(tmp_path / "whole")
     records = [Store(output).record(id) for id in Store(output).done()]
     assert len({record.id for record in records}) == len(records) == CLIPS
-    assert len({record.run for record in records}) == 2 and len({record.worker for record in records}) >= 4
+    assert len({record.run for record in records}) == 2 and len({record.worker for record in records}) >= 3
     assert list(Store(output).failures()) == []

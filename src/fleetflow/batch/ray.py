@@ -162,7 +162,7 @@ class _Plan:
         self.job = job
 
     def __call__(self, row: dict) -> Iterator[dict]:
-        from fleetflow.batch.work import plan
+        from fleetflow.batch.plan import plan
 
         for item in self.job.store.items(row["shard"]):
             for task in plan(self.job, item):

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from fleetflow.batch.manifest import Item, place
+from fleetflow.batch.plan import plan
 from fleetflow.batch.records import RECORD, Record, Store, Superseded, sha256
 from fleetflow.batch.task import MOTION, Job, Ready, Report, Settings, Task
 from fleetflow.data.dataset import open_files
@@ -188,16 +189,6 @@ class Worker:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def plan(job: Job, item: Item) -> list[Task]:
-    """Returns the tasks that an item is made of: one, or the ranges of a long clip."""
-    split = job.settings.split
-    if job.settings.do != "predict" or not split or job.store.record(item.id):
-        return [Task(item)]
-    frames = item.frames or _frames(item.input)
-    parts = -(-(frames - 1) // split) if frames else 1
-    return [Task(item, part, parts) for part in range(parts)] if parts > 1 else [Task(item)]
 
 
 def _predictor(settings: Settings, device: str) -> Predictor:
@@ -378,15 +369,6 @@ def _check_same(known: Record, item: Item, store: Store) -> None:
                 return
     what = "has changed" if known.input == item.input else f"is not {known.input}, whose results are there"
     raise FleetflowError(f"{item.input} {what}; remove {store.target(item.id)} to make them anew")
-
-
-def _frames(url: str) -> int | None:
-    """How many pictures a local video has, as its header says; None of anything else."""
-    if "://" in url or not os.path.isfile(url):
-        return None
-    with suppress(FleetflowError):  # the work itself says what is wrong
-        return VideoReader(url).frames
-    return None
 
 
 def _is_full(error: BaseException | None) -> bool:
