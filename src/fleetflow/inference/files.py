@@ -351,8 +351,9 @@ class _Film:
             paths = self._part(part, chain((first,), batch), clip, scale, progress)
             note.add({"scale": scale, "begin": self.begin, f"part {part}": _stamps(self.output, paths)})
         if "part 0" not in note.facts:
-            where = f" of frames {reader.start}:{reader.stop or ''}" if reader.start or reader.stop else ""
-            raise FleetflowError(f"{reader.path} has fewer than two frames{where}; a flow needs two: take more")
+            part = f" of frames {reader.start}:{reader.stop or ''}" if reader.start or reader.stop else ""
+            part += f", taking one of {reader.every}" if reader.every > 1 else ""
+            raise FleetflowError(f"{reader.path} has fewer than two frames{part}; a flow needs two: take more")
         note.add({"problem": reader.problem})
 
     def _total(self) -> int | None:
