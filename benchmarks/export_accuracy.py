@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", nargs="?", default="fastflownet")
     parser.add_argument("--pairs", type=Path, help="real pairs, as the data set pairs reads them")
-    parser.add_argument("--limit", type=int, default=2, help="pairs of each class of footage")
+    parser.add_argument("--limit", type=int, default=2, help="pairs of each class of footage; 0: real pairs only")
     parser.add_argument("--layers", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("exported"), help="where the files are kept")
     parser.add_argument("--keep", type=Path, default=Path("accuracy.json"))
@@ -97,12 +97,13 @@ def main() -> None:
     onnx, said = exported(given.network, given.folder)
     split = "validation" if given.layers else "test"
     files = open_files("footage", None, options=(f"split={split}", f"limit={given.limit}"))
-    sets = {"footage": in_memory(files)}
+    sets = {"footage": in_memory(files)} if given.limit else {}
     if given.pairs and not given.layers:
-        sets["real pairs"] = open_files("pairs", given.pairs, without=("sintel_ambush_4_final_0004",))
-    calibrating = calibration.pairs("footage", Sizes())
+        sets["real pairs"] = open_files("pairs", given.pairs, without=("ambush_4_final_0004",))
+    calibrating = []
 
     def session(name: str, chosen=None) -> Session:
+        calibrating[:] = calibrating or calibration.pairs("footage", Sizes())
         return Session(quantized(onnx, said, name, calibrating, chosen), threads=1)
 
     if given.layers:
