@@ -12,7 +12,12 @@ from fleetflow.types import FleetflowError
 
 SLOW = os.environ.get("FLEETFLOW_SLOW") == "1"
 NAMES = ["fastflownet", "raft_small", "deq_flow_tiny", "gma", "lightflow_050", "liteflownet2", "pwcnet", "flownet_cs"]
-QUICK = NAMES[:3]
+SMALLEST = (  # of each family
+    *("deq_flow_tiny", "fastflownet", "fastflownet_refine", "flownet_s", "gma", "lightflow_050"),
+    *("liteflownet2_m6s6", "pwcnet", "raft_small"),
+)
+WAYS = ("trace", "export", "compile")
+QUICK = [*zip(SMALLEST, ("compile",) * 9), *zip(SMALLEST, ("trace",) * 9), ("fastflownet", "export"), ("gma", "export")]
 QUIETLY = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 
 
@@ -45,13 +50,16 @@ def captured(way: str, network: nn.Module, pair: tuple[torch.Tensor, ...]):
 @QUIETLY
 @pytest.mark.parametrize(
     "name,way",
-    itertools.product(NAMES, ("trace", "export", "compile")) if SLOW else zip(QUICK, ("trace", "export", "trace")),
+    itertools.product(sorted(models), WAYS) if SLOW else QUICK,
 )
 @torch.no_grad()
 def test_networks_are_captured(name, way):
-    network, pair = Flow(name), frames()
+    """`torch.compile` without a break of its graph; the smallest network of each family, all of them if slow."""
+    network, pair = Flow(name), [frame[..., :64, :64] for frame in frames()]
+    pair = [(255 * frame).round() / 255 for frame in pair]  # as PWC-Net rounds in an exported graph
     expected = network(*pair)
-    torch.testing.assert_close(captured(way, network, pair)(*pair), expected, rtol=1e-4, atol=1e-3)
+    torch._dynamo.reset()
+    torch.testing.assert_close(captured(way, network, tuple(pair))(*pair), expected, rtol=1e-4, atol=1e-3)
 
 
 @QUIETLY

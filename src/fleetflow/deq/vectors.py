@@ -49,7 +49,7 @@ class Layout(Generic[S]):
         """Returns f as a map of vectors; it raises ValueError if f changes z, or returns what is not like z."""
 
         def lifted(vector: Tensor) -> Tensor:
-            counted = not vector.is_inference()
+            counted = not torch.compiler.is_compiling() and not vector.is_inference()  # the compiler knows neither
             version = vector._version if counted else 0
             image = f(self.unpack(vector))
             if counted and vector._version != version:
