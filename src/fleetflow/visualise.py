@@ -256,7 +256,7 @@ def streamlines(
     moves = _length(flow[y, x]) > SLOW * full
     starts = np.stack((x[moves], y[moves]), -1).astype(np.float32)
     paths = np.stack([*_streamed(starts, -flow, full, apart)[:0:-1], *_streamed(starts, flow, full, apart)], 1)
-    colors = flow_to_color(flow, full, background="dark")[starts[:, 1].astype(int), starts[:, 0].astype(int)]
+    colors = flow_to_color(flow, full)[starts[:, 1].astype(int), starts[:, 0].astype(int)]
     dimmed = np.rint(image * 0.45).astype(np.uint8)
     fine = Image.fromarray(dimmed).resize((2 * width, 2 * height), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(fine)
