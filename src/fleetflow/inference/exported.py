@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +47,12 @@ class ExportedModel(FlowModel):
     ) -> Prediction:
         pictures = ((255 * frame).round().clamp(0, 255).to(torch.uint8) for frame in (frame1, frame2))
         image1, image2 = (picture.permute(0, 2, 3, 1).contiguous().cpu().numpy() for picture in pictures)
+        if len(image1) == 2 and self.session.about["sizes"]["batch"] == 1:  # both directions, of a file for one
+            flows = [
+                self.session.predict(*pair, iterations=iterations).flow
+                for pair in zip(image1[:, None], image2[:, None])
+            ]
+            return Prediction(torch.from_numpy(np.concatenate(flows)).permute(0, 3, 1, 2).to(frame1.device))
         last = None
         if previous is not None and previous.state is not None:
             last = Result(previous.flow.numpy(), tuple(part.numpy() for part in previous.state))

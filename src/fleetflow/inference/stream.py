@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fleetflow.inference.device import Precision
+from fleetflow.inference.exported import ExportedModel
 from fleetflow.inference.pace import Effort, Pace
 from fleetflow.inference.predictor import Picture, Predictor, as_rgb
 from fleetflow.io.live import Newest
@@ -251,7 +252,7 @@ class Stream:
         """Where a search begins: the network's own state, or the last flow (both, if both are wanted) moved along."""
         if known.state is not None and not self.both_ways:
             return Prediction(known.flow, state=known.state)
-        if self.predictor.model.iterations is None:
+        if self.predictor.model.iterations is None or isinstance(self.predictor.model, ExportedModel):
             return None
         back = known.backward if self.both_ways else None  # leads where the surface came from; it goes on the other way
         return Prediction(

@@ -65,7 +65,7 @@ def clues(found: Prediction, frame1: Tensor, frame2: Tensor) -> Tensor:
     assert found.backward is not None  # as asked for
     first, second = (F.avg_pool2d(frame.float(), 2, ceil_mode=True) for frame in (frame1, frame2))
     flow, back = _halved(found.flow), _halved(found.backward)
-    missed = (flow + warp(back, flow / 2)).norm(dim=1)
+    missed = _length(flow + warp(back, flow / 2))
     brought = warp(second, flow / 2)
     differs = F.avg_pool2d(census_distance(first, brought, PATCH)[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
     mean = F.avg_pool2d(flow, AROUND, 1, AROUND // 2, count_include_pad=False)
@@ -75,8 +75,8 @@ def clues(found: Prediction, frame1: Tensor, frame2: Tensor) -> Tensor:
     seen = [
         torch.where(outside > 0, 0.0, missed).log1p(),
         torch.where(outside > 0, 0.0, differs),
-        (flow - mean).norm(dim=1).log1p(),
-        flow.norm(dim=1).log1p(),
+        _length(flow - mean).log1p(),
+        _length(flow).log1p(),
         LEVELS / (LEVELS + change[:, 0]),
         outside,
     ]
@@ -109,6 +109,10 @@ def confidence_of(sha256: str) -> Confidence:
     """Returns the map for a network whose weights have this hash, or the one for networks that have none."""
     maps = known()
     return maps.get(sha256[:16], maps["other"])
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return torch.hypot(vectors[:, 0], vectors[:, 1])
 
 
 def _halved(flow: Tensor) -> Tensor:
