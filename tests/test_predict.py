@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -589,6 +590,23 @@ def test_a_part_of_a_video(predictor, tmp_path, monkeypatch):
     np.testing.assert_allclose([frame.time for frame in film], times[20:32:2] - times[20], atol=1e-4)
     job.predict_video(predictor, clip, tmp_path / "out", ["npy"], frames="30:")
     assert len(list((tmp_path / "out").glob("*.npy"))) == 6 + 9 - 1, "30 is in both"
+
+
+def test_the_total_of_an_uneven_video_is_exact(predictor, tmp_path):
+    """Its header implies frames at the mean rate of the first ones, which are more."""
+    path, totals = tmp_path / "clip.mkv", []
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for k, time in enumerate((0, 40, 80, 2000, 2040, 2080)):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 * k, np.uint8), format="rgb24")
+            frame = frame.reformat(format="yuv420p")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    job.predict_video(predictor, path, tmp_path / "out", ["color"], progress=totals.append)
+    assert {row.total for row in totals if not row.what} == {5}, totals
 
 
 @pytest.mark.parametrize("frames", ["39:", "50:", "3:4"])

@@ -144,9 +144,15 @@ class VideoReader:
 
     @property
     def wanted(self) -> int | None:
-        """How many pictures there are from `start` to `stop`, one of `every`; None or an estimate, as `frames` is."""
-        known = [end for end in (self.frames, self.stop) if end is not None]
-        return len(range(self.start, min(known), self.every)) if self.frames is not None else None
+        """How many pictures there are from `start` to `stop`, one of `every`.
+
+        None or an estimate, as `frames` is; exact once the file has been looked through (see `seekable`).
+        """
+        looked = self._index is not None and self._index.sound
+        frames = len(self._index.times) if looked else self.frames
+        if frames is None:
+            return None
+        return len(range(self.start, frames if self.stop is None else min(frames, self.stop), self.every))
 
     def among(self, first: int, count: int | None = None) -> "VideoReader":
         """Returns a reader of `count` of the pictures that this one gives, or of all, from number `first` of them on."""
