@@ -13,7 +13,8 @@ from PIL import Image
 from test_io_fuzz import damaged
 
 import fleetflow
-from fleetflow.inference.files import FORMATS, predict_pair
+from fleetflow.inference.files import predict_pair
+from fleetflow.inference.results import known_formats
 from fleetflow.io.video import VideoWriter
 from fleetflow.types import FleetflowError
 
@@ -81,14 +82,19 @@ def test_a_pair_has_the_flow_of_the_predictor(client, session, tmp_path):
 
 
 def test_downloads_are_the_bytes_that_predict_writes(client, session, tmp_path):
-    path = start(client, session, occlusion=False)
+    path = start(client, session)
     wait(client, path)
+    kinds = [entry["format"] for entry in client.get(path).json()["formats"]]
+    assert {"flo", "kitti", "color", "backward", "occlusion", "uncertainty"} <= set(known_formats(kinds, None))
     frames = [EXAMPLE / f"frame{k}.png" for k in (1, 2)]
-    written = predict_pair(fleetflow.Predictor("fastflownet"), *frames, tmp_path, ["flo", "kitti", "color"])
-    for file, kind in zip(written, ("flo", "kitti", "color")):
-        assert client.get(f"{path}/download/{kind}").content == file.read_bytes(), kind
-    for kind in FORMATS:
-        assert client.get(f"{path}/download/{kind}").status_code == 200, kind
+    written = predict_pair(fleetflow.Predictor("fastflownet"), *frames, tmp_path, kinds)
+    for file, kind in zip(written, kinds, strict=True):
+        answer = client.get(f"{path}/download/{kind}")
+        assert answer.status_code == 200 and answer.content == file.read_bytes(), kind
+    other = start(client, session, occlusion=False)
+    wait(client, other)
+    assert client.get(f"{other}/download/flo").status_code == 200
+    assert client.get(f"{other}/download/backward").status_code == 404
     assert client.get(f"{path}/download/exe").status_code == 404
     assert client.get(f"{path}/download/flo?pair=1").status_code == 404
 

@@ -2,22 +2,24 @@
 
 import json
 import shlex
+import shutil
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from fleetflow.inference.files import FORMATS, PICTURES
 from fleetflow.inference.predictor import Predictor
 from fleetflow.inference.stream import Stream
+from fleetflow.io.atomic import reason
 from fleetflow.io.images import read_image
-from fleetflow.io.video import read_video
+from fleetflow.io.video import VideoReader
 from fleetflow.types import FleetflowError
 from fleetflow.visualise import clip_scale, robust_scale
 
@@ -34,11 +36,13 @@ class Request:
     network: str
     iterations: int | None = None
     size: tuple[int, int] | None = None  # height, width
-    occlusion: bool = True  # and uncertainty
+    occlusion: bool = True  # and the flow back, and uncertainty
 
-    def command(self) -> str:
-        """Returns the command line that computes the same flow."""
-        words = ["fleetflow", "predict", *self.names, "-m", self.network, "-o", "flow"]
+    def command(self, frames: int | None = None) -> str:
+        """Returns the command line that computes the same flow. frames: of the clip, where it was cut."""
+        names = [f"./{name}" if name.startswith("-") else name for name in self.names]
+        words = ["fleetflow", "predict", *names, "-m", self.network, "-o", "flow"]
+        words += ["--frames", f":{frames}"] if frames else []
         words += ["--iterations", str(self.iterations)] if self.iterations else []
         words += ["--size", *map(str, self.size)] if self.size else []
         return shlex.join([*words, "--format", "flo", "color"])
@@ -49,7 +53,8 @@ class Job:
     """A request on its way; `state` is one of WAITING, RUNNING, DONE, FAILED, CANCELLED.
 
     In `folder` lie, for each frame k, frame_k.npy (uint8 [H, W, 3]) and, for each pair, flow_k.npy (float32 [H, W, 2]
-    pixels), uncertainty_k.npy (float32 [H, W] pixels) and occlusion_k.npy (uint8 [H, W], 255 is hidden).
+    pixels), backward_k.npy (likewise), uncertainty_k.npy (float32 [H, W] pixels) and occlusion_k.npy (uint8 [H, W],
+    255 is hidden).
     """
 
     request: Request
@@ -65,7 +70,10 @@ class Job:
     times: list[float] = field(default_factory=list)  # seconds of the frames
     motion: list[float] = field(default_factory=list)  # mean length of the flow of each pair, in pixels
     scales: list[float] = field(default_factory=list)  # pixels
-    planes: tuple[str, ...] = ()  # which of uncertainty and occlusion there are
+    planes: tuple[str, ...] = ()  # which of backward, uncertainty and occlusion there are
+    is_cut: bool = False  # the clip has more frames than were looked at
+    rate: Fraction = Fraction(25)  # frames a second
+    time_base: Fraction | None = None  # seconds
 
     def end(self, state: str, problem: str | None = None) -> None:
         """Ends the job, unless it has ended already."""
@@ -81,7 +89,6 @@ class Job:
 
     def result(self) -> dict:
         """Returns what the browser needs to show a finished job."""
-        stem = Path(self.request.names[0]).stem
         return {
             "height": self.size[0],
             "width": self.size[1],
@@ -92,81 +99,92 @@ class Job:
             "seconds": self.seconds / max(self.done, 1),
             "uncertainty": "uncertainty" in self.planes,
             "occlusion": "occlusion" in self.planes,
-            "formats": [{"format": kind, "name": name.format(stem)} for kind, name in FORMATS.items()],
-            "command": self.request.command(),
+            "command": self.request.command(self.done + 1 if self.is_cut else None),
             "problem": self.problem,
         }
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the source is one clip."""
+        return len(self.request.sources) == 1
 
     @property
     def scale(self) -> float:
         """Pixels of motion at full color, one for all pairs."""
         return clip_scale(self.scales)
 
-    def array(self, kind: str, k: int) -> np.ndarray:
-        """Returns a stored array: kind is "frame", "flow", "uncertainty" or "occlusion"."""
-        return np.load(self.folder / f"{kind}_{k}.npy", allow_pickle=False)
-
-    def write(self, kind: str, k: int, path: Path) -> None:
-        """Writes pair k in one of the formats of `predict`."""
-        from fleetflow.inference.files import write_result
-
-        write_result(
-            path, kind, self.array("frame", k), self.array("flow", k), self.scale if kind in PICTURES else None
-        )
+    def array(self, kind: str, k: int, *, mapped: bool = False) -> np.ndarray:
+        """Returns a stored array of the kinds that the class names; mapped: left on the disk."""
+        return np.load(self.folder / f"{kind}_{k}.npy", mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
 def compute(job: Job, frame_limit: int, byte_limit: int) -> None:
     """Computes all pairs of a job and stores them in its folder.
 
     Args:
-        job: whose state becomes DONE, FAILED or CANCELLED; one that is cancelled meanwhile stops behind its pair.
+        job: whose state becomes DONE or FAILED; one that is cancelled meanwhile stops behind its pair.
         frame_limit: frames of a clip that are looked at.
-        byte_limit: what its results may take on the disk; a longer clip ends there, and `problem` says so.
+        byte_limit: what its results may take on the disk, and half of what is free there; a longer clip ends there,
+            and `problem` says so.
     """
-    job.started, job.state = time.monotonic(), RUNNING
+    job.started = time.monotonic()
     try:
-        frames, total = _frames(job.request, frame_limit)
-        job.total = total
-        stream = Stream(
-            _predictor(job.request),
-            occlusion=job.request.occlusion,
-            uncertainty=job.request.occlusion,
-            warm_start=False,
-        )
-        for k, frame in enumerate(frames):
-            if job.state == CANCELLED:
-                return
-            _take(job, stream, k, np.asarray(frame), getattr(frame, "time", None) or float(k))
-            size = frame.nbytes + 13 * frame.shape[0] * frame.shape[1]  # with flow, uncertainty and occlusion
-            if (k + 2) * size > byte_limit:
-                job.problem = f"only the first {k + 1} frames: more would take over {byte_limit >> 20} MB"
-                break
-        if not job.done:
-            raise FleetflowError(f"{job.request.names[0]} has one frame only; a flow needs two")
-        job.total = job.done
+        byte_limit = min(byte_limit, shutil.disk_usage(job.folder).free // 2)
+        _compute(job, frame_limit, byte_limit)
         job.end(DONE, job.problem)
     except FleetflowError as error:
-        job.end(FAILED, str(error))
+        job.end(FAILED, _named(str(error), job.request))
     except MemoryError:
         job.end(FAILED, "out of memory; take a smaller size")
+    except OSError as error:  # also of a session that has ended meanwhile, whose folder is gone
+        job.end(FAILED, f"results cannot be stored ({reason(error)}); free some space for temporary files")
     except Exception as error:
         job.end(FAILED, f"our fault: {type(error).__name__}: {error}")
         raise
 
 
-def _frames(request: Request, limit: int) -> tuple[Iterator[np.ndarray], int | None]:
-    """The frames of a request, and the number of its pairs if that is known."""
-    if len(request.sources) == 2:
-        first, second = map(read_image, request.sources)
-        if first.shape[:2] != second.shape[:2]:
-            sizes = " and ".join(
-                f"{name} is {image.shape[1]}x{image.shape[0]}" for name, image in zip(request.names, (first, second))
-            )
+def _compute(job: Job, frame_limit: int, byte_limit: int) -> None:
+    request = job.request
+    frames, job.total = _frames(job, frame_limit)
+    both = request.occlusion
+    stream = Stream(_predictor(request), backward=both, occlusion=both, uncertainty=both, warm_start=False)
+    for k, frame in enumerate(frames):
+        if job.state == CANCELLED:
+            return
+        size = (k + 1) * (
+            frame.nbytes + 21 * frame.shape[0] * frame.shape[1]
+        )  # with flow, flow back, uncertainty, occlusion
+        if k == frame_limit or size > byte_limit:
+            why = "" if k == frame_limit else f": more would take over {byte_limit >> 20} MB of temporary files"
+            job.is_cut, job.problem = True, f"only the first {k} frames{why}"
+            break
+        _take(job, stream, k, np.asarray(frame), getattr(frame, "time", None) or float(k))
+    if not job.done:
+        raise FleetflowError(job.problem or f"{request.names[0]} has one frame only; a flow needs two")
+    job.total = job.done
+    if isinstance(frames, VideoReader) and frames.problem:
+        job.problem = _named(frames.problem, request)
+
+
+def _named(text: str, request: Request) -> str:
+    """The text with the user's names of files in place of ours."""
+    for path, name in zip(request.sources, request.names):
+        text = text.replace(str(path), name)
+    return text
+
+
+def _frames(job: Job, limit: int) -> tuple[Iterable[np.ndarray], int | None]:
+    """The frames of a job, and the number of its pairs if that is known."""
+    names, sources = job.request.names, job.request.sources
+    if len(sources) == 2:
+        images = [read_image(path) for path in sources]
+        if images[0].shape != images[1].shape:
+            sizes = " and ".join(f"{name} is {image.shape[1]}x{image.shape[0]}" for name, image in zip(names, images))
             raise FleetflowError(f"{sizes}; both must have the same size: crop or resize one")
-        return iter((first, second)), 1
-    reader = read_video(request.sources[0])
-    known = getattr(reader, "frames", None)
-    return islice(iter(reader), limit), None if known is None else max(min(known, limit) - 1, 1)
+        return images, 1
+    reader = VideoReader(sources[0])
+    job.rate, job.time_base = reader.fps, reader.time_base
+    return reader, None if reader.frames is None else max(min(reader.frames, limit) - 1, 1)
 
 
 def _take(job: Job, stream: Stream, k: int, frame: np.ndarray, seconds: float) -> None:
@@ -181,13 +199,15 @@ def _take(job: Job, stream: Stream, k: int, frame: np.ndarray, seconds: float) -
         return
     job.seconds += time.perf_counter() - begun
     flow = np.ascontiguousarray(step.flow, dtype=np.float32)
+    if not np.isfinite(flow).all():
+        raise FleetflowError(f"the flow of pair {k - 1} is not finite everywhere; take another network")
     np.save(job.folder / f"flow_{k - 1}.npy", flow)
-    planes = {"uncertainty": step.uncertainty, "occlusion": step.occlusion}
-    job.planes = tuple(name for name, plane in planes.items() if plane is not None)
-    if step.uncertainty is not None:
-        np.save(job.folder / f"uncertainty_{k - 1}.npy", step.uncertainty.astype(np.float32))
-    if step.occlusion is not None:
-        np.save(job.folder / f"occlusion_{k - 1}.npy", (step.occlusion * np.float32(255)).astype(np.uint8))
+    planes = {"backward": step.backward, "uncertainty": step.uncertainty, "occlusion": step.occlusion}
+    planes = {name: plane for name, plane in planes.items() if plane is not None}
+    job.planes = tuple(planes)
+    for name, plane in planes.items():
+        stored = np.round(255 * plane).astype(np.uint8) if name == "occlusion" else plane.astype(np.float32)
+        np.save(job.folder / f"{name}_{k - 1}.npy", stored)
     job.motion.append(float(np.linalg.norm(flow, axis=-1).mean()))
     job.scales.append(robust_scale(flow))
     job.done += 1
@@ -267,10 +287,13 @@ class Queue:
                 owner = next(iter(self._waiting))
                 job = self._running = self._waiting[owner][0]
                 self._remove(job)
+                job.state = RUNNING
                 if owner in self._waiting:  # behind the others
                     self._waiting[owner] = self._waiting.pop(owner)
             try:
                 self._run(job)
+            except Exception:  # our own bug; the next job may do
+                traceback.print_exc()
             finally:
                 self._running = None
 

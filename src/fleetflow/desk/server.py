@@ -8,14 +8,15 @@ import asyncio
 import json
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
+import anyio
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -25,77 +26,47 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from fleetflow.desk.downloads import clip_name, offered, pair_name, write_clip, write_pair
+from fleetflow.desk.folder import temporary_folder
+from fleetflow.desk.guard import LOOPBACK, Guard
 from fleetflow.desk.jobs import CANCELLED, DONE, ENDED, Job, Queue, compute, event
 from fleetflow.desk.jobs import Request as JobRequest
-from fleetflow.desk.sessions import Limits, Session, Sessions, looked_at, receive
+from fleetflow.desk.sessions import Limits, Session, Sessions, cleaned, looked_at, receive
 from fleetflow.desk.tracks import follow
-from fleetflow.inference.files import FORMATS
+from fleetflow.io.atomic import reason
 from fleetflow.models.catalog import rows
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 STATIC = Path(str(resources.files("fleetflow.desk") / "static"))
 EXAMPLE = Path(str(resources.files("fleetflow") / "example"))
 BODY = 1 << 20  # bytes of a JSON body
 POINTS = 256  # that are followed at once
-SECURITY = {
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-}
-
-
-class Guard:
-    """Lets through only what the page itself asks: the right Host, no foreign Origin; adds the security headers.
-
-    A page of another site cannot read answers (no CORS headers are sent), cannot send anything (its Origin differs),
-    and cannot pose as this host by a DNS entry of its own (its Host differs).
-    """
-
-    def __init__(self, app, hosts: tuple[str, ...] | None):
-        self.app, self.hosts = app, hosts  # None: any host, where a token is asked for
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-
-        async def send_guarded(message) -> None:
-            if message["type"] == "http.response.start":
-                extra = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
-                message["headers"] = [*message["headers"], *extra]
-            await send(message)
-
-        problem = self.problem({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
-        if problem:
-            answer = JSONResponse({"error": problem}, status_code=403)
-            return await answer(scope, receive, send_guarded)
-        await self.app(scope, receive, send_guarded)
-
-    def problem(self, headers: dict[str, str]) -> str | None:
-        """Returns why a request is refused, or None."""
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if self.hosts is not None and host.rpartition(":")[0] not in self.hosts and host not in self.hosts:
-            return f"this is not {host}"
-        if origin is not None and origin.partition("://")[2] != host:
-            return f"pages of {origin} may not use the desk"
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return "another page may not use the desk"
-        return None
+CHUNK = 1 << 20  # bytes that are sent at once
+AT_ONCE = 4  # pictures and results that are held in memory at once, however many pages ask
+LONGEST = 300  # characters of what was wrong
+Result = TypeVar("Result")
 
 
 class Desk:
     """The routes, and what they share: sessions, queue, limits."""
 
     def __init__(self, folder: Path, limits: Limits, token: str | None):
-        self.limits, self.token = limits, token
+        self.folder, self.limits, self.token = folder, limits, token
         self.sessions = Sessions(folder, limits)
-        self.queue = Queue(partial(compute, frame_limit=limits.frames, byte_limit=limits.result_mb << 20))
+        self.queue = Queue(self._compute)
         self.networks = [row for row in rows() if row.weights]
+        self._at_once = anyio.CapacityLimiter(AT_ONCE)
+
+    def _compute(self, job: Job) -> None:
+        try:
+            compute(job, self.limits.frames, self.limits.result_mb << 20)
+        finally:
+            self.sessions.clear_up(job)
+
+    async def _run(self, function: Callable[..., Result], *values: Any) -> Result:
+        """Runs what takes memory in a thread, only a few at once."""
+        return await anyio.to_thread.run_sync(function, *values, limiter=self._at_once)
 
     def routes(self) -> list[Route | Mount]:
         """Returns all routes."""
@@ -111,10 +82,11 @@ class Desk:
             Route(job, self.result, methods=["GET"]),
             Route(job, self.cancel, methods=["DELETE"]),
             Route(f"{job}/events", self.events),
-            Route(job + "/frames/{k:int}", self.frame),
-            Route(job + "/pairs/{k:int}", self.pair),
+            Route(job + "/frames/{k}", self.frame),
+            Route(job + "/pairs/{k}", self.pair),
             Route(f"{job}/tracks", self.tracks, methods=["POST"]),
             Route(job + "/download/{format}", self.download),
+            Route(job + "/clip/{format}", self.clip),
         ]
 
     async def page(self, request: Request) -> Response:
@@ -124,7 +96,7 @@ class Desk:
     async def begin(self, request: Request) -> Response:
         """A new session: {"token"} -> {"session", "limits", "networks"}."""
         given = str((await _json(request)).get("token", ""))
-        if self.token is not None and not secrets.compare_digest(given.encode(), self.token.encode()):
+        if self.token is not None and not secrets.compare_digest(given.encode("utf-8", "replace"), self.token.encode()):
             raise HTTPException(403, "the token is missing or wrong; open the address that `fleetflow desk` printed")
         for idle in self.sessions.end_idle():
             self._cancel_all(idle)
@@ -153,23 +125,28 @@ class Desk:
 
     async def upload(self, request: Request) -> Response:
         """Receives one file, as the body, while limits are watched: ?name=... -> the file."""
-        session, name = self._session(request), request.query_params.get("name", "")[-200:]
-        while len(session.files) >= self.limits.files:
-            oldest = session.files.pop(next(iter(session.files)))
-            oldest.path.unlink(missing_ok=True)
+        session, name = self._session(request), cleaned(request.query_params.get("name", ""))
         path = await receive(session, name, request.stream(), self.limits)
-        upload = await run_in_threadpool(looked_at, path, name, self.limits)
+        try:
+            upload = await self._run(looked_at, path, name, self.limits)
+        finally:
+            del session.arriving[path]
         key = secrets.token_hex(8)
         session.files[key] = upload
         return JSONResponse(upload.described(key))
 
     async def start(self, request: Request) -> Response:
         """Queues a job: {"files", "network", "iterations", "size", "occlusion"} -> {"job"}."""
-        session, wanted = self._session(request), self._wanted(self._session(request), await _json(request))
+        asked = await _json(request)
+        session = self._session(request)
+        wanted = self._wanted(session, asked)
         if self.queue.waiting(session.key) >= self.limits.jobs:
             raise FleetflowError(f"{self.limits.jobs} jobs of this page wait already; cancel one, or wait")
-        ended = [key for key, job in session.jobs.items() if job.state in ENDED]
-        for key in ended[: max(len(ended) - self.limits.kept + 1, 0)]:
+        for key, old in list(session.jobs.items()):
+            if old.state in ENDED and old.state != DONE:
+                del session.jobs[key]
+        done = [key for key, old in session.jobs.items() if old.state == DONE]
+        for key in done[: max(len(done) - self.limits.kept + 1, 0)]:
             await run_in_threadpool(_remove, session.jobs.pop(key).folder)
         key = secrets.token_hex(8)
         job = Job(wanted, session.folder / key, session.key)
@@ -186,7 +163,7 @@ class Desk:
         files = asked.get("files")
         if files == ["example"]:
             sources = (EXAMPLE / "frame1.png", EXAMPLE / "frame2.png")
-            names = tuple(path.name for path in sources)
+            names = tuple(str(path) for path in sources)  # so that the command line finds them
         else:
             keys = files if isinstance(files, list) else []
             known = all(isinstance(key, str) and key in session.files for key in keys)
@@ -207,7 +184,11 @@ class Desk:
 
     async def result(self, request: Request) -> Response:
         """What a finished job found."""
-        return JSONResponse(self._done(request).result())
+        job = self._done(request)
+        kinds = offered(job)
+        clip = [{"format": kind, "name": clip_name(job, kind)} for kind in kinds if job.is_clip]
+        formats = [{"format": kind, "name": pair_name(job, kind, 0)} for kind in kinds]
+        return JSONResponse({**job.result(), "formats": formats, "clip": clip})
 
     async def cancel(self, request: Request) -> Response:
         """Ends a job."""
@@ -233,15 +214,18 @@ class Desk:
 
     async def frame(self, request: Request) -> Response:
         """Frame k as PNG."""
-        job, k = self._done(request), request.path_params["k"]
-        if not 0 <= k <= job.done:
-            raise HTTPException(404, f"there is no frame {k}")
-        return Response(await run_in_threadpool(_png, job, k), media_type="image/png")
+        job = self._done(request)
+        k = _number(request.path_params["k"], "frame", job.done + 1)
+        return Response(await self._run(_png, job, k), media_type="image/png")
 
     async def pair(self, request: Request) -> Response:
         """Pair k as numbers, little-endian: float32 flow [H, W, 2], float32 uncertainty [H, W], uint8 occlusion [H, W]."""
-        job, k = self._done(request), self._pair(request, request.path_params["k"])
-        return Response(await run_in_threadpool(_numbers, job, k), media_type="application/octet-stream")
+        job = self._done(request)
+        k = _number(request.path_params["k"], "pair", job.done)
+        kinds = [kind for kind in ("flow", "uncertainty", "occlusion") if kind == "flow" or kind in job.planes]
+        arrays = [job.array(kind, k, mapped=True) for kind in kinds]
+        size = {"content-length": str(sum(array.nbytes for array in arrays))}
+        return StreamingResponse(_numbers(arrays), media_type="application/octet-stream", headers=size)
 
     async def tracks(self, request: Request) -> Response:
         """Follows points: {"points": [{"frame", "x", "y"}]} -> {"tracks"}, for each [x, y, visible] of all frames."""
@@ -250,35 +234,51 @@ class Desk:
         for point in asked if isinstance(asked, list) else []:
             values: list[Any] = [point.get(name) for name in ("frame", "x", "y")] if isinstance(point, dict) else []
             sides = (job.done + 1, job.size[1], job.size[0])
-            if len(values) != 3 or not all(
+            whole = len(values) == 3 and type(values[0]) is int
+            if not whole or not all(
                 type(value) in (int, float) and 0 <= value < side for value, side in zip(values, sides)
             ):
                 raise FleetflowError("a point lies outside the clip; expected frame, x and y inside it")
-            points.append((int(values[0]), values[1], values[2]))
+            points.append((values[0], values[1], values[2]))
         if len(points) > POINTS:
             raise FleetflowError(f"{len(points)} points were given; expected at most {POINTS}")
-        return JSONResponse({"tracks": await run_in_threadpool(follow, job, points)})
+        return JSONResponse({"tracks": await self._run(follow, job, points)})
 
     async def download(self, request: Request) -> Response:
         """One pair in one of the formats of `predict`: ?pair=k."""
-        job, kind = self._done(request), request.path_params["format"]
-        if kind not in FORMATS:
-            raise HTTPException(404, str(unknown("format", kind, sorted(FORMATS))))
-        text = request.query_params.get("pair", "0")
-        k = self._pair(request, int(text) if text.isdecimal() and len(text) < 9 else -1)
-        stem = Path(job.request.names[0]).stem
-        if job.done > 1:
-            stem += f"_{k:06d}"
-        name = FORMATS[kind].format(stem)
-        path = job.folder / f"download_{k}_{secrets.token_hex(4)}{Path(name).suffix}"
-        try:
-            await run_in_threadpool(job.write, kind, k, path)
-            content = await run_in_threadpool(path.read_bytes)
-        finally:
-            path.unlink(missing_ok=True)
-        plain = name.encode("ascii", "replace").decode().replace('"', "_").replace("\\", "_")
-        headers = {"content-disposition": f'attachment; filename="{plain}"'}
-        return Response(content, media_type="application/octet-stream", headers=headers)
+        job = self._done(request)
+        kind = _format(request, job)
+        k = _number(request.query_params.get("pair", "0"), "pair", job.done)
+        return await self._sent(pair_name(job, kind, k), write_pair, job, kind, k)
+
+    async def clip(self, request: Request) -> Response:
+        """All pairs in one of the formats of `predict`: an mp4, or a zip of numbered files."""
+        job = self._done(request)
+        kind = _format(request, job)
+        if not job.is_clip:
+            raise HTTPException(404, "two pictures are no clip; download the pair")
+        return await self._sent(clip_name(job, kind), write_clip, job, kind)
+
+    async def _sent(self, name: str, write: Callable[..., None], *values: Any) -> Response:
+        """A file of that name, which `write(*values, path)` has written; it is on the disk until it is sent."""
+
+        def written() -> Any:
+            with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
+                path = Path(folder) / f"result{Path(name).suffix}"
+                write(*values, path)
+                file = open(path, "rb")  # outlives its name
+            return file, file.seek(0, 2)
+
+        def content() -> Iterator[bytes]:
+            with file:
+                file.seek(0)
+                while chunk := file.read(CHUNK):
+                    yield chunk
+
+        file, size = await self._run(written)
+        headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
+        headers["content-length"] = str(size)
+        return StreamingResponse(content(), media_type="application/octet-stream", headers=headers)
 
     def _session(self, request: Request) -> Session:
         session = self.sessions.get(request.path_params["session"])
@@ -298,10 +298,20 @@ class Desk:
             raise HTTPException(409, "the job was cancelled" if job.state == CANCELLED else "the job is not done")
         return job
 
-    def _pair(self, request: Request, k: int) -> int:
-        if not 0 <= k < self._done(request).done:
-            raise HTTPException(404, f"there is no pair {k}")
-        return k
+
+def _format(request: Request, job: Job) -> str:
+    kind, kinds = request.path_params["format"], offered(job)
+    if kind not in kinds:
+        raise HTTPException(404, str(unknown("format", kind, sorted(kinds))))
+    return kind
+
+
+def _number(text: str, what: str, count: int) -> int:
+    """The number that a text says, from 0 up to `count`, which is left out; else there is nothing of that name."""
+    k = int(text) if text.isdecimal() and len(text) < 9 else count
+    if k >= count:
+        raise HTTPException(404, f"there is no {what} {text[:20]}")
+    return k
 
 
 def _png(job: Job, k: int) -> bytes:
@@ -310,10 +320,11 @@ def _png(job: Job, k: int) -> bytes:
     return stream.getvalue()
 
 
-def _numbers(job: Job, k: int) -> bytes:
-    kinds = [kind for kind in ("flow", "uncertainty", "occlusion") if kind == "flow" or kind in job.planes]
-    arrays = (job.array(kind, k) for kind in kinds)
-    return b"".join(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() for array in arrays)
+def _numbers(arrays: list[Any]) -> Iterator[bytes]:
+    for array in arrays:
+        content = memoryview(array.astype(array.dtype.newbyteorder("<"), copy=False)).cast("B")
+        for start in range(0, len(content), CHUNK):
+            yield bytes(content[start : start + CHUNK])
 
 
 def _remove(folder: Path) -> None:
@@ -339,11 +350,24 @@ async def _json(request: Request) -> dict[str, Any]:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=400)
+    return JSONResponse({"error": _line(str(error))}, status_code=400)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "this is no longer there; reload the page"}, status_code=404)
+
+
+async def _full(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"temporary files cannot be written ({reason(error)})"}, status_code=507)
+
+
+def _line(text: str) -> str:
+    """A text as one line that is not endless and can be encoded."""
+    return " ".join(text[:LONGEST].encode("utf-8", "replace").decode().split())
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    return JSONResponse({"error": error.detail}, status_code=error.status_code)
+    return JSONResponse({"error": _line(error.detail)}, status_code=error.status_code)
 
 
 async def _left(request: Request, error: Exception) -> Response:
@@ -365,16 +389,17 @@ def create_app(
     """
     if hosts is None and token is None:
         raise FleetflowError("a desk that others can reach needs a token")
-    folder = tempfile.TemporaryDirectory(prefix="fleetflow-desk-", ignore_cleanup_errors=True)
-    desk = Desk(Path(folder.name), limits or Limits(), token)
+    held = ExitStack()
+    desk = Desk(held.enter_context(temporary_folder()), limits or Limits(), token)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(desk.queue.close)
-        folder.cleanup()
+        held.close()
 
     handlers: dict[Any, Any] = {FleetflowError: _refused, HTTPException: _http_error, ClientDisconnect: _left}
+    handlers |= {FileNotFoundError: _gone, OSError: _full}
     app = Starlette(routes=desk.routes(), lifespan=lifespan, exception_handlers=handlers)
     app.state.desk = desk
     app.add_middleware(Guard, hosts=hosts)

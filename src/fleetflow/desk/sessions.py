@@ -1,16 +1,20 @@
 """Sessions of the desk: one tab of a browser each, with its files, its jobs, and limits that are enforced."""
 
+import re
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from fleetflow.desk.jobs import Job
+from fleetflow.desk.jobs import DONE, ENDED, Job
+from fleetflow.inference.pairing import picture_size
+from fleetflow.io.atomic import reason
 from fleetflow.io.images import IMAGE_SUFFIXES, read_image
-from fleetflow.io.video import read_video
+from fleetflow.io.video import VideoReader
 from fleetflow.types import FleetflowError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
@@ -22,7 +26,7 @@ class Limits:
 
     upload_mb: int = 256  # of one file
     session_mb: int = 1024  # of all files of a session
-    files: int = 32  # of a session; the oldest go first
+    files: int = 32  # of a session; the oldest go first, but not those of jobs that wait or run
     pixels: int = 16_000_000  # of a frame
     frames: int = 240  # of a clip
     result_mb: int = 2048  # of the results of one job
@@ -30,6 +34,7 @@ class Limits:
     kept: int = 4  # finished jobs of a session whose results are kept
     sessions: int = 64
     idle_seconds: int = 6 * 3600  # after which a session ends
+    crowded_seconds: int = 600  # after which it ends where others want to begin and have no room
 
 
 @dataclass
@@ -42,6 +47,7 @@ class Upload:
     width: int
     height: int
     frames: int | None
+    size: int  # bytes
 
     def described(self, key: str) -> dict:
         """Returns what the browser is told about it."""
@@ -56,8 +62,27 @@ class Session:
     key: str
     folder: Path
     files: dict[str, Upload] = field(default_factory=dict)
+    arriving: dict[Path, int] = field(default_factory=dict)  # bytes of uploads that are not looked at yet
     jobs: dict[str, Job] = field(default_factory=dict)
     seen: float = field(default_factory=time.monotonic)
+
+    def busy(self) -> bool:
+        """Whether a job waits or runs."""
+        return any(job.state not in ENDED for job in self.jobs.values())
+
+    def make_room(self, limits: Limits) -> None:
+        """Drops the oldest files until the limits hold; raises FleetflowError where jobs or uploads need them all."""
+        needed = {path for job in self.jobs.values() if job.state not in ENDED for path in job.request.sources}
+        idle = [key for key, upload in self.files.items() if upload.path not in needed]
+        while self._is_over(limits):
+            if not idle:
+                room = f"{limits.files} files and {limits.session_mb} MB"
+                raise FleetflowError(f"there is no room beside {room} at once; wait for the jobs of this page to end")
+            self.files.pop(idle.pop(0)).path.unlink(missing_ok=True)
+
+    def _is_over(self, limits: Limits) -> bool:
+        size = sum(upload.size for upload in self.files.values()) + sum(self.arriving.values())
+        return len(self.files) + len(self.arriving) > limits.files or size > limits.session_mb << 20
 
 
 class Sessions:
@@ -69,8 +94,11 @@ class Sessions:
         self._lock = threading.Lock()
 
     def begin(self) -> Session:
-        """Returns a new session; the one idle for longest makes room where there are too many."""
-        self.end_idle()
+        """Returns a new session; where there are too many, the one idle for longest and for ten minutes makes room."""
+        if len(self._all) >= self.limits.sessions:
+            idle = min((session for session in self._all.values() if not session.busy()), key=_seen, default=None)
+            if idle is not None and time.monotonic() - idle.seen >= self.limits.crowded_seconds:
+                self.end(idle)
         with self._lock:
             if len(self._all) >= self.limits.sessions:
                 raise FleetflowError(f"{len(self._all)} pages are open; close one of them and reload")
@@ -92,6 +120,13 @@ class Sessions:
             self._all.pop(session.key, None)
         shutil.rmtree(session.folder, ignore_errors=True)
 
+    def clear_up(self, job: Job) -> None:
+        """Removes what a job has left that ended without results, or whose session ended before it."""
+        if job.owner not in self._all:
+            shutil.rmtree(job.folder.parent, ignore_errors=True)
+        elif job.state != DONE:
+            shutil.rmtree(job.folder, ignore_errors=True)
+
     def end_idle(self) -> list[Session]:
         """Ends the sessions that nobody has used for long; returns them."""
         oldest = time.monotonic() - self.limits.idle_seconds
@@ -101,51 +136,81 @@ class Sessions:
         return idle
 
 
+def _seen(session: Session) -> float:
+    return session.seen
+
+
+def cleaned(name: str) -> str:
+    """Returns the last part of a name, at most 200 characters of it, without line breaks and what turns text around."""
+    last = re.split(r"[/\\]", name)[-1][-200:]
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "_", last)
+
+
 async def receive(session: Session, name: str, chunks: AsyncIterator[bytes], limits: Limits) -> Path:
-    """Writes a body into the session's folder while it arrives; returns the file.
+    """Writes a body into the session's folder while it arrives; returns the file, which counts as arriving.
 
     Raises:
-        FleetflowError: for a suffix that no reader knows, and as soon as the body is over a limit.
+        FleetflowError: for a suffix that no reader knows, as soon as the body is over a limit, and for a full disk.
     """
-    suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
+    suffix = PurePosixPath(name).suffix.lower()
     if suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
         raise FleetflowError(f'"{suffix}" is no suffix of a picture or clip; expected .png, .jpg, .mp4, ...')
-    stored = sum(upload.path.stat().st_size for upload in list(session.files.values()))
-    room = min(limits.upload_mb << 20, (limits.session_mb << 20) - stored)
-    path, size = session.folder / f"{secrets.token_hex(8)}{suffix}", 0
+    path = session.folder / f"{secrets.token_hex(8)}{suffix}"
+    session.arriving[path] = 0
     try:
+        session.make_room(limits)
         with open(path, "xb") as file:
             async for chunk in chunks:
-                size += len(chunk)
-                if size > room:
-                    raise FleetflowError(f"{name} is over {room >> 20} MB, the room there is; send a smaller file")
+                session.arriving[path] += len(chunk)
+                if session.arriving[path] > limits.upload_mb << 20:
+                    raise FleetflowError(f"{name} is over {limits.upload_mb} MB; send a smaller file")
+                session.make_room(limits)
                 file.write(chunk)
-    except BaseException:
+    except BaseException as error:
+        del session.arriving[path]
         path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise FleetflowError(
+                f"{name} cannot be stored ({reason(error)}); free some space for temporary files"
+            ) from error
         raise
     return path
 
 
 def looked_at(path: Path, name: str, limits: Limits) -> Upload:
-    """Returns what a received file is, by decoding its first frame as the command line does.
+    """Returns what a received file is, by decoding its first frames as the command line does.
 
     Raises:
         FleetflowError: for files that are no picture and no clip, or too large; the file is gone then.
     """
     try:
-        if path.suffix in IMAGE_SUFFIXES and path.suffix != ".gif":
-            image = read_image(path)
-            upload = Upload(path, name, "picture", image.shape[1], image.shape[0], 1)
-        else:
-            reader = read_video(path)
-            frame = next(iter(reader))
-            upload = Upload(path, name, "clip", frame.shape[1], frame.shape[0], getattr(reader, "frames", None))
-    except (FleetflowError, StopIteration) as error:
+        kind, width, height, frames = _looked_at(path, name, limits)
+        return Upload(path, name, kind, width, height, frames, path.stat().st_size)
+    except BaseException as error:
         path.unlink(missing_ok=True)
-        raise FleetflowError(str(error).replace(str(path), name) or f"{name} has no frame") from None
-    if upload.width * upload.height > limits.pixels:
-        path.unlink(missing_ok=True)
-        raise FleetflowError(
-            f"{name} is {upload.width}x{upload.height}; expected at most {limits.pixels / 1e6:.0f} million pixels"
-        )
-    return upload
+        if isinstance(error, MemoryError):
+            raise FleetflowError(f"{name} takes more memory than there is; send smaller frames") from None
+        if isinstance(error, FleetflowError):
+            raise FleetflowError(str(error).replace(str(path), name)) from None
+        raise
+
+
+def _looked_at(path: Path, name: str, limits: Limits) -> tuple[str, int, int, int | None]:
+    """Kind, width, height and number of frames; sizes are checked before anything is decoded."""
+    if path.suffix in IMAGE_SUFFIXES:
+        _check_pixels(name, *picture_size(path), limits)
+        height, width = read_image(path).shape[:2]
+        return "picture", width, height, 1
+    reader = VideoReader(path)
+    _check_pixels(name, reader.height, reader.width, limits)
+    count = sum(1 for _ in islice(reader, 2))
+    if count == 0:
+        raise FleetflowError(f"{name} has no frame")
+    if count == 1 and path.suffix != ".gif":
+        raise FleetflowError(f"{name} has one frame only; a flow needs two")
+    return ("clip" if count > 1 else "picture"), reader.width, reader.height, reader.frames if count > 1 else 1
+
+
+def _check_pixels(name: str, height: int, width: int, limits: Limits) -> None:
+    if width * height > limits.pixels:
+        raise FleetflowError(f"{name} is {width}x{height}; expected at most {limits.pixels / 1e6:g} million pixels")

@@ -42,7 +42,7 @@ def described(clips: Sequence[Sequence[Path]]) -> str:
 def check_sizes(clips: Sequence[Sequence[Path]]) -> None:
     """Raises FleetflowError unless the pictures of each scene have one size; only their headers are read."""
     for clip in clips:
-        sizes = [_size(frame) for frame in clip]
+        sizes = [picture_size(frame) for frame in clip]
         for (before, old), (frame, new) in pairwise(zip(clip, sizes)):
             if old != new:
                 raise FleetflowError(
@@ -51,8 +51,8 @@ def check_sizes(clips: Sequence[Sequence[Path]]) -> None:
                 )
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as `read_image` turns it, from its header."""
+def picture_size(path: Path) -> tuple[int, int]:
+    """Returns height and width of a picture as `read_image` turns it, from its header."""
     with reading(existing(path), "a picture"), open_picture(path) as image:
         width, height = image.size
         with suppress(Exception):  # broken metadata says nothing
