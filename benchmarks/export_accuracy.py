@@ -96,8 +96,10 @@ def main() -> None:
     known = json.loads(given.keep.read_text()) if given.keep.is_file() else {}
     onnx, said = exported(given.network, given.folder)
     split = "validation" if given.layers else "test"
-    files = open_files("footage", None, options=(f"split={split}", f"limit={given.limit}"))
-    sets = {"footage": in_memory(files)} if given.limit else {}
+    sets = {}
+    if given.limit:
+        files = open_files("footage", None, options=(f"split={split}", f"limit={given.limit}"))
+        sets["footage"] = in_memory(files)
     if given.pairs and not given.layers:
         sets["real pairs"] = open_files("pairs", given.pairs, without=("ambush_4_final_0004",))
     calibrating = []
