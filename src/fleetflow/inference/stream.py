@@ -73,7 +73,7 @@ class _Last(NamedTuple):
 
 
 class Stream:
-    """The flow of frames that arrive one after another.
+    """The flow of frames that arrive one after another::
 
         stream = fleetflow.Stream("fastflownet", occlusion=True, budget_ms=40)
         for frame in fleetflow.read_video("clip.mp4"):
@@ -195,7 +195,7 @@ class Stream:
 
         Frames are read by a thread of their own. Of those that come while a step is computed, the newest is taken, and
         the others are counted (`Step.dropped`): the flow stays up to date, whatever the network costs. The source is
-        closed at the end, also by `close` in another thread.
+        closed at the end, also by `close` in another thread::
 
             with fleetflow.Stream("fastflownet") as stream:
                 for step in stream.follow(fleetflow.read_video("rtsp://camera/stream")):
