@@ -36,7 +36,7 @@ def is_cut(frame: np.ndarray, state: CutState = START) -> tuple[bool, CutState]:
     """Returns whether a new shot begins with this frame, and the state for the next one.
 
     It does where places find no match nearby, more so than in the pairs before, and the colors change: a fast pan or a
-    change of exposure is no cut. A dissolve is not found.
+    change of exposure is no cut. A dissolve is not found::
 
         state = START
         for frame in clip:
