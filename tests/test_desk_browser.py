@@ -4,6 +4,7 @@ Screenshots are left in runs/screenshots. Without a browser these tests are skip
 """
 
 import functools
+import re
 import shutil
 import socket
 import threading
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import fleetflow
+from fleetflow.io.images import write_image
 from fleetflow.visualise import flow_to_color
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -192,6 +194,80 @@ def test_cancel_ends_a_job(address, open_page):
     assert page.is_enabled("#run") and not page.is_visible("#cancel")
 
 
+def test_a_result_stays_alive_while_another_job_is_cancelled(address, open_page, tmp_path):
+    """On a phone: frames in the order of their names, swapped, 16 pixels small; then a clip, whose result stays."""
+    from fleetflow.io.video import VideoWriter
+
+    with VideoWriter(tmp_path / "<b>x.mp4", 10) as writer:
+        for k in range(4):
+            writer.write(np.full((48, 64, 3), 60 * k, np.uint8))
+    frames = [tmp_path / "b10.png", tmp_path / "b9.png"]
+    for frame in frames:
+        write_image(frame, np.zeros((16, 16, 3), np.uint8))
+    page = open_page(address)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.click("#example")
+    page.set_input_files("#files", frames)
+    names = page.locator("#list li span:first-child")
+    page.wait_for_selector("#list li:has-text('b10')")
+    assert names.all_inner_texts() == ["b9.png", "b10.png"], "the example counts as a picture, or the order is lost"
+    page.click("#swap")
+    assert names.all_inner_texts() == ["b10.png", "b9.png"]
+    compute(page)
+    for kind in ("in", "in", "out", "one", "fit"):
+        page.click(f"[data-zoom={kind}]")
+    page.set_input_files("#files", tmp_path / "<b>x.mp4")
+    page.wait_for_selector("#list li:has-text('<b>x')")
+    page.click("#run:not([disabled])")
+    page.wait_for_selector("#downloads div:has-text('whole clip')")
+
+    page.click("#example")
+    page.select_option("#network", "deq_flow_tiny")
+    page.locator("#size").fill("640 x 896")
+    page.click("#run:not([disabled])")
+    page.click("#cancel")
+    page.wait_for_selector("#state.bad:has-text('cancelled')")
+    page.locator("#time").fill("1")
+    page.wait_for_selector("#when:has-text('pair 2 of 3')")
+    with page.expect_response("**/tracks"):
+        page.locator(".viewer canvas").click(position={"x": 60, "y": 60})
+    with page.expect_download() as download:
+        page.locator("#downloads a:text-is('color')").nth(1).click()
+    assert download.value.suggested_filename.endswith("x_color.mp4")
+    canvas = page.locator(".viewer canvas")
+    canvas.hover(position={"x": 50, "y": 50})
+    page.mouse.down()
+    page.mouse.move(5000, 5000)
+    page.mouse.up()
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": box["width"] - 10, "y": box["height"] - 10})
+    assert max(read(page)[:2]) < 8, "the picture was dragged out of sight"
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2: of two colors #rrggbb."""
+
+    def luminance(color: str) -> float:
+        values = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_can_be_read_in_light_and_dark():
+    """WCAG AA asks for 4.5 to 1."""
+    text = (STATIC / "desk.css").read_text().replace("#fff;", "#ffffff;")
+    palettes = [dict(re.findall(r"--(\w+): (#\w{6});", line)) for line in text.splitlines() if ":root {" in line]
+    assert len(palettes) == 2
+    for palette in palettes:
+        for ink in ("ink", "soft", "bad"):
+            for ground in ("ground", "back"):
+                assert contrast(palette[ink], palette[ground]) >= 4.5, (ink, ground)
+    assert contrast("#ffffff", palettes[0]["accent"]) >= 4.5 and contrast("#0d1b2e", palettes[1]["accent"]) >= 4.5
+
+
 def test_what_is_wrong_is_said_in_a_line(address, open_page, tmp_path):
     page = open_page(address)
     (tmp_path / "text.png").write_text("no picture")
@@ -237,6 +313,23 @@ def test_the_viewer_of_a_notebook_needs_no_server(browser, tmp_path):
     assert read(page)[2:] == [2.5, -1.25] and page.inner_text(".viewer-title") == "a <flow>"
     page.close()
     assert not wrong
+
+
+def test_unknown_flow_in_the_sandbox_of_a_notebook(browser):
+    flow, frame = np.full((60, 80, 2), 2.5, np.float32), np.zeros((60, 80, 3), np.uint8)
+    flow[:40] = np.nan
+    shown = fleetflow.show(flow, frame, frame, uncertainty=flow[..., 0])
+    page, wrong = browser.new_page(), []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.set_content(shown._repr_html_().replace("<iframe", '<iframe sandbox="allow-scripts"'))
+    inside = page.frame_locator("iframe")
+    inside.locator("[data-role=scale-value]:has-text('px')").wait_for()
+    inside.locator("canvas").hover()
+    inside.locator(".viewer-readout:has-text('frame 1')").wait_for()
+    text = inside.locator(".viewer-readout").inner_text()
+    page.close()
+    assert "flow unknown" in text and "NaN" not in text and not wrong
 
 
 @pytest.mark.skipif(

@@ -7,11 +7,13 @@ const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
 let base = ""; // of this tab's session: "sessions/KEY"
 let limits = {};
 let files = []; // { name, id, kind, width, height, frames }
-let jobs = []; // what is shown or computed now
+let jobs = []; // what is shown
+let asked = null; // what is computed now: { jobs, cancelled }
 let viewers = [];
 let points = []; // { frame, x, y }
 let pair = 0;
-let playing = null;
+let playing = null; // the timer
+let replayed = 0; // how often play was pressed
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, options);
@@ -46,10 +48,11 @@ async function upload(file) {
 }
 
 async function take(chosen) {
+  chosen.sort((one, other) => one.name.localeCompare(other.name, undefined, { numeric: true })); // frame 2 before 10
   try {
     for (const file of chosen) {
       const taken = await upload(file);
-      const before = taken.kind === "clip" || files[0]?.kind === "clip" ? [] : files.slice(-1);
+      const before = taken.kind === "picture" ? files.filter(({ kind }) => kind === "picture").slice(-1) : [];
       files = [...before, taken];
       listFiles();
     }
@@ -74,7 +77,8 @@ function listFiles() {
       return item;
     }),
   );
-  find("run").disabled = !ready();
+  find("swap").hidden = files.length !== 2;
+  find("run").disabled = Boolean(asked) || !ready();
 }
 
 function request(network) {
@@ -90,36 +94,47 @@ function request(network) {
 
 async function run(event) {
   event.preventDefault();
+  if (asked) return;
   stop();
   const networks = [find("network").value, find("second").value].filter(Boolean);
+  const mine = (asked = { jobs: [], cancelled: false });
+  busy();
   try {
-    busy(true);
-    jobs = [];
     for (const network of networks) {
       const { job } = await send(`${base}/jobs`, request(network));
-      jobs.push({ id: job, network, path: `${base}/jobs/${job}` });
+      mine.jobs.push({ id: job, network, path: `${base}/jobs/${job}` });
+      if (mine.cancelled) throw new Error("cancelled");
     }
-    for (const job of jobs) await follow(job);
-    await Promise.all(jobs.map(async (job) => (job.result = await ask(job.path))));
-    show();
-    say(jobs.map(({ network, result }) => `${network}: ${result.seconds.toFixed(2)} s a pair`).join(", "));
+    for (const job of mine.jobs) await follow(job);
+    await Promise.all(mine.jobs.map(async (job) => (job.result = await ask(job.path))));
+    jobs = mine.jobs;
+    await show();
+    const took = jobs.map(({ network, result }) => `${network}: ${result.seconds.toFixed(2)} s a pair`).join(", ");
+    say([took, jobs[0].result.problem].filter(Boolean).join("; "));
   } catch (error) {
+    dropJobs(mine.jobs);
     say(error.message, true);
   } finally {
-    busy(false);
+    asked = null;
+    busy();
   }
 }
 
-function busy(on) {
+const dropJobs = (some) => Promise.allSettled(some.map(({ path }) => ask(path, { method: "DELETE" })));
+
+function busy() {
+  const on = Boolean(asked);
   find("run").disabled = on || !ready();
   find("progress").hidden = find("cancel").hidden = !on;
   find("progress").removeAttribute("value");
 }
 
 function follow(job) {
+  let failures = 0;
   return new Promise((resolve, reject) => {
     const source = new EventSource(`${job.path}/events`);
     source.onmessage = ({ data }) => {
+      failures = 0;
       const { state, done, total, left, problem, ahead } = JSON.parse(data);
       if (total) find("progress").value = done / total;
       if (state === "waiting") say(`${job.network}: waiting, ${ahead} before it`);
@@ -129,6 +144,7 @@ function follow(job) {
       state === "done" ? resolve() : reject(new Error(problem ?? "cancelled"));
     };
     source.onerror = () => {
+      if (source.readyState === EventSource.CONNECTING && ++failures < 5) return; // the browser tries again
       source.close();
       reject(new Error("the server does not answer any more"));
     };
@@ -136,7 +152,9 @@ function follow(job) {
 }
 
 async function cancel() {
-  await Promise.allSettled(jobs.map(({ path }) => ask(path, { method: "DELETE" })));
+  if (!asked) return;
+  asked.cancelled = true;
+  await dropJobs(asked.jobs);
 }
 
 function show() {
@@ -185,7 +203,13 @@ async function load(job, k) {
 async function showPair(k) {
   pair = k;
   const wanted = jobs;
-  const all = await Promise.all(wanted.map((job) => load(job, k)));
+  let all;
+  try {
+    all = await Promise.all(wanted.map((job) => load(job, k)));
+  } catch (error) {
+    stop();
+    return say(error.message, true);
+  }
   if (wanted !== jobs || pair !== k) return; // another was asked for meanwhile
   all.forEach((data, i) => viewers[i].setData(data));
   find("time").value = k;
@@ -207,6 +231,17 @@ function listDownloads() {
     row.append(`Download this pair, ${network}:`, ...links);
     return row;
   });
+  for (const { path, network, result } of jobs) {
+    if (!result.clip.length) continue;
+    const row = document.createElement("div");
+    const links = result.clip.map(({ format, name }) =>
+      Object.assign(document.createElement("a"), {
+        className: "button", textContent: format, href: `${path}/clip/${format}`, download: name, title: name,
+      }),
+    );
+    row.append(`Download the whole clip, ${network}:`, ...links);
+    rows.push(row);
+  }
   find("downloads").replaceChildren(...rows);
 }
 
@@ -237,8 +272,13 @@ function drawCurve() {
 
 async function pick({ x, y }) {
   if (jobs[0].result.pairs < 2) return;
-  points.push({ frame: pair, x, y });
-  for (const job of jobs) job.tracks = (await send(`${job.path}/tracks`, { points })).tracks;
+  const more = [...points, { frame: pair, x, y }];
+  try {
+    for (const job of jobs) job.tracks = (await send(`${job.path}/tracks`, { points: more })).tracks;
+    points = more;
+  } catch (error) {
+    say(error.message, true);
+  }
   showTracks();
 }
 
@@ -263,25 +303,38 @@ async function play() {
   if (playing) return stop();
   find("play").textContent = "Pause";
   find("play").setAttribute("aria-pressed", "true");
+  const mine = ++replayed;
   const step = async () => {
     await showPair((pair + 1) % jobs[0].result.pairs);
-    if (playing) playing = setTimeout(step, 60);
+    if (playing && mine === replayed) playing = setTimeout(step, 60);
   };
   playing = setTimeout(step, 0);
 }
 
-find("files").addEventListener("change", (event) => take([...event.target.files]));
-find("example").addEventListener("click", async () => {
-  files = [{ id: "example", kind: "example", ...(await ask(`${base}/example`)) }];
-  listFiles();
-  say("Ready.");
+find("files").addEventListener("change", (event) => {
+  take([...event.target.files]);
+  event.target.value = ""; // the same file may be chosen again
 });
+find("example").addEventListener("click", async () => {
+  try {
+    files = [{ id: "example", kind: "example", ...(await ask(`${base}/example`)) }];
+    listFiles();
+    say("Ready.");
+  } catch (error) {
+    say(error.message, true);
+  }
+});
+find("swap").addEventListener("click", () => { files.reverse(); listFiles(); });
 find("ask").addEventListener("submit", run);
 find("cancel").addEventListener("click", cancel);
 find("play").addEventListener("click", play);
 find("time").addEventListener("input", (event) => { stop(); showPair(Number(event.target.value)); });
 find("forget").addEventListener("click", () => { points = []; jobs.forEach((job) => (job.tracks = [])); showTracks(); });
-find("copy").addEventListener("click", () => navigator.clipboard.writeText(find("command").textContent));
+find("copy").addEventListener("click", () => {
+  getSelection().selectAllChildren(find("command"));
+  if (navigator.clipboard) navigator.clipboard.writeText(find("command").textContent);
+  else document.execCommand("copy"); // a page of another machine has no clipboard without TLS
+});
 window.addEventListener("resize", () => jobs[0]?.result && drawCurve());
 const drop = find("drop");
 for (const name of ["dragenter", "dragover"]) {
@@ -289,5 +342,6 @@ for (const name of ["dragenter", "dragover"]) {
 }
 for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
 drop.addEventListener("drop", (event) => { event.preventDefault(); take([...event.dataTransfer.files]); });
-window.addEventListener("pagehide", () => navigator.sendBeacon(`${base}/end`));
+window.addEventListener("pagehide", () => base && navigator.sendBeacon(`${base}/end`));
+window.addEventListener("pageshow", ({ persisted }) => persisted && location.reload()); // its session has ended
 begin().catch((error) => say(error.message, true));

@@ -20,7 +20,7 @@ export function colorWheel() {
 
 const WHEEL = colorWheel();
 
-function isKnown(u, v) {
+export function isKnown(u, v) {
   return Math.abs(u) < UNKNOWN && Math.abs(v) < UNKNOWN; // false for NaN
 }
 

@@ -4,7 +4,7 @@
 //     occlusion: bytes 0 to 255 or null, uncertainty: Float32Array of pixels or null }
 
 import {
-  colorOfFlow, drawArrows, occlusionPicture, robustScale, uncertaintyPicture, warpError, warped,
+  colorOfFlow, drawArrows, isKnown, occlusionPicture, robustScale, uncertaintyPicture, warpError, warped,
 } from "./paint.js";
 
 const LAYERS = {
@@ -18,6 +18,7 @@ const LAYERS = {
   uncertainty: "Uncertainty",
 };
 const ZOOMS = [0.05, 64]; // screen pixels for a pixel of the frame
+const KEPT = 40; // screen pixels of the frame that stay on the canvas
 
 // What several viewers share: place, zoom and the pixel that is looked at.
 export class View {
@@ -122,7 +123,7 @@ export class Viewer {
     canvas.addEventListener("pointercancel", () => (pressed = null));
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
-      this.zoomBy(Math.exp(-event.deltaY / 300), this.place(event));
+      if (this.data) this.zoomBy(Math.exp(-event.deltaY * [1, 33, 300][event.deltaMode] / 300), this.place(event));
     }, { passive: false });
   }
 
@@ -192,8 +193,10 @@ export class Viewer {
     this.fitStage();
     const [w, h] = [this.canvas.clientWidth, this.canvas.clientHeight];
     if (!w || !h) return;
-    Object.assign(this.canvas, { width: Math.round(w * ratio), height: Math.round(h * ratio) });
+    const [columns, rows] = [Math.round(w * ratio), Math.round(h * ratio)];
+    if (this.canvas.width !== columns || this.canvas.height !== rows) Object.assign(this.canvas, { width: columns, height: rows });
     const context = this.canvas.getContext("2d");
+    context.clearRect(0, 0, columns, rows);
     const { zoom, x, y } = this.origin();
     const edge = this.wipe * w;
     for (const [side, from, to] of [["left", 0, edge], ["right", edge, w]]) {
@@ -260,10 +263,12 @@ export class Viewer {
     if (!at || at.x >= this.data.width || at.y >= this.data.height) return;
     const [u, v] = this.vector(at);
     const [px, py] = [x + zoom * (at.x + 0.5), y + zoom * (at.y + 0.5)];
+    const known = isKnown(u, v);
     for (const [color, width] of [["rgba(0,0,0,.7)", 4], ["white", 1.5]]) {
       context.strokeStyle = color;
       context.lineWidth = width;
       context.strokeRect(px - Math.max(zoom / 2, 3), py - Math.max(zoom / 2, 3), Math.max(zoom, 6), Math.max(zoom, 6));
+      if (!known) continue;
       context.beginPath();
       context.moveTo(px, py);
       context.lineTo(px + zoom * u, py + zoom * v);
@@ -276,10 +281,14 @@ export class Viewer {
   }
 
   read(at, u, v) {
-    const parts = [`frame 1 (${at.x}, ${at.y})`, `flow u ${u.toFixed(2)}, v ${v.toFixed(2)} px`,
-      `length ${Math.hypot(u, v).toFixed(2)} px`, `frame 2 (${(at.x + u).toFixed(1)}, ${(at.y + v).toFixed(1)})`];
+    const parts = [`frame 1 (${at.x}, ${at.y})`];
+    if (isKnown(u, v)) {
+      parts.push(`flow u ${u.toFixed(2)}, v ${v.toFixed(2)} px`, `length ${Math.hypot(u, v).toFixed(2)} px`,
+        `frame 2 (${(at.x + u).toFixed(1)}, ${(at.y + v).toFixed(1)})`);
+    } else parts.push("flow unknown");
     const i = at.y * this.data.width + at.x;
-    if (this.data.uncertainty) parts.push(`uncertainty ${this.data.uncertainty[i].toFixed(2)} px`);
+    const off = this.data.uncertainty?.[i];
+    if (Number.isFinite(off)) parts.push(`uncertainty ${off.toFixed(2)} px`);
     if (this.data.occlusion) parts.push(this.data.occlusion[i] > 127 ? "hidden in frame 2" : "visible in frame 2");
     this.readout.textContent = parts.join(" \u00b7 ");
     Object.assign(this.readout.dataset, { x: at.x, y: at.y, u, v });
@@ -320,16 +329,24 @@ export class Viewer {
   }
 
   panTo(x, y) {
-    this.view.change({ zoom: this.origin().zoom, x, y });
+    this.moveTo(this.origin().zoom, x, y);
+  }
+
+  // Some of the frame always stays on the canvas.
+  moveTo(zoom, x, y) {
+    const clamp = (at, room, size) => Math.min(Math.max(at, Math.min(KEPT - size, 0)), room - Math.min(KEPT, size));
+    const { clientWidth: w, clientHeight: h } = this.canvas;
+    this.view.change({ zoom, x: clamp(x, w, zoom * this.data.width), y: clamp(y, h, zoom * this.data.height) });
   }
 
   zoomBy(factor, at) {
     const { zoom, x, y } = this.origin();
-    const next = Math.min(Math.max(zoom * factor, ZOOMS[0]), ZOOMS[1]);
-    this.view.change({ zoom: next, x: at.x - ((at.x - x) * next) / zoom, y: at.y - ((at.y - y) * next) / zoom });
+    const next = Math.min(Math.max(zoom * factor, Math.min(zoom, ZOOMS[0])), Math.max(zoom, ZOOMS[1]));
+    this.moveTo(next, at.x - ((at.x - x) * next) / zoom, at.y - ((at.y - y) * next) / zoom);
   }
 
   zoomButton(kind) {
+    if (!this.data) return;
     const middle = { x: this.canvas.clientWidth / 2, y: this.canvas.clientHeight / 2 };
     if (kind === "fit") this.view.change({ zoom: null });
     else this.zoomBy({ in: 1.5, out: 1 / 1.5, one: 1 / this.origin().zoom }[kind], middle);
@@ -338,7 +355,7 @@ export class Viewer {
   key(event) {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const { width, height } = this.data ?? {};
-    if (!width) return;
+    if (!width || event.ctrlKey || event.metaKey || event.altKey) return; // those are the browser's
     const now = this.view.cursor ?? { x: width >> 1, y: height >> 1 };
     if (event.key in moves) {
       const step = event.shiftKey ? 10 : 1;
