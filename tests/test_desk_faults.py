@@ -103,7 +103,7 @@ def test_a_full_disk_is_said_in_a_line(client, session, monkeypatch):
 
 
 def test_a_clip_ends_where_the_disk_does(client, session, clip, monkeypatch):
-    frame = 96 * 160 * 16
+    frame = 96 * 160 * 24  # bytes: 3 of the picture, 21 of what is found
     monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: type("", (), {"free": 2 * frame * 3}))
     path = start(client, session, files=[upload(client, session, "a.mp4", clip)["id"]])
     assert wait(client, path)["state"] == "done"
