@@ -426,7 +426,8 @@ def contact_sheet(pictures: Sequence[np.ndarray | None], captions: Sequence[str]
     tiles = [Image.fromarray(_checked_picture(empty if picture is None else picture)) for picture in pictures]
     tiles = [tile.resize((width, max(round(tile.height * width / tile.width), 1))) for tile in tiles]
     font = ImageFont.load_default(max(width / 20, 10))
-    line, gap, columns = sum(font.getmetrics()) + 2, 8, min(len(tiles), 6)
+    line = sum(font.getmetrics()) + 2  # pyright: ignore[reportAttributeAccessIssue]
+    gap, columns = 8, min(len(tiles), 6)
     cell = max(tile.height for tile in tiles) + 2 * line + gap
     rows = math.ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * cell + gap), GAP_COLOR)

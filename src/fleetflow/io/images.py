@@ -91,7 +91,7 @@ def open_picture(path: Path, data: BytesIO | None = None) -> Image.Image:
     try:
         return Image.open(data or path, formats=PILLOW_FORMATS)
     except Image.DecompressionBombError:
-        most = 2 * Image.MAX_IMAGE_PIXELS
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise FleetflowError(f"{path} has more than {most:,} pixels, which are too many; make it smaller") from None
     except UnidentifiedImageError:
         what = "its first bytes are those of no picture" if path.stat().st_size else "it is empty"

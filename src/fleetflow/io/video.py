@@ -148,8 +148,8 @@ class VideoReader:
 
         None or an estimate, as `frames` is; exact once the file has been looked through (see `seekable`).
         """
-        looked = self._index is not None and self._index.sound
-        frames = len(self._index.times) if looked else self.frames
+        packets = self._index
+        frames = len(packets.times) if packets is not None and packets.sound else self.frames
         if frames is None:
             return None
         return len(range(self.start, frames if self.stop is None else min(frames, self.stop), self.every))

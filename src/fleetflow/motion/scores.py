@@ -179,6 +179,7 @@ def _shots(frames: Iterable[np.ndarray]) -> list[list[_Frame]]:
         cut, state = is_cut(frame, state)
         if cut:
             shots.append([])
+        assert state.last is not None  # of this frame
         height = max(round(frame.shape[0] * WIDTH / frame.shape[1]), 8)
         picture = Image.fromarray(np.asarray(frame)).resize((WIDTH, height), Image.Resampling.BOX)
         shots[-1].append(_Frame(np.asarray(picture), state.last))
