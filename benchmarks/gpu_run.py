@@ -99,7 +99,7 @@ def phases(out: Path, carry: Path | None, start: str, dry: bool) -> list[Phase]:
     found.append(Phase("checks", checks + few, 110, {"TRITON_INTERPRET": "1"} if dry else {}))
     size = ["--size", "64", "64"] if dry else []
     for part, seconds in (("networks", 80), ("kernels", 60)):
-        most = 4 if dry else seconds  # after it no measurement begins
+        most = 12 if dry else seconds  # after it no measurement begins
         found.append(Phase(part, [*bars, "--part", part, "--seconds", str(most), *size], seconds + 20))
     where = ["--carry", str(carry)] if carry else []
     kind = ["--dry-run"] if dry else []

@@ -10,6 +10,7 @@ import pytest
 from conftest import lay_out_example
 
 from fleetflow.cli import main as cli
+from fleetflow.registry import models
 from fleetflow.training import recipes
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,7 +27,9 @@ def place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_guide(guide, place, monkeypatch):
-    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))  # one page adds to them
+    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))  # one page adds to them, and to the networks
+    models.names()
+    monkeypatch.setattr(models, "_functions", dict(models._functions))
     page, names = guide.read_text(), {"__name__": guide.stem}
     for block in re.finditer(r"```(python|sh)\n(.*?)```", page, flags=re.S):
         if block[1] == "python":
