@@ -19,8 +19,8 @@ def seen(code, **environment):
 
 
 def test_it_is_set_before_torch():
-    assert seen("import fleetflow, sys; assert 'torch' not in sys.modules") == ["None", "10000", "1"]
-    assert seen("import fleetflow.cli.main, sys; assert 'torch' not in sys.modules") == ["None", "10000", "1"]
+    assert seen("import fleetflow, sys; assert 'torch' not in sys.modules") == ["None", "3000", "1"]
+    assert seen("import fleetflow.cli.main, sys; assert 'torch' not in sys.modules") == ["None", "3000", "1"]
 
 
 @pytest.mark.parametrize("name, value", [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")])

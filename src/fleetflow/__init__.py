@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 # OpenMP's threads wait for work by spinning, up to 14 ms by default, which starves whatever else runs on the machine.
 # This must be set before torch starts them; what the user has set stays. GNU's (torch's own) and Intel's (conda's).
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-    os.environ.update(GOMP_SPINCOUNT="10000", KMP_BLOCKTIME="1")
+    os.environ.update(GOMP_SPINCOUNT="3000", KMP_BLOCKTIME="1")
 
 __version__ = "0.1.0"
 
