@@ -66,6 +66,7 @@ def open_page(browser) -> Iterator[Callable]:
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: _foreign(asked.url, origin) and wrong.append(f"asked for {asked.url}"))
         page.goto(address)
+        page.wait_for_selector("#example:not([disabled])")  # the script has begun its session
         return page
 
     yield open_page

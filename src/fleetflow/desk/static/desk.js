@@ -39,6 +39,7 @@ async function begin() {
   find("network").innerHTML = options;
   find("second").insertAdjacentHTML("beforeend", options);
   find("limits").textContent = `At most ${limits.upload_mb} MB a file, ${limits.frames} frames a clip.`;
+  find("example").disabled = false; // nothing can be asked for before there is a session
 }
 
 async function upload(file) {
