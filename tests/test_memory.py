@@ -70,7 +70,7 @@ from fleetflow.inference.predictor import Predictor
 from fleetflow.registry import models
 memory = None if sys.argv[1] == "0" else parse_bytes(sys.argv[1])
 predict = Predictor(models["fastflownet"](), device="cpu", precision="fp32", memory=memory)
-image = np.zeros((960, 1280, 3), np.uint8)
+image = np.zeros((1280, 1600, 3), np.uint8)
 predict(image, image)
 status = dict(line.split(":") for line in open("/proc/self/status"))
 print(int(status["VmHWM"].split()[0]) // 1024)
@@ -84,4 +84,4 @@ def test_a_limit_of_memory_is_kept():
         assert not run.returncode, run.stderr
         return int(run.stdout)
 
-    assert peak("640M") < 640 < peak("0")
+    assert peak("720M") < 720 < peak("0")
