@@ -87,6 +87,12 @@ def test_what_a_checkpoint_carries_beside_its_tensors_is_thrown_away(model, tmp_
     assert "no state dictionary" in one_line(lambda: fleetflow.load(f"fastflownet:{path}"))
 
 
+def test_a_module_saved_as_a_whole(model, tmp_path):
+    torch.save({"net": torch.nn.DataParallel(model), "epoch": 3}, tmp_path / "whole.pth")
+    loaded = fleetflow.load(f"fastflownet:{tmp_path / 'whole.pth'}")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+
+
 class Trap:
     def __reduce__(self):
         return os.mkdir, ("trap_was_sprung",)

@@ -67,14 +67,15 @@ class Stored(NamedTuple):
 
 
 class Ignored:
-    """Stands for an object of an unknown class, and takes without effect whatever a pickle does to it."""
+    """Stands for an object of an unknown class; what a pickle does to it has no effect but that its state is kept."""
 
+    state: Any = None
     __new__ = staticmethod(lambda cls, *_, **__: object.__new__(cls))
     __init__ = lambda self, *_, **__: None  # noqa: E731
     __call__ = lambda self, *_, **__: self  # noqa: E731
 
-    def __setstate__(self, _):
-        pass
+    def __setstate__(self, state):
+        self.state = state
 
     def __setitem__(self, key, value):
         pass
@@ -87,6 +88,20 @@ class Ignored:
 
     def add(self, _):
         pass
+
+
+def module_state(thing: object, prefix: str = "", depth: int = 30) -> dict[str, Stored]:
+    """Returns the tensors of an nn.Module that was saved as a whole, by their names in its `state_dict()`."""
+    state = thing.state if isinstance(thing, Ignored) else None
+    if not isinstance(state, dict) or depth == 0:
+        return {}
+    own = [state.get(kind) for kind in ("_parameters", "_buffers")]
+    found = {f"{prefix}{key}": value for part in own if isinstance(part, dict) for key, value in part.items()}
+    found = {key: value for key, value in found.items() if isinstance(value, Stored)}
+    inner = state.get("_modules")
+    for key, value in inner.items() if isinstance(inner, dict) else ():
+        found.update(module_state(value, f"{prefix}{key}.", depth - 1))
+    return found
 
 
 def _ignored() -> Any:

@@ -21,7 +21,7 @@ from fleetflow.io.atomic import write_atomically
 from fleetflow.models.base import FlowModel
 from fleetflow.models.caffe import read_caffemodel
 from fleetflow.models.spec import EXPORTED, ModelSpec
-from fleetflow.models.torch_files import Ignored, Stored, TorchFile
+from fleetflow.models.torch_files import Ignored, Stored, TorchFile, module_state
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
@@ -173,7 +173,9 @@ def _torch_states(path: Path) -> Iterator[dict[str, Tensor]]:
 def _dictionaries(content: object, place: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], dict]]:
     """Yields the dictionaries of names and tensors, however they are nested, with the keys that lead there."""
     if isinstance(content, list | tuple) and len(content) <= FEW:  # as (state, epoch)
-        content = {str(k): value for k, value in enumerate(content) if isinstance(value, dict)}
+        content = {str(k): value for k, value in enumerate(content) if isinstance(value, dict | Ignored)}
+    if isinstance(content, Ignored):  # torch.save(model)
+        content = module_state(content)
     if not isinstance(content, dict) or not content or depth == 0:
         return
     tensors = {key: value for key, value in content.items() if isinstance(value, Stored) and isinstance(key, str)}
