@@ -12,6 +12,7 @@ from fleetflow.data.generate.filmed import watch_world
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.textures import SIDE, bank
 from fleetflow.evaluation.tap_vid import tap_vid
+from fleetflow.cli.track import track as command
 from fleetflow.motion.tracks import follow, grid, track
 
 HEIGHT, WIDTH = 24, 60
@@ -130,3 +131,11 @@ def test_wrong_points_and_gaps_are_named():
     ):
         with pytest.raises(FleetflowError, match=words):
             call()
+
+
+def test_the_points_asked_for_are_not_replaced(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("1 2\n")
+    with pytest.raises(FleetflowError, match="holds the points"):
+        command(tmp_path / "clip.mp4", output=path, points=path)
+    assert path.read_text() == "1 2\n"

@@ -61,6 +61,8 @@ def track(
         raise FleetflowError(f'{output} has the suffix "{output.suffix}"; expected {" or ".join(SUFFIXES)}')
     if grid is not None and points is not None:
         raise FleetflowError("both --grid and --points were given; give one of them")
+    if points is not None and output.exists() and output.samefile(points):
+        raise FleetflowError(f"{output} holds the points that are asked for; choose another output")
     use_threads(threads)
     wanted = frame_slice(frames, every)
     reader = VideoReader(video, start=wanted.start, stop=wanted.stop, every=wanted.step)
