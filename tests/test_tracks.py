@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fleetflow import FleetflowError
+from fleetflow.cli.track import track as command
 from fleetflow.data.generate import dressed
 from fleetflow.data.generate.clip import places, tracks
 from fleetflow.data.generate.draw import Draw
@@ -12,7 +13,6 @@ from fleetflow.data.generate.filmed import watch_world
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.textures import SIDE, bank
 from fleetflow.evaluation.tap_vid import tap_vid
-from fleetflow.cli.track import track as command
 from fleetflow.motion.tracks import follow, grid, track
 
 HEIGHT, WIDTH = 24, 60
