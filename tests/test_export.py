@@ -1,7 +1,9 @@
 """Exported files: equal to the network or not there; opened without torch; taken wherever a network is taken."""
 
+import copy
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -108,7 +110,8 @@ def test_a_file_is_equal_and_says_what_it_is(exported, network):
     frames = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in images]
     with torch.inference_mode():
         expected = network(*frames).flow[0].permute(1, 2, 0).numpy()
-    assert np.abs(session(*images) - expected).max() < 1e-3 and np.abs(expected).max() > 0
+    for each in (session, pickle.loads(pickle.dumps(session)), copy.deepcopy(session)):
+        assert np.abs(each(*images) - expected).max() < 1e-3 and np.abs(expected).max() > 0
     assert session.about["network"] == "lightflow_050" and session.about["sizes"]["width"] == 192
     assert {"sha256", "license", "version", "input", "output"} <= session.about.keys()
     report = json.loads(exported.files[0].with_suffix(".parity.json").read_text())

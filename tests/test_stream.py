@@ -1,6 +1,8 @@
 """Streams: the same flows as pair by pair, warm starts, cuts, budgets, live sources, occlusion and uncertainty."""
 
+import copy
 import gc
+import pickle
 import socket
 import threading
 
@@ -83,6 +85,16 @@ def test_a_warm_start_ends_at_a_cut():
     assert [step.flow[..., 0].mean() for step in steps] == [1, 2, 1, 1, 2]
     assert [step.cut for step in steps] == [False, False, True, False, False]
     assert [step.warm for step in steps] == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_a_copy_goes_on_by_itself(copied):
+    stream, frames = fleetflow.Stream(adding()), walk(4, 144, 256)
+    stream(frames[0]), stream(frames[1])
+    other = copied(stream)
+    assert [each(frames[2]).flow[..., 0].mean() for each in (stream, other)] == [2, 2]
+    stream.close()
+    assert other(frames[3]).flow[..., 0].mean() == 3
 
 
 def test_a_search_that_goes_on_takes_fewer_iterations():

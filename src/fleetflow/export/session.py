@@ -7,6 +7,7 @@ flow = session(image1, image2)      # uint8 [H, W, 3] twice -> float32 [H, W, 2]
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ class Session:
             FleetflowError: for a missing, damaged or foreign file, and a runtime that is missing or lacks an operator.
         """
         self.path = Path(path)
+        self._how = {"threads": threads, "precision": precision}
         self.parts: dict[str, Run] = {}
         if self.path.is_dir():
             files = {part: _part(self.path, part) for part in PARTS}
@@ -66,6 +68,10 @@ class Session:
             self.about = opened["encode"][1]
         else:
             self.run, self.about = _open(self.path, threads, precision)
+
+    def __reduce__(self) -> tuple:
+        """A copy, or another process, opens the file again."""
+        return partial(Session, **self._how), (self.path.absolute(),)
 
     def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         """Returns the flow from image1 to image2, float32 [H, W, 2] pixels, or [N, H, W, 2] for a batch.

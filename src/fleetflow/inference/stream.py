@@ -147,6 +147,14 @@ class Stream:
         self._lock = threading.RLock()
         self._sources: set[Newest] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy goes on from the last frame with a lock of its own; what reads frames ahead stays behind."""
+        with self._lock:
+            return {**self.__dict__, "_lock": None, "_sources": set()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
     def __call__(self, frame: Picture, *, iterations: int | None = None, dropped: int = 0) -> Step | None:
         """Returns what there is to say about this frame and the one before it; None for the first frame.
 
