@@ -23,6 +23,13 @@ MODERATE = {  # MIXTURE, but for small frames: most of its large motions would l
     worlds.hand_world: 0.10,
     worlds.blank_world: 0.03,
 }
+CALM = {world: share / 2 for world, share in worlds.MIXTURE.items()} | {  # mostly still, with texture of each frame's own
+    worlds.still_world: 0.14,
+    worlds.ground_world: 0.16,
+    worlds.plain_world: 0.16,
+    worlds.watch_world: 0.14,
+    worlds.blank_world: 0.06,
+}
 
 
 def _pyramid(
@@ -198,6 +205,7 @@ GENERATED: dict[str, Recipe] = {
             ),
             _pyramid("roams", worlds.MIXTURE, Batches(620, 6, 256, 384), cooldown=0.4),
             _pyramid("sweeps", worlds.MIXTURE, Batches(1_000, 6, 256, 384), Batches(700, 4, 320, 576), cooldown=0.5),
+            _pyramid("calms", CALM, Batches(600, 6, 256, 320), cooldown=0.5),
         ),
         "ours: some hours on two CPU cores",
     ),
@@ -209,6 +217,7 @@ GENERATED: dict[str, Recipe] = {
             _refining("roams", worlds.MIXTURE, Batches(1_500, 4, 256, 352), iterations=10),
             _refining("sweeps", worlds.MIXTURE, Batches(1_500, 4, 384, 512), iterations=10),
             _refining("follows", worlds.MIXTURE, Batches(1_000, 3, 384, 640), iterations=6, initial_flow="fastflownet"),
+            _refining("calms", CALM, Batches(400, 4, 224, 288), iterations=8),
         ),
         "ours: some hours on two CPU cores",
     ),
@@ -221,6 +230,7 @@ GENERATED: dict[str, Recipe] = {
             _solving("roams", worlds.MIXTURE, 24, Batches(750, 4, 256, 352)),
             _solving("sweeps", worlds.MIXTURE, 24, Batches(1_500, 4, 256, 352), Batches(500, 3, 384, 512)),
             _solving("follows", worlds.MIXTURE, 24, Batches(1_000, 3, 384, 640), initial_flow="fastflownet"),
+            _solving("calms", CALM, 24, Batches(400, 4, 224, 288)),
         ),
         "ours: some hours on two CPU cores",
     ),
