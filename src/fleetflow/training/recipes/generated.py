@@ -23,7 +23,7 @@ MODERATE = {  # MIXTURE, but for small frames: most of its large motions would l
     worlds.hand_world: 0.10,
     worlds.blank_world: 0.03,
 }
-CALM = {world: share / 2 for world, share in worlds.MIXTURE.items()} | {  # mostly still, with texture of each frame's own
+CALM = {world: share / 2 for world, share in worlds.MIXTURE.items()} | {  # mostly still scenes
     worlds.still_world: 0.14,
     worlds.ground_world: 0.16,
     worlds.plain_world: 0.16,
