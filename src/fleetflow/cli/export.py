@@ -19,8 +19,10 @@ def export(
     iterations: int | None = None,
     parts: bool = False,
     half: bool = False,
+    bf16: bool = False,
     int8: bool = False,
     calibrate: str = "footage",
+    aot: bool = False,
     weights: bool = True,
 ) -> None:
     """Write a network for another runtime, and prove there that it is equal; a file that is not equal is not kept.
@@ -36,8 +38,10 @@ def export(
         iterations: refinement iterations of networks that refine; their own if not given.
         parts: write encode, step and decode, with a loop outside: early stop and warm start (RAFT, GMA, DEQ-Flow).
         half: float16 in convolutions (onnx, tensorrt), or for stored weights (openvino).
+        bf16: compute in bfloat16 (openvino, pictures of one size, on a processor that has it).
         int8: convolutions in int8 (openvino).
         calibrate: pictures for --int8, a folder of consecutive frames, or "footage" (generated clips).
+        aot: machine code for this kind of processor, compiled by AOTInductor (pt2); needs a C++ compiler, and minutes.
         weights: take the network with its weights; --no-weights exports random ones, to try whether it can be written.
 
     Examples:
@@ -56,7 +60,8 @@ def export(
     sizes = Sizes() if size is None else Sizes(*size, batch=1)
     written = write(
         network, output, network=model, license=license_of(model, network) if weights else "none", target=to, sizes=sizes,
-        iterations=iterations, parts=parts, half=half, int8_pairs=calibration.pairs(calibrate, sizes) if int8 else None,
+        iterations=iterations, parts=parts, half=half, bf16=bf16, aot=aot,
+        int8_pairs=calibration.pairs(calibrate, sizes) if int8 else None,
     )  # fmt: skip
     title = f"{written.files[0].name} against {model} in float32"
     table(title, parity.COLUMNS, [parity.cells(row) for row in written.rows])

@@ -16,6 +16,7 @@ import numpy as np
 from fleetflow.types import FleetflowError
 
 KEY = "fleetflow"  # of our entry in a file's metadata
+FORMAT = 1  # of that entry and of the inputs and outputs; files of a higher one are not opened
 PARTS = ("encode", "step", "decode")
 SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
 
@@ -46,17 +47,19 @@ class Session:
         about: what the file says of itself: network, sha256 of its weights, license, version, sizes, iterations.
     """
 
-    def __init__(self, path: str | os.PathLike, *, threads: int = 0, precision: str = "fp32"):
+    def __init__(self, path: str | os.PathLike, *, threads: int = 0, precision: str | None = None):
         """Opens the file in its runtime.
 
         Args:
             path: NAME.onnx (ONNX Runtime), NAME.xml (OpenVINO), NAME.pt2 (torch), NAME.pte (ExecuTorch), or a folder with
                 encode, step and decode, which `fleetflow export --parts` writes.
             threads: of the runtime; 0 takes what it takes by itself.
-            precision: "fp32" or, with OpenVINO and a fixed size, "bf16".
+            precision: "fp32" or, with OpenVINO, a fixed size and a processor that has it, "bf16"; None takes what the file
+                was exported for, and float32 where the processor has no bfloat16.
 
         Raises:
-            FleetflowError: for a missing, damaged or foreign file, and a runtime that is missing or lacks an operator.
+            FleetflowError: for a missing, damaged, foreign or newer file, a runtime that is missing or lacks an operator,
+                and "bf16" on a processor without it.
         """
         self.path = Path(path)
         self._how = {"threads": threads, "precision": precision}
@@ -141,26 +144,35 @@ def _part(folder: Path, part: str) -> Path:
     raise FleetflowError(f"{folder} has no {part}.onnx; expected a folder that fleetflow export --parts wrote")
 
 
-def _open(path: Path, threads: int, precision: str) -> tuple[Run, dict]:
+def _open(path: Path, threads: int, precision: str | None) -> tuple[Run, dict]:
     """The file as a function of named arrays, and what it says of itself."""
     if not path.is_file():
         raise FleetflowError(f"{path} does not exist; expected a file that fleetflow export wrote")
     openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch, ".pte": _open_executorch}
     if path.suffix not in openers:
         raise FleetflowError(f"{path} is no exported file; expected one of {', '.join(openers)}")
-    if precision not in ("fp32", "bf16") or (precision == "bf16" and path.suffix != ".xml"):
+    if precision not in (None, "fp32", "bf16") or (precision == "bf16" and path.suffix != ".xml"):
         raise FleetflowError(f'precision is "{precision}"; expected fp32, or with an .xml bf16')
     run, text = openers[path.suffix](path, threads, precision)
+    return run, _described(path, text)
+
+
+def _described(path: Path, text: str | dict) -> dict:
+    """What a file says of itself, the JSON of its entry; raises FleetflowError for files that this version does not know."""
     try:
         about = json.loads(text) if isinstance(text, str) else dict(text)
         if not {"network", "sizes", "version"} <= about.keys():
             raise ValueError
     except (ValueError, TypeError):
         raise FleetflowError(f"{path} was not written by fleetflow export: its metadata lacks our entry") from None
-    return run, about
+    if about.get("format", FORMAT) > FORMAT:
+        raise FleetflowError(
+            f"{path} was written by fleetflow {about['version']}, a newer one than this: update fleetflow"
+        )
+    return about
 
 
-def _open_onnx(path: Path, threads: int, precision: str) -> tuple[Run, str]:
+def _open_onnx(path: Path, threads: int, precision: str | None) -> tuple[Run, str]:
     try:
         import onnxruntime
     except ImportError:
@@ -175,36 +187,41 @@ def _open_onnx(path: Path, threads: int, precision: str) -> tuple[Run, str]:
     return lambda feeds: session.run(None, feeds), text  # pyright: ignore[reportReturnType]  (tensors are arrays)
 
 
-def _open_openvino(path: Path, threads: int, precision: str) -> tuple[Run, str]:
+def _open_openvino(path: Path, threads: int, precision: str | None) -> tuple[Run, dict]:
     try:
         import openvino
     except ImportError:
         raise FleetflowError("openvino is not installed; run pip install openvino") from None
-    config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16"}
-    if threads:
-        config["INFERENCE_NUM_THREADS"] = threads
     with _opening(path, "OpenVINO"):
-        model = openvino.Core().read_model(str(path))
-        text = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else ""
+        core = openvino.Core()
+        model = core.read_model(str(path))
+        about = _described(path, model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else "")
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and not has_bf16:  # OpenVINO would compute in float32 and say nothing
+            raise FleetflowError("this processor has no bfloat16; take fp32, or one with AVX-512 BF16 or AMX")
+        precision = precision or ("bf16" if has_bf16 and about.get("precision") == "bf16" else "fp32")
         if precision == "bf16" and any(shape.is_dynamic for shape in (i.get_partial_shape() for i in model.inputs)):
             raise FleetflowError("bf16 with open sizes is wrong in OpenVINO 2026.4; export with --size, or take fp32")
-        compiled = openvino.Core().compile_model(model, "CPU", config)
+        config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16"}
+        if threads:
+            config["INFERENCE_NUM_THREADS"] = threads
+        compiled = core.compile_model(model, "CPU", config)
 
     def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         found = compiled(feeds)
         return [np.array(found[output]) for output in compiled.outputs]
 
-    return run, text
+    return run, about
 
 
-def _open_torch(path: Path, threads: int, precision: str) -> tuple[Run, dict]:
+def _open_torch(path: Path, threads: int, precision: str | None) -> tuple[Run, dict]:
     from fleetflow.export.torch_export import Loaded
 
     loaded = Loaded(path)
     return loaded, loaded.about
 
 
-def _open_executorch(path: Path, threads: int, precision: str) -> tuple[Run, dict]:
+def _open_executorch(path: Path, threads: int, precision: str | None) -> tuple[Run, dict]:
     from fleetflow.export.executorch import Loaded
 
     loaded = Loaded(path)

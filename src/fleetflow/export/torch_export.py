@@ -1,19 +1,43 @@
-""".pt2 files: the exported program of torch. Reading them needs torch."""
+""".pt2 files: the exported program of torch, or compiled by AOTInductor. Reading them needs torch."""
 
 import json
+import os
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from fleetflow.export.onnx import KEY
+from fleetflow.export.onnx import KEY, quiet
 from fleetflow.types import FleetflowError
+
+COMPILED = "data/aotinductor/"  # the folder of a .pt2 file that holds machine code
 
 
 def write_pt2(program: ExportedProgram, path: Path, about: dict) -> None:
     """Writes the program for `torch.export.load`, its metadata in the extra file "fleetflow"."""
     torch.export.save(program, path, extra_files={KEY: json.dumps(about)})
+
+
+def write_compiled(program: ExportedProgram, path: Path, about: dict) -> None:
+    """Writes the program as machine code of this kind of processor, for `torch._inductor.aoti_load_package`.
+
+    Raises:
+        FleetflowError: without a C++ compiler, and where it fails.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        raise FleetflowError(f"--aot needs a C++ compiler, and there is no {compiler}; install one, or leave --aot out")
+    try:
+        with quiet():
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs={"aot_inductor.metadata": {KEY: json.dumps(about)}}
+            )
+    except Exception as error:  # of the compiler, or of an operator that AOTInductor lacks
+        reason = " ".join(str(error).split())[:200]
+        raise FleetflowError(f"the network cannot be compiled ahead of time ({reason}); leave --aot out") from error
 
 
 class Loaded:
@@ -22,11 +46,17 @@ class Loaded:
     def __init__(self, path: Path):
         extra = {KEY: ""}
         try:
-            self.run = torch.export.load(path, extra_files=extra).module()
+            with zipfile.ZipFile(path) as archive:
+                compiled = any(COMPILED in name for name in archive.namelist())
+            if compiled:
+                self.run = torch._inductor.aoti_load_package(str(path))
+                extra = self.run.loader.get_metadata()
+            else:
+                self.run = torch.export.load(path, extra_files=extra).module()
         except Exception as error:  # a foreign or damaged archive raises many things
             reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise FleetflowError(f"{path} cannot be read as an exported program ({reason})") from error
-        self.about = json.loads(extra[KEY] or "{}")
+        self.about = json.loads(extra.get(KEY) or "{}")
 
     def __call__(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():

@@ -19,8 +19,9 @@ from fleetflow.export.half import with_half_convolutions
 from fleetflow.export.onnx import write_onnx
 from fleetflow.export.openvino import write_openvino
 from fleetflow.export.parts import in_parts
+from fleetflow.export.session import FORMAT
 from fleetflow.export.tensorrt import build_script
-from fleetflow.export.torch_export import write_pt2
+from fleetflow.export.torch_export import write_compiled, write_pt2
 from fleetflow.io.atomic import LOCK, lock_folder, writing
 from fleetflow.models.base import FlowModel
 from fleetflow.models.weights import header, shipped
@@ -51,7 +52,9 @@ def export(
     iterations: int | None = None,
     parts: bool = False,
     half: bool = False,
+    bf16: bool = False,
     int8_pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
+    aot: bool = False,
 ) -> Exported:
     """Writes a network for another runtime.
 
@@ -64,16 +67,20 @@ def export(
         iterations: of refinement; None takes the network's own.
         parts: three graphs in place of one, for a loop outside.
         half: convolutions (OpenVINO: weights) in float16.
+        bf16: OpenVINO computes in bfloat16, where the processor has it; this one must, to compare.
         int8_pairs: pictures by which OpenVINO quantizes convolutions to int8.
+        aot: .pt2 as machine code for this kind of processor, by AOTInductor.
 
     Raises:
         FleetflowError: where the target cannot hold the network, and where the file is not equal to it; then nothing is
             written.
     """
-    _refuse(output, target, sizes, parts, half, int8_pairs)
+    precision = "int8" if int8_pairs is not None else "bf16" if bf16 else "half" if half else "fp32"
+    _refuse(output, target, sizes, parts, precision, [half, bf16, int8_pairs is not None].count(True), aot)
     iterations = model.iterations_of(iterations)
     sha256, model = _hash(model), plain(model)
     about = {
+        "format": FORMAT,
         "network": network,
         "sha256": sha256,
         "license": license,
@@ -82,20 +89,21 @@ def export(
         "output": "flow: float32 [N, H, W, 2] pixels, right and down",
         "sizes": sizes._asdict(),
         "iterations": iterations,
-        "precision": "int8" if int8_pairs is not None else "half" if half else "fp32",
+        "precision": precision,
+        "compiled": aot,
     }
     with _workplace(output) as place:
         file = place / (output.name or "export")
         if parts:
-            rows = _write_parts(model, file, about, target, sizes, iterations, half)
+            rows = _write_parts(model, file, about, target, sizes, iterations)
         else:
-            rows = _write(model, file, about, target, sizes, iterations, half, int8_pairs)
+            rows = _write(model, file, about, target, sizes, iterations, int8_pairs)
         files = _moved(place, output.parent)
     return Exported(files, about, rows)
 
 
-def _refuse(output: Path, target: str, sizes: Sizes, parts: bool, half: bool, int8_pairs: list | None) -> None:
-    """Raises FleetflowError for a combination that no target takes."""
+def _refuse(output: Path, target: str, sizes: Sizes, parts: bool, precision: str, precisions: int, aot: bool) -> None:
+    """Raises FleetflowError for a combination that no target takes; `precisions` is how many were asked for."""
     if not parts and output.suffix != SUFFIXES[target]:
         raise FleetflowError(f"{output} does not end in {SUFFIXES[target]}, as files for {target} do; name it so")
     if parts and (output.suffix in SUFFIXES.values() or output.is_file()):
@@ -104,10 +112,18 @@ def _refuse(output: Path, target: str, sizes: Sizes, parts: bool, half: bool, in
         raise FleetflowError(f"--parts is written as onnx or openvino, not as {target}")
     if target in ONE_SIZE and not sizes.fixed:
         raise FleetflowError(f"{target} takes pictures of one size; give it with --size HEIGHT WIDTH")
-    if int8_pairs is not None and target != "openvino":
-        raise FleetflowError(f"int8 is written for openvino, not for {target}; add --to openvino")
-    if half and (target in ("pt2", "executorch") or int8_pairs is not None):
-        raise FleetflowError(f"--half is for onnx, openvino and tensorrt without --int8, not for {target}")
+    if precisions > 1:
+        raise FleetflowError("--half, --bf16 and --int8 are three precisions; give one")
+    if precision in ("int8", "bf16") and target != "openvino":
+        raise FleetflowError(f"{precision} is written for openvino, not for {target}; add --to openvino")
+    if precision == "bf16" and (parts or not sizes.fixed):
+        raise FleetflowError("--bf16 is one graph for pictures of one size; give it with --size HEIGHT WIDTH")
+    if precision == "int8" and parts:
+        raise FleetflowError("--int8 is written as one graph; leave --parts out")
+    if precision == "half" and target in ("pt2", "executorch"):
+        raise FleetflowError(f"--half is for onnx, openvino and tensorrt, not for {target}")
+    if aot and target != "pt2":
+        raise FleetflowError(f"--aot is for pt2, not for {target}; add --to pt2")
 
 
 @contextmanager
@@ -141,10 +157,11 @@ def _moved(place: Path, folder: Path) -> list[Path]:
 
 
 def _write(
-    model: FlowModel, file: Path, about: dict, target: Target, sizes: Sizes, iterations: int | None, half: bool,
+    model: FlowModel, file: Path, about: dict, target: Target, sizes: Sizes, iterations: int | None,
     int8_pairs: list | None,
 ) -> list[parity.Row]:  # fmt: skip
     """Writes one graph and returns its comparison with the network."""
+    half = about["precision"] == "half"
     program = traced(with_half_convolutions(model) if half and target != "openvino" else model, sizes, iterations)
     onnx = file.with_suffix(".onnx")
     if target in ("onnx", "openvino", "tensorrt"):
@@ -153,7 +170,7 @@ def _write(
         write_openvino(onnx, file, about, half=half, int8_pairs=int8_pairs)
         onnx.unlink()
     elif target == "pt2":
-        write_pt2(program, file, about)
+        (write_compiled if about["compiled"] else write_pt2)(program, file, about)
     elif target == "executorch":
         write_executorch(program, file, about)
 
@@ -174,9 +191,10 @@ def _write(
 
 
 def _write_parts(
-    model: FlowModel, folder: Path, about: dict, target: Target, sizes: Sizes, iterations: int | None, half: bool
+    model: FlowModel, folder: Path, about: dict, target: Target, sizes: Sizes, iterations: int | None
 ) -> list[parity.Row]:
     """Writes three graphs and returns the comparison of the loop over them with the network."""
+    half = about["precision"] == "half"
     sizes = sizes._replace(batch=1)
     graphs = in_parts(with_half_convolutions(model) if half and target != "openvino" else model, sizes)
     about["sizes"], about["features"] = sizes._asdict(), [name for name in graphs["step"].inputs[:-2]]
