@@ -116,9 +116,11 @@ def _plus(x: Tensor, packed: Tensor, term: Tensor, geometry: tuple) -> Tensor:
     return torch.ops.mkldnn._convolution_pointwise.binary(x, term, packed, None, *geometry, "add", 1.0, None, [], "")
 
 
-def available() -> bool:
-    """Returns True where this build of torch has the fused convolutions."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+def available(dtype: torch.dtype) -> bool:
+    """Returns True where this build of torch has the fused convolutions, and this processor has them in `dtype`."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def fuse(model: nn.Module, dtype: torch.dtype) -> None:

@@ -346,7 +346,7 @@ def _ready(model: FlowModel, device: torch.device, dtype: torch.dtype) -> FlowMo
     if is_reference():
         return model
     remove_norm(model)
-    if device.type == "cpu" and available():
+    if device.type == "cpu" and available(dtype):
         fuse(model, dtype)
     for layer in model.modules():
         if type(layer) in (nn.Conv2d, nn.ConvTranspose2d):
