@@ -210,7 +210,60 @@ def test_openvino(network, tmp_path):
     written = write.export(network, tmp_path / "light.xml", network="lightflow_050", target="openvino", sizes=SMALL)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["light.bin", "light.parity.json", "light.xml"]
     assert max(row.largest for row in written.rows) < 1e-2
-    assert Session(tmp_path / "light.xml").about["network"] == "lightflow_050"
+    file = tmp_path / "light.xml"
+    assert Session(file).about["network"] == "lightflow_050"
+    if not bfloat16():  # OpenVINO would compute in float32 and say nothing
+        with pytest.raises(FleetflowError, match="this processor has no bfloat16"):
+            Session(file, precision="bf16")
+    file.with_suffix(".bin").unlink()
+    with pytest.raises(FleetflowError, match="cannot be opened by OpenVINO") as raised:
+        Session(file)
+    assert "\n" not in str(raised.value)
+
+
+def bfloat16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@slow
+def test_the_cpp_of_the_guide(exported, tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs the openvino extra, which has the headers")
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    for name, image in zip("ab", pictures()):
+        (tmp_path / name).write_bytes(image.tobytes())
+    (tmp_path / "run.cpp").write_text(
+        block("cpp") + "#include <fstream>\n#include <iterator>\n"
+        "std::vector<uint8_t> bytes(const char* name) {\n"
+        "  std::ifstream file(name, std::ios::binary);\n"
+        "  return {std::istreambuf_iterator<char>(file), {}};\n}\n"
+        "int main(int, char** files) {\n"
+        '  auto request = ov::Core().compile_model(files[1], "CPU").create_infer_request();\n'
+        '  auto image1 = bytes("a"), image2 = bytes("b");\n'
+        "  auto found = flow(request, image1, image2, 128, 192);\n"
+        '  std::ofstream("flow", std::ios::binary).write(reinterpret_cast<char*>(found.data()), 4 * found.size());\n}\n'
+    )
+    package = Path(openvino.__file__).parent
+    (library,) = (package / "libs").glob("libopenvino.so*")
+    command = ["g++", "-std=c++17", "run.cpp", f"-I{package}/include", str(library), f"-Wl,-rpath,{library.parent}"]
+    for line in ([*command, "-o", "run"], ["./run", str(exported.files[0])]):
+        ran = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+    found = np.frombuffer((tmp_path / "flow").read_bytes(), np.float32).reshape(128, 192, 2)
+    assert np.abs(found - Session(exported.files[0])(*pictures())).max() < 1e-3
+
+
+@slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_machine_code(network, tmp_path):
+    """Minutes of compiling."""
+    file = tmp_path / "light.pt2"
+    sizes = Sizes(64, 64, 1)
+    written = write.export(network, file, network="lightflow_050", target="pt2", sizes=sizes, aot=True)
+    assert max(row.largest for row in written.rows) < 1e-2
+    assert Session(file).about["compiled"]
 
 
 def test_a_file_is_taken_where_a_network_is(exported, tmp_path, monkeypatch):
@@ -232,6 +285,14 @@ def test_errors_are_one_line(exported, network, tmp_path):
     model = onnx.load(str(exported.files[0]))
     del model.metadata_props[:]
     onnx.save(model, str(foreign))
+    model.metadata_props.add(key="fleetflow", value=json.dumps({**session.about, "format": 2, "version": "9.0"}))
+    newer = tmp_path / "newer.onnx"
+    onnx.save(model, str(newer))
+    half = tmp_path / "half.onnx"
+    half.write_bytes(newer.read_bytes()[:100_000])
+    archive, alone = tmp_path / "half.pt2", tmp_path / "alone.pte"
+    archive.write_bytes(b"PK\x03\x04" + bytes(100))
+    alone.write_bytes(bytes(100))
     unknown = tmp_path / "unknown.onnx"
     model.graph.node[0].op_type = "Teleport"
     onnx.save(model, str(unknown))
@@ -243,6 +304,11 @@ def test_errors_are_one_line(exported, network, tmp_path):
         (lambda: session.predict(image, image, iterations=3), "iterations"),
         (lambda: Session(wrong), "cannot be opened by ONNX Runtime"),
         (lambda: Session(foreign), "was not written by fleetflow export"),
+        (lambda: Session(newer), "fleetflow 9.0, a newer one than this"),
+        (lambda: Session(half), "cannot be opened by ONNX Runtime"),
+        (lambda: Session(archive), "cannot be read as an exported program"),
+        (lambda: Session(alone), "alone.pte.json is missing"),
+        (lambda: Session(newer, precision="bf16"), "expected fp32"),
         (lambda: Session(unknown), "Teleport"),
         (lambda: Session(tmp_path / "none.onnx"), "does not exist"),
         (lambda: Session(tmp_path), "has no encode"),
@@ -250,6 +316,9 @@ def test_errors_are_one_line(exported, network, tmp_path):
         (lambda: write.export(network, tmp_path / "a.pte", network="x", target="executorch"), "--size"),
         (lambda: write.export(network, tmp_path / "parts", network="x", sizes=SMALL, parts=True), "leave --parts out"),
         (lambda: write.export(network, tmp_path / "a.onnx", network="x", sizes=SMALL, int8_pairs=[]), "openvino"),
+        (lambda: write.export(network, tmp_path / "a.xml", network="x", target="openvino", bf16=True), "--size"),
+        (lambda: write.export(network, tmp_path / "a.onnx", network="x", sizes=SMALL, aot=True), "--to pt2"),
+        (lambda: write.export(network, tmp_path / "a.onnx", network="x", half=True, bf16=True), "give one"),
     ]
     for call, words in cases:
         with pytest.raises(FleetflowError, match=words) as raised:

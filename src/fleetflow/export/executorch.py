@@ -33,11 +33,11 @@ class Loaded:
     """A .pte file as a function of numpy arrays, as `Session` calls it."""
 
     def __init__(self, path: Path):
+        if not describing(path).is_file():
+            raise FleetflowError(f"{describing(path)} is missing; lay it beside the file, or export the network again")
         require("executorch", extra="executorch")
         from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
-        if not describing(path).is_file():
-            raise FleetflowError(f"{describing(path)} is missing; export the network again")
         self.about = json.loads(describing(path).read_text())[KEY]
         self.method = Runtime.get().load_program(path).load_method("forward")
 
