@@ -3,16 +3,17 @@
     python benchmarks/export_speed.py fastflownet lightflow raft_small --threads 2
 
 Every network is exported for pictures of one size; all ways of computing it and DIS take turns in one process, so that
-a noisy machine slows all alike. Compare the multiples of DIS. Run it on an otherwise quiet machine.
+a noisy machine slows all alike. Compare the multiples of DIS. Run it on an otherwise quiet machine. Files are kept in
+--folder; --prepare writes them and measures nothing, --profile says where OpenVINO's time goes.
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+import openvino
 import torch
 
 from fleetflow.evaluation.baselines import method
@@ -22,11 +23,30 @@ from fleetflow.export.graph import Sizes, plain, traced
 from fleetflow.export.onnx import write_onnx
 from fleetflow.export.openvino import write_openvino
 from fleetflow.export.session import Session
+from fleetflow.export.torch_export import write_compiled
 from fleetflow.inference.predictor import Predictor
+from fleetflow.models.base import FlowModel
 from fleetflow.models.weights import load
 from fleetflow.types import FleetflowError
 
 Predict = Callable[[np.ndarray, np.ndarray], object]
+
+
+def written(network: str, model: FlowModel, sizes: Sizes, folder: Path, compiler: bool) -> dict[str, Path]:
+    """Returns the files of a network by their endings; those that the folder lacks are written."""
+    endings = (".onnx", ".xml", "_int8.xml", *([".pt2"] if compiler else []))
+    files = {ending: folder / f"{network}_{sizes.height}x{sizes.width}{ending}" for ending in endings}
+    said = {"network": network, "version": "", "sizes": sizes._asdict(), "iterations": model.iterations}
+    if not all(files[ending].is_file() for ending in endings if ending in (".onnx", ".pt2")):
+        program = traced(plain(model), sizes, None)
+        write_onnx(program, files[".onnx"], said, ("image1", "image2"), ("flow",))
+        if compiler:
+            write_compiled(program, files[".pt2"], said)
+    if not files[".xml"].is_file():
+        write_openvino(files[".onnx"], files[".xml"], said)
+    if not files["_int8.xml"].is_file():
+        write_openvino(files[".onnx"], files["_int8.xml"], said, int8_pairs=calibration.pairs("footage", sizes))
+    return files
 
 
 def ways(network: str, sizes: Sizes, threads: int, folder: Path, compiler: bool) -> Iterator[tuple[str, Predict]]:
@@ -36,26 +56,36 @@ def ways(network: str, sizes: Sizes, threads: int, folder: Path, compiler: bool)
     except FleetflowError:
         model = load(network, weights=False)
     yield "torch, ours", Predictor(model, device="cpu")
-    yield "torch, ours, float32", Predictor(model, device="cpu", precision="fp32")
-    program = traced(plain(model), sizes, None)
-    said = {"network": network, "version": "", "sizes": sizes._asdict(), "iterations": model.iterations}
-    onnx, xml, int8 = (folder / f"{network}{ending}" for ending in (".onnx", ".xml", "_int8.xml"))
-    write_onnx(program, onnx, said, ("image1", "image2"), ("flow",))
-    yield "ONNX Runtime", Session(onnx, threads=threads)
-    write_openvino(onnx, xml, said)
-    yield "OpenVINO, float32", Session(xml, threads=threads)
-    yield "OpenVINO, bfloat16", Session(xml, threads=threads, precision="bf16")
-    write_openvino(onnx, int8, said, int8_pairs=calibration.pairs("footage", sizes))
-    yield "OpenVINO, int8 and float32", Session(int8, threads=threads)
-    yield "OpenVINO, int8 and bfloat16", Session(int8, threads=threads, precision="bf16")
+    files = written(network, model, sizes, folder, compiler)
+    yield "ONNX Runtime", Session(files[".onnx"], threads=threads)
+    yield "OpenVINO, float32", Session(files[".xml"], threads=threads)
+    yield "OpenVINO, int8 and float32", Session(files["_int8.xml"], threads=threads)
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        yield "torch, ours, float32", Predictor(model, device="cpu", precision="fp32")
+        yield "OpenVINO, bfloat16", Session(files[".xml"], threads=threads, precision="bf16")
+        yield "OpenVINO, int8 and bfloat16", Session(files["_int8.xml"], threads=threads, precision="bf16")
     if compiler:
-        yield "AOTInductor", ahead_of_time(program, folder / f"{network}.pt2")
+        yield "AOTInductor", Session(files[".pt2"], threads=threads)
 
 
-def ahead_of_time(program: torch.export.ExportedProgram, file: Path) -> Predict:
-    """Returns the program as torch compiles it ahead of time; needs a C++ compiler."""
-    run = torch._inductor.aoti_load_package(torch._inductor.aoti_compile_and_package(program, package_path=str(file)))
-    return lambda image1, image2: run(*(torch.from_numpy(image)[None] for image in (image1, image2)))
+def profile(file: Path, threads: int, image1: np.ndarray, image2: np.ndarray) -> None:
+    """Prints what share of an OpenVINO file's time each kind of operator takes: the least of eight runs of each."""
+    core = openvino.Core()
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
+    request = core.compile_model(core.read_model(str(file)), "CPU", config).create_infer_request()
+    least: dict[tuple[str, str], float] = {}
+    for _ in range(8):
+        request.infer([image1[None], image2[None]])
+        for row in request.get_profiling_info():
+            key, time = (row.node_name, f"{row.node_type}, {row.exec_type}"), row.real_time.total_seconds()
+            least[key] = min(time, least.get(key, time))
+    kinds: dict[str, float] = {}
+    for (_, kind), time in least.items():
+        kinds[kind] = kinds.get(kind, 0.0) + time
+    total = sum(kinds.values())
+    print(f"{file.name}: {1000 * total:.0f} ms")
+    for kind, time in sorted(kinds.items(), key=lambda item: -item[1])[:12]:
+        print(f"| {kind} | {100 * time / total:.0f} % |", flush=True)
 
 
 def main() -> None:
@@ -65,18 +95,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=40.0, help="of measuring for each network")
     parser.add_argument("--compiler", action="store_true", help="AOTInductor, too, which compiles for minutes")
+    parser.add_argument("--folder", type=Path, default=Path("exported"))
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     cv2.setNumThreads(given.threads)
+    given.folder.mkdir(exist_ok=True)
     sizes = Sizes(*given.size, batch=1)
     image1, image2 = (picture[0] for picture in next(calibration.generated(tuple(given.size), 1, ("pan",)))[:2])
     dis = method("dis")
     print("| network | computed by | ms | 95 % | times DIS |\n|---|---|--:|--:|--:|")
     for network in given.networks:
-        with tempfile.TemporaryDirectory() as folder:
-            found = dict(ways(network, sizes, given.threads, Path(folder), given.compiler)) | {"OpenCV DIS": dis}
-            functions = {name: lambda predict=predict: predict(image1, image2) for name, predict in found.items()}
-            timings = time_in_turn(functions, given.seconds, frozenset())
+        found = dict(ways(network, sizes, given.threads, given.folder, given.compiler)) | {"OpenCV DIS": dis}
+        if given.prepare:
+            continue
+        if given.profile:
+            for ending in (".xml", "_int8.xml"):
+                file = given.folder / f"{network}_{sizes.height}x{sizes.width}{ending}"
+                profile(file, given.threads, image1, image2)
+            continue
+        functions = {name: lambda predict=predict: predict(image1, image2) for name, predict in found.items()}
+        timings = time_in_turn(functions, given.seconds, frozenset())
         base = next(row.p50 for row in timings if row.name == "OpenCV DIS")
         for row in timings:
             print(f"| {network} | {row.name} | {row.p50:.1f} | {row.p95:.1f} | {row.p50 / base:.2f} |", flush=True)
