@@ -38,12 +38,18 @@ class Timing(NamedTuple):
     epe: float | None = None  # pixels, mean of the sets, where pairs were given
 
 
-def time_in_turn(functions: dict[str, Callable[[], object]], seconds: float, rare: frozenset[str]) -> list[Timing]:
+def time_in_turn(
+    functions: dict[str, Callable[[], object]],
+    seconds: float,
+    rare: frozenset[str],
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
     """Returns the timing of each function; they run in turn, so that a noisy machine slows all alike.
 
     Args:
         rare: those that run only every fourth round. What takes less than 2 s runs five times at least, after two calls
             that are not counted.
+        clock: seconds; `time.process_time` counts what the processor did for this process, on all threads.
     """
     for function in functions.values():
         function()
@@ -58,9 +64,9 @@ def time_in_turn(functions: dict[str, Callable[[], object]], seconds: float, rar
         for name, function in functions.items():
             if name in rare and turn % 4 and early:
                 continue
-            start = time.perf_counter()
+            start = clock()
             function()
-            taken[name].append(1000 * (time.perf_counter() - start))
+            taken[name].append(1000 * (clock() - start))
         turn += 1
     return [
         Timing(name, float(np.percentile(times, 50)), float(np.percentile(times, 95)), len(times))
