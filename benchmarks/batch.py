@@ -1,12 +1,20 @@
 """Throughput of `fleetflow batch`: local processes and Ray against one process with one thread, and the engine's own cost.
 
-    python benchmarks/batch.py --clips 40 --frames 60 --size 448 1024
-    python benchmarks/batch.py --overhead --ray
+    python benchmarks/batch.py --folder /tmp/clips --ray
+    python benchmarks/batch.py --folder /tmp/clips --ray --overhead
+    python benchmarks/batch.py --memory
 
-The three ways take turns, and every figure is a ratio within one run: nothing else should run on the machine.
+Clips are made once and kept in the folder. The ways take turns, each in a process of its own, so that loading torch and the
+network counts for all. "Between the ends" leaves that out: from the end of the first clip to that of the last. Processor
+time is that of all processes of a way, Ray's own among them; unlike the clock's it hardly depends on what else the machine
+does. Linux only.
 """
 
 import argparse
+import ctypes
+import json
+import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -16,13 +24,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from fleetflow.batch.run import batch
-from fleetflow.batch.task import Settings
-from fleetflow.inference.files import predict_video
-from fleetflow.inference.predictor import Predictor
 from fleetflow.io.video import VideoWriter
+
+PR_SET_CHILD_SUBREAPER = 36  # of prctl(2): who loses its parent becomes our child, and its processor time is counted
+ALONE = "one process, one thread"
 
 MEMORY = """
 import resource, sys
@@ -37,91 +43,127 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def write_clips(folder: Path, clips: int, frames: int, size: tuple[int, int]) -> list[Path]:
-    """Writes clips of random textures that move; returns their paths, and a list of them beside them."""
+def write_clips(folder: Path, clips: int, frames: int, size: tuple[int, int]) -> Path:
+    """Writes clips of random textures that move, unless they are there; returns the list of them."""
     height, width = size
-    paths = []
+    listed = folder / f"{clips}x{frames}-{height}x{width}" / "clips.txt"
+    if listed.exists():
+        return listed
+    listed.parent.mkdir(parents=True, exist_ok=True)
     for k in range(clips):
         coarse = np.random.default_rng(k).integers(0, 256, (height // 8 + 1, width // 8 + 9, 3))
         picture = np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
-        paths.append(folder / f"{k:05d}.mp4")
-        with VideoWriter(paths[-1], 25) as writer:
+        with VideoWriter(listed.parent / f"{k:05d}.mp4", 25) as writer:
             for t in range(frames):
                 writer.write(np.ascontiguousarray(picture[:height, t % 64 : t % 64 + width]))
-    (folder / "clips.txt").write_text("\n".join(map(str, paths)))
-    return paths
+    listed.write_text("".join(f"{k:05d}.mp4\n" for k in range(clips)))
+    return listed
 
 
-def one_process(paths: list[Path], output: Path, settings: Settings) -> float:
-    """Returns the seconds that one process with one thread takes, without the time to load torch and the network."""
+def one_process(listed: Path, output: Path, model: str, ends: list[float]) -> None:
+    """What a loop over `fleetflow predict` would do, with the network loaded once."""
+    import torch
+
+    from fleetflow.inference.files import predict_video
+    from fleetflow.inference.predictor import Predictor
+
     torch.set_num_threads(1)
-    predictor = Predictor(settings.model, device="cpu")
-    began = time.perf_counter()
-    for path in paths:
-        predict_video(predictor, path, output / path.stem, settings.format)
-    return time.perf_counter() - began
+    predictor = Predictor(model, device="cpu")
+    for name in listed.read_text().split():
+        predict_video(predictor, listed.parent / name, output / Path(name).stem, ["npz"])
+        ends.append(time.time())
 
 
-def a_batch(folder: Path, output: Path, settings: Settings, on: str, workers: int) -> float:
-    """Returns the seconds that a batch takes, from its first line to its summary."""
-    began = time.perf_counter()
-    summary = batch(folder / "clips.txt", output, settings, on=on, workers=workers)
-    seconds = time.perf_counter() - began
+def a_batch(listed: Path, output: Path, given: argparse.Namespace, ends: list[float]) -> None:
+    from fleetflow.batch.run import batch
+    from fleetflow.batch.task import Settings
+
+    settings = Settings(model=given.model, format=("npz",), device="cpu")
+    progress = lambda _: ends.append(time.time())  # noqa: E731
+    summary = batch(listed, output, settings, on=given.way, workers=given.workers, progress=progress)
     if summary.done != summary.items:
         sys.exit(f"only {summary.done} of {summary.items} clips were done: {summary.failed}")
-    return seconds
+
+
+def measured(way: str, words: list[str]) -> dict[str, float]:
+    """Runs a way in a process of its own; returns seconds by the clock, between the ends, and of processors."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
+    found = subprocess.run([sys.executable, __file__, "--way", way, *words], stdout=subprocess.PIPE, check=True)
+    whole = time.time() - began
+    try:
+        while True:  # the processes that it has left: they end by themselves
+            os.wait()
+    except ChildProcessError:
+        pass
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    ends = json.loads(found.stdout.splitlines()[-1])
+    return {"clock": whole, "between": ends[-1] - ends[0], "processor": processor}
+
+
+def compare(ways: dict[str, str], words: list[str], given: argparse.Namespace) -> None:
+    """Measures the ways in turn, and prints medians and ratios within each round."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    rounds: list[dict[str, dict[str, float]]] = []
+    for turn in range(given.rounds):
+        rounds.append({})
+        for name, way in ways.items():
+            found = rounds[-1][name] = measured(way, words)
+            print(f"round {turn + 1}: {name}: " + ", ".join(f"{k} {v:.1f} s" for k, v in found.items()), flush=True)
+    names = list(ways)
+    for kind in ("clock", "between", "processor"):
+        for name in names:
+            middle = statistics.median(each[name][kind] for each in rounds)
+            line = f"{kind}: {name}: {middle:.1f} s, {1000 * middle / given.clips:.1f} ms a clip"
+            for other in names[: names.index(name)]:
+                ratio = statistics.median(each[other][kind] / each[name][kind] for each in rounds)
+                line += f"; {ratio:.2f} times as fast as {other}"
+            print(line)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where clips are kept; results go there, and are removed")
     parser.add_argument("--model", default="fastflownet")
     parser.add_argument("--clips", type=int, default=40)
-    parser.add_argument("--frames", type=int, default=60, help="of each clip")
-    parser.add_argument("--size", type=int, nargs=2, default=(448, 1024))
+    parser.add_argument("--frames", type=int, default=25, help="of each clip")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 448))
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ray", action="store_true", help="also on Ray")
     parser.add_argument("--overhead", action="store_true", help="1,000 clips of two frames of 64x64 instead")
     parser.add_argument("--memory", action="store_true", help="lists of 1,000 and 100,000 items instead")
+    parser.add_argument("--way", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="fleetflow-batch-"))
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="fleetflow-batch-"))
+    output = Path(tempfile.mkdtemp(dir=folder, prefix="out-")) if folder.exists() else folder / "out"
     try:
+        if given.overhead:
+            given.clips, given.frames, given.size = 1000, 2, (64, 64)
         if given.memory:
             for count in (1_000, 100_000):
-                words = [sys.executable, "-c", MEMORY, str(folder / str(count)), str(count)]
-                peak = float(subprocess.run(words, capture_output=True, check=True).stdout)
+                asked = [sys.executable, "-c", MEMORY, str(output / str(count)), str(count)]
+                peak = float(subprocess.run(asked, capture_output=True, check=True).stdout)
                 print(f"list of {count:,} items: the run takes {peak:.0f} MiB at most")
             return
-        if given.overhead:
-            given.clips, given.frames, given.size, given.rounds = 1000, 2, (64, 64), 1
-        settings = Settings(model=given.model, format=("npz",), device="cpu")
-        paths = write_clips(folder, given.clips, given.frames, tuple(given.size))
-        ways = {"one process, one thread": lambda output: one_process(paths, output, settings)}
-        ways["local"] = lambda output: a_batch(folder, output, settings, "local", given.workers)
-        if given.ray:
-            ways["ray"] = lambda output: a_batch(folder, output, settings, "ray", given.workers)
-        compare(ways, folder, given)
+        listed = write_clips(folder, given.clips, given.frames, tuple(given.size))
+        if given.way:
+            ends: list[float] = []
+            if given.way == "alone":
+                one_process(listed, output, given.model, ends)
+            else:
+                a_batch(listed, output, given, ends)
+            print(json.dumps(ends))
+            return
+        ways = {ALONE: "alone", "local": "local", **({"Ray": "ray"} if given.ray else {})}
+        numbers = {"clips": given.clips, "frames": given.frames, "workers": given.workers}
+        words = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
+        words += ["--folder", str(folder), "--model", given.model, "--size", *map(str, given.size)]
+        compare(ways, words, given)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def compare(ways: dict, folder: Path, given: argparse.Namespace) -> None:
-    """Times the ways in turn, and prints seconds, frames a second, and ratios."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(given.rounds):
-        for name, way in ways.items():
-            seconds[name].append(way(folder / f"out-{turn}-{name[:5]}"))
-            shutil.rmtree(folder / f"out-{turn}-{name[:5]}", ignore_errors=True)
-            print(f"round {turn + 1}: {name}: {seconds[name][-1]:.1f} s", flush=True)
-    alone = statistics.median(seconds["one process, one thread"])
-    local = statistics.median(seconds["local"])
-    for name, values in seconds.items():
-        middle = statistics.median(values)
-        line = f"{name}: {middle:.1f} s, {given.clips * given.frames / middle:.1f} frames/s"
-        line += f", {alone / middle:.2f} times one process, {local / middle:.2f} of local"
-        if given.overhead and name != "one process, one thread":
-            line += f"; at most {1000 * middle / given.clips:.1f} ms an item, start included"
-        print(line)
+        shutil.rmtree(output, ignore_errors=True)
+        if not given.folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from conftest import lay_out_example
 
 from fleetflow.batch import manifest as lists
-from fleetflow.batch import work
+from fleetflow.batch import plan, work
 from fleetflow.batch.manifest import Item, checked, clips_in, item_id, read_manifest, write_manifest
 from fleetflow.batch.records import Record, Store, Superseded
 from fleetflow.batch.run import batch, retry, status
@@ -92,6 +92,32 @@ def test_ids_stay_and_paths_are_those_of_the_list(tmp_path):
     assert item_id("a/clip.mp4") == "clip-33b5d47cf233"  # as in all versions, or old batches would begin anew
 
 
+def test_odd_lists(tmp_path):
+    """Line ends of Windows, the mark of UTF-8, spaces, quotes, a name that is no text, a list that lies elsewhere."""
+    lines = ['"a b", c.mp4', "../up.mp4", "/clips/\u65e5\u672c.mp4", "~/home.mp4", "100% {x} $y.mp4"]
+    content = b"\xef\xbb\xbf" + "\r\n".join([*lines, "", "# no clip", ""]).encode() + b"\xff.mp4"
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "list.txt").write_bytes(content)
+    items = list(read_manifest(tmp_path / "sub" / "list.txt"))
+    sub = f"{tmp_path}/sub"
+    expected = [f"{sub}/{lines[0]}", f"{tmp_path}/up.mp4", lines[2], str(Path.home() / "home.mp4"), f"{sub}/{lines[4]}"]
+    assert [item.input for item in items] == [*expected, os.fsdecode(os.fsencode(f"{sub}/") + b"\xff.mp4")]
+    assert len({item.id for item in items}) == 6 and all(lists.ID.fullmatch(item.id) for item in items)
+    store = Store(tmp_path / "out")
+    assert store.save_items(items) == 6 and list(store.items(store.shards()[0])) == items
+    there = Store(f"memory://{tmp_path}/lists")
+    there.files.pipe_file(f"{there.root}/list.csv", b"input\r\na.mp4\r\n/clips/b.mp4\r\ns3://bucket/c.mp4\r\n")
+    inputs = [item.input for item in read_manifest(f"{there.url}/list.csv")]
+    assert inputs == [f"{there.url}/a.mp4", "/clips/b.mp4", "s3://bucket/c.mp4"]
+
+
+def test_a_header_that_promises_billions_makes_few_tasks(tmp_path, monkeypatch):
+    write_clip(tmp_path / "a.mp4", 3)
+    monkeypatch.setattr(plan, "VideoReader", lambda _: type("", (), {"frames": 10**12}))
+    tasks = plan.plan(Job(NPZ, Store(tmp_path / "out"), "r"), Item("a", str(tmp_path / "a.mp4")))
+    assert len(tasks) <= (tmp_path / "a.mp4").stat().st_size / 4000 + 1
+
+
 WRONG = {
     "empty.txt": ("# nothing\n", "no item"),
     "twice.txt": ("a.mp4\nb.mp4\na.mp4\n", "1 of 3 items"),
@@ -101,6 +127,8 @@ WRONG = {
     "long.csv": (f"id,input\n{'x' * 151},a.mp4\n", "line 2"),
     "none.csv": ("id,input\na,\n", "line 2: no input"),
     "frames.csv": ("id,input,frames\na,b.mp4,many\n", "frames is many"),
+    "negative.csv": ("id,input,frames\na,b.mp4,-5\n", "frames is -5; expected 1 to"),
+    "billions.csv": ("id,input,frames\na,b.mp4,1000000000000\n", "frames is 1000000000000"),
     "binary.txt": ("a\0b", "no text"),
     "endless.txt": ("x" * 70_000, "65536 characters"),
     "text.parquet": ("no parquet", "cannot be read as a manifest"),
@@ -149,7 +177,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path):
         "from fleetflow.batch.records import Store\n"
         "store, n = Store(sys.argv[1]), int(sys.argv[2])\n"
         "store.save_items(checked(Item(f'clip-{k}', f'/clips/{k:09d}.mp4') for k in range(n)))\n"
-        "assert n == store.count_items() == sum(1 for shard in store.shards() for _ in store.items(shard))\n"
+        "assert n == store.ids().count == sum(1 for shard in store.shards() for _ in store.items(shard))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     pytest.importorskip("resource", reason="needs Unix")
@@ -357,6 +385,32 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_done(clips, tmp_path, capsy
     assert found["done"] == 2 and found["damaged"] == {} and "running" not in found
     next((tmp_path / "out").glob("c00-*/*.npz")).write_bytes(b"")
     assert main(["batch", "status", str(tmp_path / "out"), "--check"]) == 1
+
+
+def test_another_list_into_the_same_folder(tmp_path):
+    """Counts are those of the items of the list; results of other lists stay."""
+    store = Store(tmp_path / "out")
+    store.write(store.control("settings.json"), {"settings": {"do": "predict"}, "label": {}})
+    with store.claimed("test") as run:
+        for k in range(3):
+            store.commit(a_result(tmp_path / f"w{k}"), Record(f"c{k}", f"c{k}.mp4", "done", run=run))
+        for name in ("bad", "worse"):
+            store.fail(Record(name, f"{name}.mp4", "failed", reason="why", run=run))
+        store.save_items([Item(name, f"{name}.mp4") for name in ("c1", "c2", "bad", "new", "newer")])
+    found = status(store.root)
+    assert (found["items"], found["done"], found["failed"], found["missing"]) == (5, 2, {"why": 1}, 2)
+    assert len(list(store.done())) == 3
+
+
+def test_status_of_a_run_that_has_not_loaded_its_network(tmp_path, capsys):
+    store = Store(tmp_path / "out")
+    with store.claimed("test"):
+        store.save_items([Item("one", "a.mp4"), Item("two", "b.mp4")])
+        found = status(store.root)
+        assert (found["items"], found["done"], found["missing"], found["settings"]) == (2, 0, 2, None)
+        assert main(["batch", "status", store.root]) == 0 and "2 clips" in capsys.readouterr().out
+        with pytest.raises(FleetflowError, match="no folder of a batch"):
+            retry(store.root)
 
 
 def test_other_settings_are_refused_by_name(clips, whole):

@@ -1,5 +1,6 @@
 """Batches on Ray: a cluster of three nodes loses workers, a node and the run itself, and nothing shows it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,11 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_batch import NPZ, children, contents, write_clip
 
+from fleetflow.batch.manifest import Item
 from fleetflow.batch.records import Store
 from fleetflow.batch.run import batch
+from fleetflow.batch.task import Job, Report
+from fleetflow.types import FleetflowError
 
 SLOW = bool(os.environ.get("FLEETFLOW_SLOW"))
 CLIPS, BETWEEN, PATIENCE = (300, 5.0, 3600) if SLOW else (30, 3.0, 900)  # seconds between kills; for one run at most
@@ -88,3 +93,35 @@ def test_a_cluster_that_loses_workers_a_node_and_the_run(cluster, tmp_path):
     assert len({record.id for record in records}) == len(records) == CLIPS
     assert len({record.run for record in records}) == 2 and len({record.worker for record in records}) >= 3
     assert list(Store(output).failures()) == []
+
+
+def test_a_name_that_is_no_text_reaches_its_worker(tmp_path):
+    pytest.importorskip("ray.data", reason="needs the batch extra")
+    from fleetflow.batch import ray
+
+    name = os.fsdecode(b"\xff.mp4")
+    store = Store(tmp_path / "out")
+    store.write(store.control("run.json"), {"run": "r"})
+    store.save_items([Item("one", str(tmp_path / name))])
+    job = Job(NPZ, store, "r")
+    rows = [row["task"] for shard in store.shards() for row in ray._Plan(job)({"shard": shard})]
+    assert len(rows) == 1 and rows[0].isascii()
+    (found,) = ray._Actor(job)({"task": np.array(rows, object)})["report"]
+    assert found.isascii()
+    report = Report(*json.loads(found))
+    assert report.id == "one" and report.outcome == "failed" and "does not exist" in report.reason
+    assert store.failure("one").input == str(tmp_path / name)
+
+
+def test_a_ray_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    """It says with a plain Exception that its processes have not come up in time."""
+    pytest.importorskip("ray.data", reason="needs the batch extra")
+    from fleetflow.batch import ray
+
+    def late(**_):
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray.ray, "init", late)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(FleetflowError, match="Ray does not start on this machine .The current node timed out during"):
+        ray.Ray(Job(NPZ, Store(tmp_path / "out"), "r"))

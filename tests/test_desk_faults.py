@@ -6,6 +6,7 @@ import io as streams
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.request import Request as Asked
 from urllib.request import urlopen
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -207,10 +209,10 @@ def test_gifs_and_clips_of_one_frame(client, session, tmp_path):
 
 def test_a_picture_of_too_many_pixels_is_not_decoded(client, session, monkeypatch):
     stream = streams.BytesIO()
-    Image.new("1", (8000, 2001)).save(stream, "PNG")
+    Image.new("1", (8192, 2049)).save(stream, "PNG")
     monkeypatch.setattr("fleetflow.desk.sessions.read_image", None)
     answer = client.post(f"{session}/files?name=large.png", content=stream.getvalue())
-    assert answer.status_code == 400 and "8000x2001" in answer.json()["error"]
+    assert answer.status_code == 400 and "8192x2049" in answer.json()["error"]
 
 
 def test_whole_clips_are_what_predict_writes(client, session, clip, tmp_path):
@@ -357,3 +359,26 @@ def test_an_upload_that_stops_in_the_middle_leaves_nothing(tmp_path):
         running.should_exit = True
         thread.join(20)
     assert not folder.exists()
+
+
+def test_a_clip_of_a_telephone_is_upright(client, session, clip):
+    """The film is stored lying; its display matrix says that it was taken upright."""
+    content = bytearray(clip)
+    place = content.index(b"tkhd") + 44  # ISO 14496-12, 8.3.2
+    content[place : place + 24] = struct.pack(">6i", 0, 65536, 0, -65536, 0, 0)
+    sent = upload(client, session, "turned.mp4", bytes(content))
+    assert (sent["width"], sent["height"]) == (96, 160)
+    path = start(client, session, files=[sent["id"]], occlusion=False)
+    wait(client, path)
+    flow = np.frombuffer(client.get(f"{path}/pairs/1").content, "<f4").reshape(160, 96, 2)
+    np.testing.assert_allclose(np.median(flow, (0, 1)), (0, 3), atol=0.3)  # what went to the right goes down
+    film = streams.BytesIO(client.get(f"{path}/clip/color").content)
+    with av.open(film) as opened:
+        assert (opened.streams.video[0].width, opened.streams.video[0].height) == (96, 160)
+
+
+def test_a_limit_of_memory_holds_and_is_in_the_command(tmp_path):
+    with TestClient(create_app(limits=Limits(memory=100 << 20)), base_url=HERE) as client:
+        end = wait(client, start(client, begin(client)))
+    assert end["state"] == FAILED and "too small for this network" in end["problem"] and "\n" not in end["problem"]
+    assert "--memory 64G" in Request((), ("a.mp4",), "fastflownet", memory=64 << 30).command()

@@ -34,6 +34,7 @@ VIDEO_SUFFIXES = (
     ".ogv",
     ".y4m",
 )
+FRAMES = 10**8  # that a clip may have: 46 days
 LINE = 2**16  # characters in a line of a text or CSV manifest, at most
 COLUMN = 2**28  # bytes that one column of one row group of a Parquet manifest may unpack to
 ID = re.compile(r"[^\s./\\\0-\x1f][^/\\\0-\x1f]*")
@@ -83,7 +84,7 @@ def read_manifest(url: str | Path) -> Iterator[Item]:
     kind = Path(path).suffix.lower()
     if not files.isfile(path):
         raise FleetflowError(f"{url} is no file; expected a list of clips: text, .csv or .parquet")
-    folder = "" if "://" in str(url) else str(Path(path).parent)
+    folder = str(url).rpartition("/")[0] if "://" in str(url) else str(Path(path).parent)
     rows = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _text_rows)
     with files.open(path, "rb") as opened:
         file: Any = opened  # fsspec's type allows for text
@@ -167,8 +168,19 @@ def _item(row: dict, folder: str) -> Item:
         frames = None if row.get("frames") in (None, "") else int(row["frames"])
     except (ValueError, TypeError):
         raise FleetflowError(f"frames is {row['frames']}; expected a whole number") from None
-    whole = given if "://" in given else os.path.abspath(Path(folder) / Path(given).expanduser())
-    return Item(name, whole, frames)
+    if frames is not None and not 1 <= frames <= FRAMES:
+        raise FleetflowError(f"frames is {frames}; expected 1 to {FRAMES:,}")
+    return Item(name, _whole(given, folder), frames)
+
+
+def _whole(given: str, folder: str) -> str:
+    """The path or address of an input that may be relative to the folder of its list."""
+    if "://" in given:
+        return given
+    path = Path(given).expanduser()
+    if "://" in folder and not path.is_absolute():
+        return f"{folder}/{given}"
+    return os.path.abspath(Path(folder) / path)
 
 
 def item_id(given: str) -> str:
@@ -178,21 +190,57 @@ def item_id(given: str) -> str:
     return f"{stem[:60] or 'clip'}-{digest}".encode("utf-8", "replace").decode().replace("?", "-")
 
 
+class Ids:
+    """A set of ids that takes eight bytes of each."""
+
+    def __init__(self, ids: Iterable[str] = ()):
+        self._keys, self._distinct = array("Q"), np.zeros(0, np.uint64)
+        for id in ids:
+            self.add(id)
+
+    def add(self, id: str) -> None:
+        self._keys.append(_key(id))
+
+    @property
+    def count(self) -> int:
+        """How many were added."""
+        return len(self._keys)
+
+    def distinct(self) -> np.ndarray:
+        """Returns their keys, uint64, in order, each once. Call it after the last was added."""
+        if not len(self._distinct):
+            self._distinct = np.unique(np.array(self._keys, np.uint64))
+        return self._distinct
+
+    def common(self, other: "Ids") -> int:
+        """Returns how many ids both have."""
+        return len(np.intersect1d(self.distinct(), other.distinct(), assume_unique=True))
+
+    def __contains__(self, id: str) -> bool:
+        keys, key = self.distinct(), np.uint64(_key(id))
+        place = np.searchsorted(keys, key)
+        return bool(place < len(keys) and keys[place] == key)
+
+
+def _key(id: str) -> int:
+    digest = hashlib.blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
 def checked(items: Iterable[Item]) -> Iterator[Item]:
     """Yields the items, and keeps eight bytes of each, so that an id that comes twice is found at the end.
 
     Raises:
         FleetflowError: behind the last item, where two have one id, or where there is none.
     """
-    seen = array("Q")
+    ids = Ids()
     for item in items:
-        seen.append(int.from_bytes(hashlib.blake2b(item.id.encode("utf-8", "replace"), digest_size=8).digest(), "big"))
+        ids.add(item.id)
         yield item
-    if not seen:
+    if not ids.count:
         raise FleetflowError("the manifest has no item; expected the path of a clip a line")
-    twice = len(seen) - len(np.unique(np.frombuffer(seen, np.uint64)))
-    if twice:
-        raise FleetflowError(f"{twice} of {len(seen)} items have the id of another one; give each clip once")
+    if twice := ids.count - len(ids.distinct()):
+        raise FleetflowError(f"{twice} of {ids.count} items have the id of another one; give each clip once")
 
 
 def clips_in(folder: str | Path) -> Iterator[Item]:

@@ -8,6 +8,8 @@ from fleetflow.batch.task import Job, Task
 from fleetflow.io.video import VideoReader
 from fleetflow.types import FleetflowError
 
+SMALLEST = 4  # bytes of a frame in a file, with what the file says of it
+
 
 def plan(job: Job, item: Item) -> list[Task]:
     """Returns the tasks that an item is made of: one, or the ranges of a long clip."""
@@ -24,5 +26,6 @@ def _frames(url: str) -> int | None:
     if "://" in url or not os.path.isfile(url):
         return None
     with suppress(FleetflowError):  # the work itself says what is wrong
-        return VideoReader(url).frames
+        frames = VideoReader(url).frames
+        return frames and min(frames, os.path.getsize(url) // SMALLEST)  # a damaged header may promise billions
     return None

@@ -1,5 +1,6 @@
 """The executor of many machines: Ray Data with a pool of actors, each with a network; Ray decides what runs where."""
 
+import json
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from fleetflow.batch.task import Job, Ready, Report, Task
+from fleetflow.io.atomic import reason
 from fleetflow.types import FleetflowError
 
 try:
@@ -95,7 +97,7 @@ class Ray:
                 num_gpus=self._resources.get("num_gpus"),
             )
             for row in reports.iter_rows():
-                yield Report(**{**row, "reason": row["reason"] or None, "tasks": ()})
+                yield Report(*json.loads(row["report"]))
         except RayError as error:
             raise FleetflowError(f"Ray gave up ({str(error).splitlines()[-1]}); see its logs") from error
         finally:
@@ -126,10 +128,13 @@ def _connect() -> None:
         with warnings.catch_warnings(), _silence():
             warnings.simplefilter("ignore")
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise FleetflowError(
-            f"there is no Ray cluster at {address} ({error}); start one, or unset RAY_ADDRESS"
-        ) from None
+    except Exception as error:  # Ray says with a plain Exception that its processes have not come up in time
+        why = reason(error)
+        if address is None:
+            raise FleetflowError(
+                f"Ray does not start on this machine ({why}); try again, or leave out --on ray"
+            ) from None
+        raise FleetflowError(f"there is no Ray cluster at {address} ({why}); start one, or unset RAY_ADDRESS") from None
 
 
 @contextmanager
@@ -166,12 +171,7 @@ class _Plan:
 
         for item in self.job.store.items(row["shard"]):
             for task in plan(self.job, item):
-                yield {
-                    "id": item.id,
-                    "input": item.input,
-                    "part": -1 if task.part is None else task.part,
-                    "parts": task.parts,
-                }
+                yield {"task": json.dumps(task)}  # ASCII, whatever bytes a name is made of
 
 
 class _Actor:
@@ -189,9 +189,5 @@ class _Actor:
     def __call__(self, rows: dict) -> dict:
         from fleetflow.batch.manifest import Item
 
-        found = []
-        for id, given, part, parts in zip(*(rows[name].tolist() for name in ("id", "input", "part", "parts"))):
-            task = Task(Item(id, given), None if part < 0 else part, parts)
-            found.append(self.worker(task)._asdict())
-        names = ("id", "outcome", "reason", "frames", "seconds", "worker", "input")
-        return {name: [report[name] if report[name] is not None else "" for report in found] for name in names}
+        tasks = [Task(Item(*item), *rest) for item, *rest in map(json.loads, rows["task"].tolist())]
+        return {"report": [json.dumps(self.worker(task)) for task in tasks]}

@@ -31,7 +31,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from fleetflow.batch.manifest import Item, place
+from fleetflow.batch.manifest import Ids, Item, place
 from fleetflow.io.atomic import lock_folder, write_atomically, writing
 from fleetflow.types import FleetflowError
 
@@ -244,9 +244,9 @@ class Store:
         for line in found.decode().splitlines():
             yield Item(*json.loads(line))
 
-    def count_items(self) -> int:
-        shards = self.shards()
-        return (len(shards) - 1) * SHARD + sum(1 for _ in self.items(shards[-1])) if shards else 0
+    def ids(self) -> Ids:
+        """Returns the ids of all items of the list."""
+        return Ids(item.id for shard in self.shards() for item in self.items(shard))
 
     # settings
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from fleetflow.batch.manifest import checked, read_manifest
+from fleetflow.batch.manifest import Ids, checked, read_manifest
 from fleetflow.batch.records import Store
 from fleetflow.batch.task import MOTION, Job, Settings
 from fleetflow.registry import unknown
@@ -94,8 +94,8 @@ def batch(
     store = Store(output)
     with store.claimed(f"batch {manifest}") as run:
         store.check_settings({"settings": _plain(settings)})
-        total = store.save_items(checked(read_manifest(manifest)))
-        return _run(Job(settings, store, run, threads, tries), total, on, workers, progress)
+        store.save_items(checked(read_manifest(manifest)))
+        return _run(Job(settings, store, run, threads, tries), on, workers, progress)
 
 
 def retry(
@@ -116,7 +116,7 @@ def retry(
     with store.claimed(f"batch retry {output}") as run:
         store.forget_failures()
         job = Job(_settings(known["settings"]), store, run, threads, tries)
-        return _run(job, store.count_items(), on or known.get("on", "local"), workers, progress)
+        return _run(job, on or known.get("on", "local"), workers, progress)
 
 
 def status(output: str | Path, *, check: bool = False) -> dict:
@@ -130,8 +130,9 @@ def status(output: str | Path, *, check: bool = False) -> dict:
         FleetflowError: it is no folder of a batch.
     """
     store = Store(output)
-    known = store.settings()
-    found = {"settings": known["settings"], "label": known["label"], **asdict(_summary(store, store.count_items()))}
+    known = {"settings": None, "label": None} if store.shards() else store.settings()  # it may be loading its network
+    known |= store.read(store.control("settings.json")) or {}
+    found = {"settings": known["settings"], "label": known["label"], **asdict(_summary(store, store.ids()))}
     now = store.read(store.control("progress.json"))
     if now and now.get("running") and store.is_current(now.get("run", "")) and time.time() - now["time"] < STALE:
         found["running"] = now
@@ -160,10 +161,11 @@ def _motion_columns() -> tuple[str, ...]:
     return COLUMNS
 
 
-def _run(job: Job, total: int, on: str, workers: int, progress: Callable[[Progress], None]) -> Summary:
+def _run(job: Job, on: str, workers: int, progress: Callable[[Progress], None]) -> Summary:
     store, began = job.store, time.perf_counter()
-    before = sum(1 for _ in store.done())
-    summary = Summary(total, skipped=before)
+    listed = store.ids()
+    before = listed.common(Ids(store.done()))
+    summary = Summary(listed.count, skipped=before)
     try:
         with _executor(on)(job, workers) as executor:
             summary.workers = executor.workers
@@ -172,7 +174,7 @@ def _run(job: Job, total: int, on: str, workers: int, progress: Callable[[Progre
             store.write(store.control("settings.json"), asked)
             _follow(executor, job, summary, progress)
     finally:
-        found = _summary(store, total)
+        found = _summary(store, listed)
         summary.done, summary.failed, summary.missing = found.done - before, found.failed, found.missing
         summary.seconds = time.perf_counter() - began
         end = {"run": job.run, "running": False, "time": time.time(), **asdict(summary)}
@@ -215,15 +217,16 @@ def _executor(on: str) -> type:
     raise unknown("executor", on, list(EXECUTORS))
 
 
-def _summary(store: Store, total: int) -> Summary:
-    """What the folder says, whatever any run believed."""
-    done = sum(1 for _ in store.done())
+def _summary(store: Store, listed: Ids) -> Summary:
+    """What the folder says of the items of a list, whatever any run believed."""
+    done = listed.common(Ids(store.done()))
     reasons = Counter(
         (record.reason or "").replace(record.input, "CLIP")
         for record in store.failures()
-        if store.record(record.id) is None
+        if record.id in listed and store.record(record.id) is None
     )
-    return Summary(total, done, failed=dict(reasons.most_common()), missing=max(0, total - done - reasons.total()))
+    failed, missing = dict(reasons.most_common()), max(0, listed.count - done - reasons.total())
+    return Summary(listed.count, done, failed=failed, missing=missing)
 
 
 def _plain(settings: Settings) -> dict:

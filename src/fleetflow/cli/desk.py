@@ -13,6 +13,7 @@ def desk(
     open: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     upload_mb: int = 256,
     frames: int = 240,
+    memory: str | None = None,
     threads: int = 0,
 ) -> None:
     """Look at flow in a browser: a local page, on which all is computed on this machine.
@@ -25,6 +26,7 @@ def desk(
         open: open the page in a browser.
         upload_mb: megabytes a file may have.
         frames: of a clip that are looked at.
+        memory: what it may take, such as 4G: large frames are predicted in tiles then. None: no limit.
         threads: 0 takes all.
 
     Examples:
@@ -38,6 +40,7 @@ def desk(
     from contextlib import suppress
 
     from fleetflow.inference.device import use_threads
+    from fleetflow.inference.memory import parse_bytes
 
     try:
         import uvicorn
@@ -58,9 +61,8 @@ def desk(
     host = host.strip("[]")
     loopback = host in (*LOOPBACK, "::1")
     token = None if loopback else secrets.token_urlsafe(16)
-    app = create_app(
-        hosts=LOOPBACK if loopback else None, token=token, limits=Limits(upload_mb=upload_mb, frames=frames)
-    )
+    limits = Limits(upload_mb=upload_mb, frames=frames, memory=parse_bytes(memory) if memory else None)
+    app = create_app(hosts=LOOPBACK if loopback else None, token=token, limits=limits)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

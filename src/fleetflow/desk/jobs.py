@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fleetflow.inference.memory import in_words
 from fleetflow.inference.predictor import Predictor
 from fleetflow.inference.stream import Stream
 from fleetflow.io.atomic import reason
@@ -37,6 +38,7 @@ class Request:
     iterations: int | None = None
     size: tuple[int, int] | None = None  # height, width
     occlusion: bool = True  # and the flow back, and uncertainty
+    memory: int | None = None  # bytes that the process may take
 
     def command(self, frames: int | None = None) -> str:
         """Returns the command line that computes the same flow. frames: of the clip, where it was cut."""
@@ -45,6 +47,7 @@ class Request:
         words += ["--frames", f":{frames}"] if frames else []
         words += ["--iterations", str(self.iterations)] if self.iterations else []
         words += ["--size", *map(str, self.size)] if self.size else []
+        words += ["--memory", in_words(self.memory)] if self.memory else []
         return shlex.join([*words, "--format", "flo", "color"])
 
 
@@ -214,12 +217,14 @@ def _take(job: Job, stream: Stream, k: int, frame: np.ndarray, seconds: float) -
 
 
 def _predictor(request: Request) -> Predictor:
-    return _cached_predictor(request.network, request.iterations, request.size)
+    return _cached_predictor(request.network, request.iterations, request.size, request.memory)
 
 
 @lru_cache(maxsize=3)
-def _cached_predictor(network: str, iterations: int | None, size: tuple[int, int] | None) -> Predictor:
-    return Predictor(network, iterations=iterations, size=size)
+def _cached_predictor(
+    network: str, iterations: int | None, size: tuple[int, int] | None, memory: int | None
+) -> Predictor:
+    return Predictor(network, iterations=iterations, size=size, memory=memory)
 
 
 class Queue:

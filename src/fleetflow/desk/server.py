@@ -101,7 +101,7 @@ class Desk:
         for idle in self.sessions.end_idle():
             self._cancel_all(idle)
         session = self.sessions.begin()
-        limits = {"upload_mb": self.limits.upload_mb, "frames": self.limits.frames}
+        limits = {"upload_mb": self.limits.upload_mb, "frames": self.limits.frames, "pixels": self.limits.pixels}
         networks = [{"name": row.name, "about": f"{row.parameters / 1e6:.1f} M weights"} for row in self.networks]
         networks.sort(key=lambda network: network["name"] != "fastflownet")
         return JSONResponse({"session": session.key, "limits": limits, "networks": networks})
@@ -180,7 +180,8 @@ class Desk:
             if not whole or min(size) < 16 or size[0] * size[1] > self.limits.pixels:
                 raise FleetflowError(f"size is {size}; expected height and width from 16 pixels on")
             size = (size[0], size[1])
-        return JobRequest(sources, names, network, iterations, size, asked.get("occlusion") is not False)
+        occlusion = asked.get("occlusion") is not False
+        return JobRequest(sources, names, network, iterations, size, occlusion, self.limits.memory)
 
     async def result(self, request: Request) -> Response:
         """What a finished job found."""

@@ -27,11 +27,12 @@ class Limits:
     upload_mb: int = 256  # of one file
     session_mb: int = 1024  # of all files of a session
     files: int = 32  # of a session; the oldest go first, but not those of jobs that wait or run
-    pixels: int = 16_000_000  # of a frame
+    pixels: int = 4096 * 4096  # of a frame, as much as a canvas of all browsers holds
     frames: int = 240  # of a clip
     result_mb: int = 2048  # of the results of one job
     jobs: int = 4  # of a session that wait at once
     kept: int = 4  # finished jobs of a session whose results are kept
+    memory: int | None = None  # bytes that the desk may take for its networks, see `Predictor`
     sessions: int = 64
     idle_seconds: int = 6 * 3600  # after which a session ends
     crowded_seconds: int = 600  # after which it ends where others want to begin and have no room
@@ -213,4 +214,4 @@ def _looked_at(path: Path, name: str, limits: Limits) -> tuple[str, int, int, in
 
 def _check_pixels(name: str, height: int, width: int, limits: Limits) -> None:
     if width * height > limits.pixels:
-        raise FleetflowError(f"{name} is {width}x{height}; expected at most {limits.pixels / 1e6:g} million pixels")
+        raise FleetflowError(f"{name} is {width}x{height}; expected at most {limits.pixels / 1e6:.3g} million pixels")

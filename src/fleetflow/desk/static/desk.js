@@ -38,7 +38,8 @@ async function begin() {
   const options = answer.networks.map(({ name, about }) => `<option value="${name}">${name} (${about})</option>`).join("");
   find("network").innerHTML = options;
   find("second").insertAdjacentHTML("beforeend", options);
-  find("limits").textContent = `At most ${limits.upload_mb} MB a file, ${limits.frames} frames a clip.`;
+  const pixels = `${Math.floor(limits.pixels / 1e5) / 10} million pixels a frame`;
+  find("limits").textContent = `At most ${limits.upload_mb} MB a file, ${pixels}, ${limits.frames} frames a clip.`;
   find("example").disabled = false; // nothing can be asked for before there is a session
 }
 

@@ -19,6 +19,7 @@ const LAYERS = {
 };
 const ZOOMS = [0.05, 64]; // screen pixels for a pixel of the frame
 const KEPT = 40; // screen pixels of the frame that stay on the canvas
+const LARGE = 2 ** 22; // pixels of a frame from which on only the layers that are seen are kept
 
 // What several viewers share: place, zoom and the pixel that is looked at.
 export class View {
@@ -99,20 +100,41 @@ export class Viewer {
 
   listenToPointer() {
     let pressed = null;
+    let pinch = null; // distance and middle of two fingers
+    const touching = new Map(); // pointerId to place
     const canvas = this.canvas;
+    const fingers = () => {
+      const [a, b] = [...touching.values()];
+      return { distance: Math.max(Math.hypot(a.x - b.x, a.y - b.y), 1), x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 };
+    };
     canvas.addEventListener("pointerdown", (event) => {
+      if (!this.data) return;
+      touching.set(event.pointerId, this.place(event));
+      pinch = touching.size === 2 ? fingers() : null;
+      if (touching.size > 1) return (pressed = null);
       const onWipe = Math.abs(this.place(event).x - this.wipe * canvas.clientWidth) < 10;
       pressed = { ...this.place(event), onWipe, moved: false, x0: this.origin().x, y0: this.origin().y };
       canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", (event) => {
       const at = this.place(event);
-      if (!pressed) return this.look(this.pixel(at));
+      if (touching.has(event.pointerId)) touching.set(event.pointerId, at);
+      if (pinch) {
+        const now = fingers();
+        this.zoomBy(now.distance / pinch.distance, pinch, now);
+        return (pinch = now);
+      }
+      if (!pressed) return touching.size ? null : this.look(this.pixel(at));
       pressed.moved ||= Math.hypot(at.x - pressed.x, at.y - pressed.y) > 3;
       if (pressed.onWipe) this.setWipe(at.x / canvas.clientWidth);
       else if (pressed.moved) this.panTo(pressed.x0 + at.x - pressed.x, pressed.y0 + at.y - pressed.y);
     });
+    const released = (event) => {
+      touching.delete(event.pointerId);
+      pinch = touching.size === 2 ? fingers() : null;
+    };
     canvas.addEventListener("pointerup", (event) => {
+      released(event);
       const pixel = this.pixel(this.place(event));
       if (pressed && !pressed.moved && !pressed.onWipe && pixel) {
         this.look(pixel);
@@ -120,7 +142,10 @@ export class Viewer {
       }
       pressed = null;
     });
-    canvas.addEventListener("pointercancel", () => (pressed = null));
+    canvas.addEventListener("pointercancel", (event) => {
+      released(event);
+      pressed = null;
+    });
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
       if (this.data) this.zoomBy(Math.exp(-event.deltaY * [1, 33, 300][event.deltaMode] / 300), this.place(event));
@@ -154,6 +179,10 @@ export class Viewer {
   }
 
   layer(name) {
+    const seen = Object.values(this.sides).map(({ value }) => value);
+    if (this.data.width * this.data.height > LARGE) {
+      this.layers = Object.fromEntries(Object.entries(this.layers).filter(([kept]) => seen.includes(kept)));
+    }
     return (this.layers[name] ??= this.picture(name));
   }
 
@@ -171,8 +200,8 @@ export class Viewer {
       occlusion: () => occlusionPicture(frame1, occlusion),
       uncertainty: () => uncertaintyPicture(uncertainty, Math.max(this.scale() / 4, 0.5)),
     }[name]();
-    const opaque = name === "warped" ? bytes.map((value, at) => (at % 4 === 3 ? 255 : value)) : bytes;
-    context.putImageData(new ImageData(new Uint8ClampedArray(opaque), width, height), 0, 0);
+    if (name === "warped") for (let at = 3; at < bytes.length; at += 4) bytes[at] = 255;
+    context.putImageData(new ImageData(bytes, width, height), 0, 0);
     if (name === "arrows") drawArrows(context, flow, width, height, Math.max(Math.round(Math.max(width, height) / 24), 8));
     return canvas;
   }
@@ -339,10 +368,11 @@ export class Viewer {
     this.view.change({ zoom, x: clamp(x, w, zoom * this.data.width), y: clamp(y, h, zoom * this.data.height) });
   }
 
-  zoomBy(factor, at) {
+  // What is at `at` on the canvas comes to `to`.
+  zoomBy(factor, at, to = at) {
     const { zoom, x, y } = this.origin();
     const next = Math.min(Math.max(zoom * factor, Math.min(zoom, ZOOMS[0])), Math.max(zoom, ZOOMS[1]));
-    this.moveTo(next, at.x - ((at.x - x) * next) / zoom, at.y - ((at.y - y) * next) / zoom);
+    this.moveTo(next, to.x - ((at.x - x) * next) / zoom, to.y - ((at.y - y) * next) / zoom);
   }
 
   zoomButton(kind) {
