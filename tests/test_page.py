@@ -2,7 +2,7 @@
 # ruff: noqa: F811  (fixtures of test_desk_browser)
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -77,8 +77,9 @@ export const InferenceSession = {
 """
 
 
-def answered(route, **answer) -> None:
-    route.fulfill(**answer)
+def answering(script: str) -> Callable:
+    """Gives the script in place of the file that is asked for."""
+    return lambda route: route.fulfill(body=script, content_type="text/javascript")
 
 
 @needs_page
@@ -97,8 +98,7 @@ def test_webgpu_is_used_where_it_agrees_and_switched_off_where_not(host, browser
         context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.add_init_script("Object.defineProperty(navigator, 'gpu', { value: {} })")  # there is none here
-        runtime = {"body": GPU.replace("CHANGE", change), "content_type": "text/javascript"}
-        page.route("**/ort.webgpu.min.mjs", partial(answered, **runtime))
+        page.route("**/ort.webgpu.min.mjs", answering(GPU.replace("CHANGE", change)))
         page.goto(f"http://127.0.0.1:{host.server_port}/")
         page.set_input_files("#files", frames)
         page.check("#gpu")
