@@ -23,6 +23,7 @@ except ImportError as error:
         f"batches on Ray need {missing}; pip install 'fleetflow[batch]', or leave out --on ray"
     ) from None
 
+STARTS = 3  # tries to start a cluster of this machine, which may be busy
 BEGIN = 120.0  # seconds in which a cluster must give the first worker its core or GPU
 
 
@@ -124,17 +125,19 @@ def _connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), _silence():
-            warnings.simplefilter("ignore")
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:  # Ray says with a plain Exception that its processes have not come up in time
-        why = reason(error)
-        if address is None:
-            raise FleetflowError(
-                f"Ray does not start on this machine ({why}); try again, or leave out --on ray"
-            ) from None
-        raise FleetflowError(f"there is no Ray cluster at {address} ({why}); start one, or unset RAY_ADDRESS") from None
+    why = ""
+    for _ in range(STARTS if address is None else 1):
+        try:
+            with warnings.catch_warnings(), _silence():
+                warnings.simplefilter("ignore")
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            return
+        except Exception as error:  # with a plain one Ray says that its processes have not come up in 30 s
+            why = reason(error)
+            ray.shutdown()
+    if address is None:
+        raise FleetflowError(f"Ray does not start on this machine ({why}); try again, or leave out --on ray")
+    raise FleetflowError(f"there is no Ray cluster at {address} ({why}); start one, or unset RAY_ADDRESS")
 
 
 @contextmanager
