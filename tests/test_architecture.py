@@ -9,7 +9,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from fleetflow.cli import main as cli
@@ -18,7 +17,7 @@ from fleetflow.types import Prediction
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fleetflow"
-FILES = sorted(path for path in SOURCE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
 
 # From the doors down to the ground: a folder imports from those after it. docs/architecture.md prints this table.
 FOLDERS = (
@@ -41,17 +40,22 @@ FOLDERS = (
     "types",
 )
 STRANGERS = {("models", "data"), ("data", "layers"), ("ops", "deq")}  # may not import each other, though one is higher
-LINES = 410
+LINES, SCREEN = 400, 60  # of a file, of a function
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def part(path: Path) -> str:
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 
+def shown(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
 def imports(path: Path) -> set[str]:
     """The parts of fleetflow that a file imports, at any depth of its code."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(TREES[path]):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module] if node.module != "fleetflow" else [f"fleetflow.{a.name}" for a in node.names]
@@ -63,10 +67,9 @@ def imports(path: Path) -> set[str]:
 
 def code_lines(path: Path) -> int:
     """Lines with code on them: no comments, docstrings or blank lines."""
-    text = path.read_text()
     docs = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and node.body:
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Module | ast.ClassDef | FUNCTIONS) and node.body:
             first = node.body[0]
             if (
                 isinstance(first, ast.Expr)
@@ -74,19 +77,20 @@ def code_lines(path: Path) -> int:
                 and isinstance(first.value.value, str)
             ):
                 docs |= set(range(first.lineno, first.end_lineno + 1))
-    rows = enumerate(text.splitlines(), 1)
+    rows = enumerate(path.read_text().splitlines(), 1)
     return sum(1 for k, row in rows if row.strip() and not row.strip().startswith("#") and k not in docs)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_go_down(path):
-    own = part(path)
-    if own in ("__init__", "__main__"):
-        return
-    assert own in FOLDERS, f"{own} has no place; add it to FOLDERS and docs/architecture.md"
-    for other in imports(path) - {own}:
-        assert FOLDERS.index(other) > FOLDERS.index(own), f"{path.name} is in {own} and imports {other}, which is above"
-        assert (own, other) not in STRANGERS, f"{own} must not import {other}"
+def test_imports_go_down():
+    inside = {path: part(path) for path in TREES if part(path) not in ("__init__", "__main__")}
+    assert set(inside.values()) <= set(FOLDERS), "a new part of the house goes into FOLDERS and docs/architecture.md"
+    wrong = [
+        f"{shown(path)} imports {other}"
+        for path, own in inside.items()
+        for other in imports(path) - {own}
+        if FOLDERS.index(other) < FOLDERS.index(own) or (own, other) in STRANGERS
+    ]
+    assert not wrong
 
 
 def test_the_picture_is_the_table():
@@ -101,7 +105,7 @@ def test_networks_do_not_import_each_other():
     for path in (SOURCE / "models").glob("*.py"):
         if path.stem in shared:
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(TREES[path]):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fleetflow.models."):
                 other = node.module.split(".")[2]
                 assert other in shared or (path.stem, other) in builds_on, f"{path.name} imports {node.module}"
@@ -111,45 +115,51 @@ def test_deq_imports_torch_only():
     allowed = {"torch", "fleetflow", "matplotlib", *sys.stdlib_module_names}
     for path in (SOURCE / "deq").glob("*.py"):
         assert imports(path) <= {"deq"}, f"{path.name} imports other parts of fleetflow"
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(TREES[path]):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert (node.module or "").split(".")[0] in allowed
             if isinstance(node, ast.Import):
                 assert all(alias.name.split(".")[0] in allowed for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_budget(path):
-    text = path.read_text()
-    assert code_lines(path) <= LINES, f"{path.name} has {code_lines(path)} code lines; split it by idea"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.args.kwarg is None or node.name == "operator", (
-                f"{path.name}: {node.name} takes a bag of keywords"
-            )
-    if path.name != "__init__.py":
-        assert ast.get_docstring(ast.parse(text)), f"{path.name} does not say what it is in its first line"
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(TREES[path]) if isinstance(node, FUNCTIONS)]
+
+
+def test_a_file_is_one_idea():
+    """It says in its first line what it is, and is not too long."""
+    long = {shown(path): code_lines(path) for path in TREES if code_lines(path) > LINES}
+    assert not long, f"these have more than {LINES} code lines; split them by idea"
+    silent = [shown(path) for path, tree in TREES.items() if path.name != "__init__.py" and not ast.get_docstring(tree)]
+    assert not silent
+
+
+def test_no_bags_of_keywords():
+    bags = [
+        f"{shown(path)}: {node.name}"
+        for path in TREES
+        for node in functions(path)
+        if node.args.kwarg is not None and node.name != "operator"
+    ]
+    assert not bags
 
 
 LONG = {  # functions over 60 lines: tables of recipes, layers and scenes, read from top to bottom
-    "crowd_world",
     "_planes",
     "liteflownet2_stages",
     "raft_stages",
 }
 
 
-def own_lines(node: ast.FunctionDef) -> int:
+def own_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines of a function without its docstring."""
     lines = node.end_lineno - node.lineno + 1
     return lines - len((ast.get_docstring(node, clean=False) or "").splitlines())
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_a_function_fits_a_screen(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name not in LONG:
-            assert own_lines(node) <= 60, f"{node.name} has {own_lines(node)} lines without its docstring; split it"
+def test_a_function_fits_a_screen():
+    found = {node.name: own_lines(node) for path in TREES for node in functions(path) if own_lines(node) > SCREEN}
+    assert found.keys() == LONG, "split what is long; take from LONG what is no longer"
 
 
 # Design, section 3: what is said otherwise, as identifiers and as prose.
@@ -166,11 +176,10 @@ def identifiers(tree: ast.AST) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_one_vocabulary(path):
-    text = path.read_text()
-    assert not identifiers(ast.parse(text)) & NOT_NAMES
-    assert not re.findall(NOT_WORDS, text, flags=re.I)
+def test_one_vocabulary():
+    assert {shown(path): found for path in TREES if (found := identifiers(TREES[path]) & NOT_NAMES)} == {}
+    found = {shown(path): re.findall(NOT_WORDS, path.read_text(), flags=re.I) for path in TREES}
+    assert not {path: words for path, words in found.items() if words}
 
 
 def test_one_spelling_in_the_docs():
@@ -180,12 +189,15 @@ def test_one_spelling_in_the_docs():
 
 def test_importing_costs_little_and_prints_nothing():
     code = (
-        "import time, torch; t = time.perf_counter(); import fleetflow; fleetflow.Sample; "
-        "print(1000 * (time.perf_counter() - t))"
+        "import time, torch; t = time.process_time(); import fleetflow; fleetflow.Sample; "
+        "print(1000 * (time.process_time() - t))"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(3)]
-    assert all(run.returncode == 0 and run.stderr == "" for run in runs), runs[0].stderr
-    assert min(float(run.stdout) for run in runs) < 50
+    times = []  # of the processor, in ms
+    while len(times) < 3 and min(times, default=50) >= 50:  # another program may be in the way
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert run.returncode == 0 and run.stderr == "", run.stderr
+        times.append(float(run.stdout))
+    assert min(times) < 50
 
 
 def test_the_command_line_starts_without_torch():
@@ -201,7 +213,7 @@ def test_no_configuration_trees():
 def test_hardly_any_lines_are_repeated():
     """Fewer than 2 % of the lines belong to a run of six that stands elsewhere, too (imports and short lines aside)."""
     seen, total = defaultdict(list), 0
-    for path in FILES:
+    for path in TREES:
         rows = [(k, row.strip()) for k, row in enumerate(path.read_text().splitlines())]
         total += len(rows)
         rows = [(k, row) for k, row in rows if row and not row.startswith(("#", "import ", "from "))]
