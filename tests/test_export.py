@@ -216,9 +216,8 @@ def test_openvino(network, tmp_path):
         with pytest.raises(FleetflowError, match="this processor has no bfloat16"):
             Session(file, precision="bf16")
     file.with_suffix(".bin").unlink()
-    with pytest.raises(FleetflowError, match="cannot be opened by OpenVINO") as raised:
+    with pytest.raises(FleetflowError, match="light.bin is missing"):
         Session(file)
-    assert "\n" not in str(raised.value)
 
 
 def bfloat16() -> bool:

@@ -192,6 +192,8 @@ def _open_openvino(path: Path, threads: int, precision: str | None) -> tuple[Run
         import openvino
     except ImportError:
         raise FleetflowError("openvino is not installed; run pip install openvino") from None
+    if not path.with_suffix(".bin").is_file():
+        raise FleetflowError(f"{path.with_suffix('.bin')} is missing; lay it beside {path.name}, or export again")
     with _opening(path, "OpenVINO"):
         core = openvino.Core()
         model = core.read_model(str(path))
