@@ -200,6 +200,7 @@ def test_a_clip_with_two_networks_time_and_tracks(address, open_page, tmp_path):
     page.uncheck("#both")
     compute(page)
     assert page.locator(".viewer").count() == 2
+    assert len(set(page.locator("[data-role=scale-value]").all_inner_texts())) == 1, "colors mean two things"
     page.locator(".viewer canvas").first.click(position={"x": 150, "y": 120})
     page.wait_for_timeout(500)
     start = read(page)

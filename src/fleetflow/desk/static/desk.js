@@ -213,7 +213,8 @@ async function showPair(k) {
     return say(error.message, true);
   }
   if (wanted !== jobs || pair !== k) return; // another was asked for meanwhile
-  all.forEach((data, i) => viewers[i].setData(data));
+  const scale = Math.max(...all.map((data) => data.scale)); // one for all, or colors could not be compared
+  all.forEach((data, i) => viewers[i].setData({ ...data, scale }));
   find("time").value = k;
   find("when").textContent = `pair ${k + 1} of ${jobs[0].result.pairs}, ${jobs[0].result.times[k].toFixed(2)} s`;
   drawCurve();
