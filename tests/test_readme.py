@@ -4,17 +4,21 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import lay_out_example
 from results import PEERS, SETS, network_table, our_scores
 
+import fleetflow
 from fleetflow.cli import main as cli
 from fleetflow.io.flow import read_flow
 from fleetflow.io.images import read_image
+from fleetflow.registry import models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -76,6 +80,27 @@ def test_the_table_is_that_of_the_shipped_weights():
     assert table == network_table(our_scores()), "run benchmarks/ship.py, or results.network_table"
     ours, dis = our_scores()["fastflownet"]["mean of sets"], dict(zip(SETS, PEERS["OpenCV DIS"]))["mean of sets"]
     assert ours["epe"] < dis[0] and ours["out3"] < dis[1], "better than DIS in both figures"
+
+
+def inline() -> list[str]:
+    """What stands between single backticks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.S))
+
+
+def test_what_the_text_names_is_there(place):
+    """Commands, targets of make, extras; a checkpoint is loaded as it says."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names, makefile = set(cli.COMMANDS) | {"COMMAND"}, (ROOT / "Makefile").read_text()
+    torch.save(models["fastflownet"]().state_dict(), "PATH.pth")
+    for words in inline():
+        if words.startswith("fleetflow "):
+            assert words.split()[1] in names, words
+        elif words.startswith("make "):
+            assert f"\n{words.split()[1]}:" in makefile, words
+        elif words.startswith("pip install"):
+            assert set(re.findall(r"\[(\w+)\]", words)) <= set(extras), words
+        elif words.startswith("fleetflow."):
+            assert isinstance(eval(words, {"fleetflow": fleetflow}), torch.nn.Module)
 
 
 def test_the_front_door_is_short():
