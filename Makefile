@@ -3,10 +3,11 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 TORCH = torch==2.13.0
-# pytest workers; two threads each would fight over two cores
+# pytest workers; two threads each would fight over two cores. Each file is one worker's, in the order of tests/conftest.py
 WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all fuzz wheel-test docs page lint format example clean
+.PHONY: demo test test-all types fuzz wheel-test docs page lint format example clean
 
 # A file that says: installed since the pins or the package's metadata last changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -19,11 +20,15 @@ demo: $(VENV)/installed
 	$(BIN)/fleetflow demo
 
 test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
-# Also what takes minutes: whole trainings, every solver of every reference output.
-test-all: $(VENV)/installed lint
-	FLEETFLOW_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+# Also what takes minutes: all networks captured and exported, every solver of every reference output.
+test-all: $(VENV)/installed lint types
+	FLEETFLOW_SLOW=1 $(PYTEST)
+
+# The types of the package, in basic mode ([tool.pyright] in pyproject.toml).
+types: $(VENV)/installed
+	$(BIN)/python -m basedpyright --level error --pythonpath $(BIN)/python --project .
 
 # Damaged files for every reader, an hour long and from another seed each time; the minute of `make test` has seed 0.
 fuzz: $(VENV)/installed

@@ -15,6 +15,16 @@ import torch
 from fleetflow.types import FleetflowError
 
 SHARED = Path(__file__).parents[2] / "shared"
+SLOW = os.environ.get("FLEETFLOW_SLOW") == "1"  # `make test-all`: every case of what otherwise runs in a few
+
+
+# Files whose few tests take long: they begin first, so that the workers end together.
+FIRST = ("io_fuzz", "batch_ray", "train", "train_faults", "capture", "gpu_run", "memory", "docs", "batch", "killed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +109,12 @@ def in_child(action) -> tuple[int, str]:
     with os.fdopen(reader) as file:
         text = file.read()
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
+
+
+def kill_points(renames: int) -> list[tuple[int, str]]:
+    """Where a run is killed: before or after each of its renames in turn; if slow, before and after each."""
+    both = [(number, when) for number in range(1, renames + 1) for when in ("before", "after")]
+    return both if SLOW else [both[k] for k in range(len(both)) if k % 4 in (0, 3)]
 
 
 def killed_at(rename: int, when: str, action) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import killed_at
+from conftest import kill_points, killed_at
 
 from fleetflow.cli.main import main
 from fleetflow.data.generate import generate
@@ -345,7 +345,7 @@ def test_killed_at_every_rename(layers, tmp_path, monkeypatch):
     pairs = list(zip(frames, frames[1:]))
     job.adapt(pairs, tmp_path / "whole" / "own.safetensors", **options)
     whole = weights.read_state(tmp_path / "whole" / "own.safetensors")
-    for n, when in [(n, when) for n in range(1, 20) for when in ("before", "after")]:
+    for n, when in kill_points(19):
         output = tmp_path / f"{n}-{when}" / "own.safetensors"
         if not killed_at(n, when, lambda output=output: job.adapt(pairs, output, **options)):
             break

@@ -5,13 +5,13 @@ Set FLEETFLOW_SLOW=1 for all recorded runs, those of the huge networks too (minu
 
 import json
 import math
-import os
 from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import SLOW
 
 import fleetflow
 from fleetflow.deq import Anderson, Broyden, Implicit, Phantom, Picard, Unrolled, fixed_point, held
@@ -30,7 +30,6 @@ from fleetflow.models.deq_flow import ANDERSON, BROYDEN, PLAIN, Equilibrium, _st
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 
-SLOW = bool(os.environ.get("FLEETFLOW_SLOW"))
 ON_REQUEST = pytest.mark.skipif(not SLOW, reason="takes minutes; set FLEETFLOW_SLOW=1")
 NETWORK = {  # name of the fill rule -> ours
     "deq_flow_v1_b": "deq_flow_b",

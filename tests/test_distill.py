@@ -56,7 +56,7 @@ def test_a_stage_with_a_teacher_learns_its_flow(tmp_path, monkeypatch):
     monkeypatch.setitem(models._functions, "constant", Constant)
     monkeypatch.setattr(weights, "load", lambda name: Constant(0.5, -0.25).eval())
     stage = Stage(
-        "learns", (Batches(25, 2, 64, 64),), 0.05, schedules.constant, loss=losses.sequence, optimizer=adamw, ema=0.0,
+        "learns", (Batches(25, 1, 64, 64),), 0.05, schedules.constant, loss=losses.sequence, optimizer=adamw, ema=0.0,
         mixture={blank_world: 1.0}, teacher="constant",
     )  # fmt: skip
     ends = {}

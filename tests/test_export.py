@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import pickle
 import re
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SLOW
 
 import fleetflow
 from fleetflow.cli import main as cli
@@ -31,7 +31,6 @@ from fleetflow.ops.warp import warp
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
 
-SLOW = os.environ.get("FLEETFLOW_SLOW") == "1"
 slow = pytest.mark.skipif(not SLOW, reason="minutes for each network; FLEETFLOW_SLOW=1 runs it")
 SMALL = Sizes(128, 192, 1)
 

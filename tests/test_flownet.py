@@ -1,11 +1,13 @@
 """The FlowNet family: the published parameters, names and outputs, each stage of the stacks on its own."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SLOW
 
 import fleetflow
 from fleetflow.models.flownet import LEVELS, FlowNet2, FlowNetFusion, _length, _warp_inside
@@ -97,7 +99,7 @@ def test_single_networks_reproduce_the_official_outputs(shared, fill, name):
         torch.testing.assert_close(prediction.flow, flow)
 
 
-@pytest.mark.parametrize("name", ["flownet_cs", "flownet_css", "flownet2"])
+@pytest.mark.parametrize("name", ["flownet_cs", "flownet_css", "flownet2"] if SLOW else ["flownet2"])
 def test_stacks_reproduce_the_official_outputs(shared, fill, name):
     stem = PUBLISHED[name][0]
     golden = np.load(shared / "golden" / f"{stem}.npz")
@@ -180,10 +182,15 @@ def test_preprocessing():
     torch.testing.assert_close(prepared[0, ..., 1:] - prepared[0, ..., :1], frame1[..., 1:] - frame1[..., :1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", [*SINGLE, "flownet2"])
+TRAINED = [("flownet_c", torch.float32), ("flownet_c", torch.bfloat16), ("flownet2", torch.float32)]
+
+
+@pytest.mark.parametrize(
+    "name,dtype",
+    itertools.product([*SINGLE, "flownet2"], [torch.float32, torch.bfloat16]) if SLOW else TRAINED,
+)
 def test_trains(name, dtype):
-    """Two iterations, finite, with a gradient in every parameter; the stacks without fusion are parts of the largest."""
+    """Two steps, finite, with a gradient in every parameter; the other networks are parts of the largest."""
     torch.manual_seed(0)
     model = models[name]().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)

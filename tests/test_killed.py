@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import killed_at
+from conftest import kill_points, killed_at
 from test_predict import Brightness, video_of
 
 from fleetflow.cli.main import main
@@ -61,12 +61,11 @@ def kill_everywhere(run, check, folder, monkeypatch) -> int:
         patch.setattr(os, "replace", lambda *paths: (made.append(paths), real(*paths)))
         run(folder / "whole")
         check(folder / "whole")
-    for number in range(1, len(made) + 1):
-        for when in ("before", "after"):
-            output = folder / f"{number}-{when}"
-            assert killed_at(number, when, partial(run, output))
-            run(output)
-            check(output)
+    for number, when in kill_points(len(made)):
+        output = folder / f"{number}-{when}"
+        assert killed_at(number, when, partial(run, output))
+        run(output)
+        check(output)
     return len(made)
 
 

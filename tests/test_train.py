@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +40,7 @@ def plan_of(*batches: Batches, **changes) -> Recipe:
     return Recipe("fastflownet", (dataclasses.replace(GENERATED, batches=batches, **changes),), "a test")
 
 
-TINY = plan_of(Batches(4, 2, 64, 64), Batches(4, 2, 64, 128))
+TINY = plan_of(Batches(3, 2, 64, 64), Batches(3, 2, 64, 128))
 TWO = Recipe(
     "fastflownet",
     tuple(
@@ -80,10 +76,10 @@ def photographs(folder: Path, count: int = 3) -> Path:
 def test_resuming_gives_the_losses_of_an_uninterrupted_run(tiny, tmp_path, precision):
     options = {"precision": precision, "workers": 0, "report": quiet}
     whole = job.train("tiny", folder=tmp_path / "whole", **options)
-    job.train("tiny", folder=tmp_path / "parts", steps=3, **options)
-    job.train("tiny", folder=tmp_path / "parts", steps=6, resume=True, **options)
+    job.train("tiny", folder=tmp_path / "parts", steps=2, **options)
+    job.train("tiny", folder=tmp_path / "parts", steps=4, resume=True, **options)
     parts = job.train("tiny", folder=tmp_path / "parts", resume=True, **options)
-    assert whole.step == parts.step == 8
+    assert whole.step == parts.step == 6
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
     one, two = (weights.read_state(outcome.weights) for outcome in (whole, parts))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -352,37 +348,10 @@ def test_time_limit(tiny, tmp_path):
     assert outcome.step == 1 and outcome.checkpoint.exists()
 
 
-def test_a_killed_run_loses_at_most_one_checkpoint_interval(tmp_path):
-    """kill -9 in the middle: what lies there is whole, and the run goes on behind its last checkpoint."""
-    code = (
-        "import sys; from fleetflow.training import recipes, loop as train; from pathlib import Path; import dataclasses\n"
-        "from fleetflow.training.recipe import Batches, Recipe\n"
-        "stage = recipes.RECIPES['fastflownet_synthetic'].stages[0]\n"
-        "stage = dataclasses.replace(stage, batches=(Batches(400, 1, 64, 64),))\n"
-        "recipes.RECIPES['tiny'] = Recipe('fastflownet', (stage,), '')\n"
-        "train.train('tiny', folder=Path(sys.argv[1]), workers=0, checkpoint_every=3, threads=1,\n"
-        "            resume='resume' in sys.argv, steps=int(sys.argv[2]))\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    process = subprocess.Popen([*command, "400"], stdout=subprocess.DEVNULL)
-    log, limit = tmp_path / "log.jsonl", time.monotonic() + 240
-    while not log.exists() or log.read_text().count("\n") < 8:
-        assert time.monotonic() < limit and process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = log.read_text().count("\n")
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert done - 3 <= state["step"] <= done
-    subprocess.run([*command, str(state["step"] + 2), "resume"], check=True, stdout=subprocess.DEVNULL)
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == list(range(state["step"] + 2))
-
-
 def test_learns_on_one_batch(monkeypatch, tmp_path):
     """On the same four pairs again and again the error falls to a small part of the motion."""
-    fixed = generate(4, 64, 128, seed=5, mixture={shapes_world: 1.0})
-    plan = plan_of(Batches(120, 4, 64, 128), schedule=partial(warm_flat_cool, warmup=2, cooldown=0.5))
+    fixed = generate(4, 64, 64, seed=5, mixture={shapes_world: 1.0})
+    plan = plan_of(Batches(60, 4, 64, 64), schedule=partial(warm_flat_cool, warmup=2, cooldown=0.5))
     monkeypatch.setitem(recipes.RECIPES, "one_batch", plan)
     monkeypatch.setattr(feed, "generate", lambda *args, **keywords: fixed)
     job.train("one_batch", folder=tmp_path, workers=0, report=quiet)
@@ -536,27 +505,6 @@ def test_options_that_change_no_number(tiny, tmp_path):
     assert losses_of(tmp_path / "plain") == losses_of(tmp_path / "memory")
     plain, memory = (weights.read_state(tmp_path / name / "weights.safetensors") for name in ("plain", "memory"))
     assert plain.keys() == memory.keys()
-
-
-def test_two_processes_give_the_losses_of_one(tiny, tmp_path):
-    """A run of two processes, resumed by two and then by one, has the losses of a run of one."""
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_train as t\n"
-        "from fleetflow.training import recipes, loop as train; recipes.RECIPES['tiny'] = t.TINY\n"
-        "train.train('tiny', folder=Path(sys.argv[1]), steps=int(sys.argv[3]), workers=0, threads=1,\n"
-        "            resume=len(sys.argv) > 4, gradient_accumulation=None if len(sys.argv) > 4 else 2, precision='fp32')\n"
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    for words in (["3"], ["4", "resume"]):
-        command = [*launch, str(tmp_path / "two"), str(Path(__file__).parent), *words]
-        run = subprocess.run(command, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr[-2000:]
-    options = {"workers": 0, "steps": 5, "precision": "fp32", "report": quiet}
-    job.train("tiny", folder=tmp_path / "two", resume=True, **options)
-    job.train("tiny", folder=tmp_path / "one", gradient_accumulation=2, **options)
-    assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "two"), rel=2e-4)
-    assert len(losses_of(tmp_path / "two")) == 5
 
 
 def test_training_on_files(tmp_path, monkeypatch):

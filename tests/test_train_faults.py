@@ -5,12 +5,15 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_child, killed_at
+from conftest import in_child, kill_points, killed_at
 
 from fleetflow.cli.main import main
 from fleetflow.data.datasets.folder import folder as folder_pairs
@@ -47,16 +50,37 @@ def shifted(count: int, height: int, width: int, seed: int = 0) -> Sample:
     )
 
 
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch):
+def cheap_recipes(set_attribute=setattr, set_item=dict.__setitem__):
     """Recipes of few steps, on pairs that are made in no time."""
-    monkeypatch.setattr(dataloader, "generate", lambda n, h, w, *, seed, index, **_: shifted(n, h, w, seed + index))
-    monkeypatch.setattr(job, "default_textures", lambda: None)
+    set_attribute(dataloader, "generate", lambda n, h, w, *, seed, index, **_: shifted(n, h, w, seed + index))
+    set_attribute(job, "default_textures", lambda: None)
     one = dataclasses.replace(STAGE, name="one", batches=(Batches(1, 1, 64, 64),))
     two = dataclasses.replace(one, name="two")
-    monkeypatch.setitem(recipes.RECIPES, "two", Recipe("fastflownet", (one, two), "a test"))
-    long = dataclasses.replace(one, batches=(Batches(6, 2, 64, 64),))
-    monkeypatch.setitem(recipes.RECIPES, "long", Recipe("fastflownet", (long,), "a test"))
+    set_item(recipes.RECIPES, "two", Recipe("fastflownet", (one, two), "a test"))
+    long = dataclasses.replace(one, batches=(Batches(4, 2, 64, 64),))
+    set_item(recipes.RECIPES, "long", Recipe("fastflownet", (long,), "a test"))
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    cheap_recipes(monkeypatch.setattr, monkeypatch.setitem)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_train_faults as tests
+tests.cheap_recipes()
+def train(name, *folder, **options):
+    tests.job.train(name, folder=Path(sys.argv[2]), **{**tests.OPTIONS, **options})
+"""
+
+
+def script(path: Path, code: str, folder: Path) -> list[str]:
+    """The words that run a script which calls `train` of this file's recipes, in a process of its own."""
+    path.write_text(SCRIPT + code)
+    return [str(path), str(Path(__file__).parent), str(folder)]
 
 
 OPTIONS = {"workers": 0, "report": quiet, "precision": "fp32", "threads": 1, "checkpoint_every": 1}
@@ -74,8 +98,7 @@ def test_killed_at_every_rename(tmp_path):
     """Whatever was written, the same command with --resume leaves what an uninterrupted run leaves."""
     job.train("two", folder=tmp_path / "whole", **OPTIONS)
     log = (tmp_path / "whole" / "log.jsonl").read_text()
-    points = [(n, when) for n in range(1, 20) for when in ("before", "after")]
-    for n, when in points:
+    for n, when in kill_points(19):
         folder = tmp_path / f"{n}-{when}"
         if not killed_at(n, when, lambda folder=folder: job.train("two", folder=folder, **OPTIONS)):
             break
@@ -86,6 +109,38 @@ def test_killed_at_every_rename(tmp_path):
         assert (folder / "log.jsonl").read_text() == log, f"killed {when} rename {n}"
         assert not list(folder.glob(".*")), f"killed {when} rename {n}"
     assert n == 9, "eight renames: note, log, then of each stage checkpoint, weights, weights of the stage"
+
+
+def test_killed_in_the_middle(tmp_path):
+    """kill -9 of a process: what lies there is whole, and the run goes on behind its last checkpoint."""
+    options = {"settings": {"steps": "400"}, "checkpoint_every": 3}
+    run = tmp_path / "run"
+    words = script(tmp_path / "run.py", f"train('long', **{options})\n", run)
+    process = subprocess.Popen([sys.executable, *words])
+    log, limit = run / "log.jsonl", time.monotonic() + 240
+    while not log.exists() or log.read_text().count("\n") < 8:
+        assert time.monotonic() < limit and process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done, step = log.read_text().count("\n"), Checkpoint.load(run / "checkpoint.pt").step
+    assert done - 3 <= step <= done
+    job.train("long", folder=run, resume=True, steps=step + 2, **{**OPTIONS, **options})
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(step + 2))
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    """A run of two processes, resumed by two and then by one, has the losses of a run of one."""
+    code = "train('long', steps=2, gradient_accumulation=2)\ntrain('long', steps=3, resume=True)\n"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [sys.executable, *launch, *script(tmp_path / "run.py", code, tmp_path / "two")]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    job.train("long", folder=tmp_path / "two", resume=True, **OPTIONS)
+    job.train("long", folder=tmp_path / "one", gradient_accumulation=2, **OPTIONS)
+    rows = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("one", "two")]
+    one, two = ([row["loss"] for row in each] for each in rows)
+    assert len(two) == 4 and one == pytest.approx(two, rel=2e-4)
 
 
 def test_a_finished_run_writes_what_is_missing(tmp_path):
@@ -218,22 +273,24 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("key", [*WRONG, "seed", "settings", "huge state"])
-def test_wrong_values_in_a_checkpoint_are_one_line(tmp_path, key):
+def test_wrong_values_in_a_checkpoint_are_one_line(tmp_path):
     job.train("long", folder=tmp_path, steps=1, **OPTIONS)
     path = tmp_path / "checkpoint.pt"
-    state = torch.load(path)
-    if key in WRONG:
-        state[WRONG[key][0]] = WRONG[key][1]
-    elif key == "huge state":
-        moments = next(value for value in state["optimizers"][0]["state"].values())
-        moments["momentum"] = huge((2**20, 2**20))
-    else:
-        state["run"][key] = {"seed": "a", "settings": {"batch": 3}}[key]
-    torch.save(state, path)
-    with pytest.raises(FleetflowError, match="no whole checkpoint|is not of stage") as error:
-        job.train("long", folder=tmp_path, resume=True, **OPTIONS)
-    assert "\n" not in str(error.value)
+    good = path.read_bytes()
+    for key in (*WRONG, "seed", "settings", "huge state"):
+        path.write_bytes(good)
+        state = torch.load(path)
+        if key in WRONG:
+            state[WRONG[key][0]] = WRONG[key][1]
+        elif key == "huge state":
+            moments = next(value for value in state["optimizers"][0]["state"].values())
+            moments["momentum"] = huge((2**20, 2**20))
+        else:
+            state["run"][key] = {"seed": "a", "settings": {"batch": 3}}[key]
+        torch.save(state, path)
+        with pytest.raises(FleetflowError, match="no whole checkpoint|is not of stage") as error:
+            job.train("long", folder=tmp_path, resume=True, **OPTIONS)
+        assert "\n" not in str(error.value), key
 
 
 def test_a_checkpoint_that_claims_more_than_it_holds(tmp_path):
@@ -262,7 +319,7 @@ def test_a_signal_ends_a_run_after_its_step(tmp_path, monkeypatch, number):
 
     def interrupted(prediction, sample):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:
             os.kill(os.getpid(), number)
         return losses.multi_scale(prediction, sample)
 
@@ -274,7 +331,7 @@ def test_a_signal_ends_a_run_after_its_step(tmp_path, monkeypatch, number):
         job.train("long", folder=tmp_path / "run", **options)
 
     assert in_child(run) == (130, "")
-    assert Checkpoint.load(tmp_path / "run" / "checkpoint.pt").step == 3
+    assert Checkpoint.load(tmp_path / "run" / "checkpoint.pt").step == 2
     job.train("long", folder=tmp_path / "run", resume=True, **options)
     assert (tmp_path / "run" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
 
