@@ -133,10 +133,10 @@ def look(features: Features, flow: Tensor, radius: int) -> tuple[Tensor, Tensor]
 
 def iterated(
     step: Callable[[State], State], state: State, iterations: int, every: bool
-) -> tuple[list[State], dict[str, Tensor]]:
+) -> tuple[list[State], dict[str, Any]]:
     """Returns the states after the steps (`every` one of them, or the last), and what the next pair begins with."""
     states = []
     for _ in range(iterations):
         state = step(state)
         states.append(state)
-    return states if every else states[-1:], {"state": state[1].detach()}
+    return states if every else states[-1:], {"state": tuple(part.detach() for part in state)}

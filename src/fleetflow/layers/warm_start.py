@@ -1,6 +1,7 @@
 """Where a recurrent network begins: at rest, with the last pair's flow moved along by itself, or with a given flow.
 
-RAFT (arXiv 2003.12039, section 3.3) calls the second one warm start.
+RAFT (arXiv 2003.12039, section 3.3) calls the second one warm start. Where few iterations are to follow, RAFT goes on from
+the last pair's whole state instead, hidden part and flow as they are.
 """
 
 import torch
@@ -11,6 +12,7 @@ from fleetflow.ops.constant import constant
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
+SHORT = 4  # iterations up to which the whole state goes on; with more it was not measured
 CHUNK = 2**24  # distances at a time, 64 MB
 
 
@@ -18,23 +20,42 @@ def starting_flow(previous: Prediction | None, features: Tensor) -> Tensor:
     """Returns [N, 2, h, w] float32 in pixels of the features' grid: 0, a given flow, or the last one moved along.
 
     Args:
-        previous: a prediction whose memory is the last flow on this grid, or one without a state, whose flow is given
-            for this pair.
+        previous: a prediction whose state is (hidden, flow) or the flow alone, on this grid; or one without a state,
+            whose flow is given for this pair.
 
     Raises:
-        FleetflowError: Where the memory is another's.
+        FleetflowError: Where the state is another's.
     """
     shape = (features.shape[0], 2, *features.shape[-2:])
     if previous is None:
         return torch.zeros(shape, device=features.device)
     if previous.state is None:
         return reduced(previous.flow, size_of(features))
-    if not isinstance(previous.state, Tensor) or previous.state.shape != shape:
-        was = list(previous.state.shape) if isinstance(previous.state, Tensor) else type(previous.state).__name__
+    flow = previous.state[1] if isinstance(previous.state, tuple) and len(previous.state) == 2 else previous.state
+    if not isinstance(flow, Tensor) or flow.shape != shape:
+        was = list(flow.shape) if isinstance(flow, Tensor) else type(previous.state).__name__
         raise FleetflowError(
-            f"the previous prediction's memory is {was}; expected {list(shape)}: pass that of the same network and size"
+            f"the previous prediction's flow is {was}; expected {list(shape)}: pass that of the same network and size"
         )
-    return carry_forward(previous.state.float())
+    return carry_forward(flow.float())
+
+
+def starting_state(previous: Prediction | None, rest: tuple[Tensor, Tensor], iterations: int) -> tuple[Tensor, Tensor]:
+    """Returns the state (hidden, flow) for a search of so many iterations; `rest` is the one that knows nothing.
+
+    Raises:
+        FleetflowError: as `starting_flow`.
+    """
+    if previous is None or previous.state is None or iterations > SHORT:
+        return rest[0], starting_flow(previous, rest[0])
+    state, shapes = previous.state, [list(part.shape) for part in rest]
+    fits = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
+    was = [list(part.shape) for part in state] if fits else type(state).__name__
+    if was != shapes:
+        raise FleetflowError(
+            f"the previous prediction's state is {was}; expected {shapes}: pass that of the same network and size"
+        )
+    return state[0].to(rest[0]), state[1].to(rest[1])
 
 
 def reduced(flow: Tensor, size: Size) -> Tensor:

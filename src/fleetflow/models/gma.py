@@ -9,6 +9,7 @@ Steps, padding and small frames as in `raft`; GMA's own evaluation takes 12 iter
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ class GMA(RefiningModel):
 
     def search(
         self, step: Callable[[State], State], rest: State, previous: Prediction | None, iterations: int
-    ) -> tuple[list[State], dict[str, Tensor]]:
+    ) -> tuple[list[State], dict[str, Any]]:
         """Returns the states, all of them in training; the next pair may begin with the last flow."""
         return iterated(step, (rest[0], starting_flow(previous, rest[0])), iterations, self.training)
 

@@ -11,7 +11,7 @@ would be of a single pixel, are enlarged until it is 128, and the flow is scaled
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from fleetflow.layers.update import (
     look,
 )
 from fleetflow.layers.upsample import convex_upsample
-from fleetflow.layers.warm_start import starting_flow
+from fleetflow.layers.warm_start import starting_flow, starting_state
 from fleetflow.models.base import FlowModel, RefiningModel
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, all_pairs
 from fleetflow.ops.warp import pixel_grid
@@ -188,9 +188,9 @@ class RAFT(RefiningModel):
 
     def search(
         self, step: Callable[[State], State], rest: State, previous: Prediction | None, iterations: int
-    ) -> tuple[list[State], dict[str, Tensor]]:
-        """Returns the states, all of them in training; the next pair may begin with the last flow."""
-        return iterated(step, (rest[0], starting_flow(previous, rest[0])), iterations, self.training)
+    ) -> tuple[list[State], dict[str, Any]]:
+        """Returns the states, all of them in training; the next pair may begin with the last one."""
+        return iterated(step, starting_state(previous, rest, iterations), iterations, self.training)
 
 
 def _small_encoder(outputs: int, norm: str) -> ResidualEncoder:
