@@ -48,3 +48,9 @@ def test_an_older_plugin_is_imported(monkeypatch):
     with pytest.raises(FleetflowError) as caught:
         job.choose_device("npu")
     assert asked == ["torch_npu"] and "it needs" not in str(caught.value), "it is here, so something else is wrong"
+
+
+@pytest.mark.parametrize("count", [-1, 1025, 2**31, 10**30])
+def test_numbers_of_threads_that_cannot_be(count):
+    with pytest.raises(FleetflowError, match="from 1 to 1024"):
+        job.use_threads(count)

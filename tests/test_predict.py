@@ -15,7 +15,7 @@ from PIL import Image
 
 from fleetflow.cli.main import main
 from fleetflow.data.datasets.pairs import pairs
-from fleetflow.inference import color_scale
+from fleetflow.inference import color_scale, memory
 from fleetflow.inference import files as job
 from fleetflow.inference.pairing import described, scenes
 from fleetflow.inference.predictor import Predictor
@@ -543,6 +543,10 @@ def test_folder_that_cannot_be(predictor, folder, tmp_path):
     with pytest.raises(FleetflowError, match="holds f3.jpg and f3.png, whose results would have one name"):
         job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
     (folder / "f3.jpg").unlink()
+    write_image(folder / "f3_backward.png", np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(FleetflowError, match="f3.png and f3_backward.png, whose results"):
+        job.predict_folder(predictor, folder, tmp_path / "out", ["flo", "backward"], one_scene=True)
+    (folder / "f3_backward.png").unlink()
     write_image(folder / "f2.png", np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(FleetflowError, match="same size"):
         job.predict_folder(predictor, folder, tmp_path / "out", ["flo"])
@@ -805,3 +809,22 @@ def test_real_frames_end_to_end(shared, tmp_path):
     error = np.linalg.norm(flow - sample.flow.permute(1, 2, 0).numpy(), axis=2)[sample.valid.numpy()]
     assert error.mean() < 0.7  # zero flow: 1.26 px
     assert (tmp_path / "img1_side.png").exists()
+
+
+def test_frames_that_memory_cannot_hold(predictor, monkeypatch):
+    """Systems that promise more than they have would end the process without a word."""
+    monkeypatch.setattr(memory, "available", lambda: 2**30)
+    frame = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(FleetflowError, match="out of memory at 100000x100000"):
+        Predictor(predictor.model, device="cpu", precision="fp32", size=(100_000, 100_000))(frame, frame)
+
+
+def test_the_longest_names_and_links_that_lead_nowhere(predictor, tmp_path):
+    clip = video_of(tmp_path / f"{'n' * 240}.mp4", 2)
+    films, _ = job.predict_video(predictor, clip, tmp_path / "out", ["color"])
+    assert films[0].is_file()
+    (tmp_path / "loop").symlink_to("loop")
+    picture = tmp_path / "f1.png"
+    write_image(picture, np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(FleetflowError, match="loop cannot be written"):
+        job.predict_pair(predictor, picture, picture, tmp_path / "loop")

@@ -13,6 +13,8 @@ from fleetflow.data.generate.filmed import watch_world
 from fleetflow.data.generate.render import render
 from fleetflow.data.generate.textures import SIDE, bank
 from fleetflow.evaluation.tap_vid import tap_vid
+from fleetflow.io.tracks import read_points
+from fleetflow.io.video import VideoWriter
 from fleetflow.motion.tracks import follow, grid, track
 
 HEIGHT, WIDTH = 24, 60
@@ -127,6 +129,9 @@ def test_wrong_points_and_gaps_are_named():
         (lambda: track(frames, np.array([[70.0, 2.0]]), exact), "outside the picture"),
         (lambda: track(frames, np.zeros((1, 2)), exact, gaps=(2, 4)), "increase from 1"),
         (lambda: track([], np.zeros((1, 2)), exact), "no frame"),
+        (lambda: track(frames, np.array([[2.0, 5, 5]]), exact), "begins in frame 2, but the clip has 2"),
+        (lambda: track(frames, np.array([[-1.0, 5, 5]]), exact), "begins in frame -1; expected 0, 1"),
+        (lambda: track(frames, np.array([[0.5, 5, 5]]), exact), "begins in frame 0.5; expected 0, 1"),
         (lambda: grid((5, 5), 0), "1 pixel or more"),
     ):
         with pytest.raises(FleetflowError, match=words):
@@ -139,3 +144,38 @@ def test_the_points_asked_for_are_not_replaced(tmp_path):
     with pytest.raises(FleetflowError, match="holds the points"):
         command(tmp_path / "clip.mp4", output=path, points=path)
     assert path.read_text() == "1 2\n"
+
+
+def test_a_film_that_is_not_ours_is_not_replaced(tmp_path):
+    film = tmp_path / "clip.mp4"
+    film.write_text("somebody's")
+    with VideoWriter(tmp_path / "video.mp4", 10) as writer:
+        for _ in range(2):
+            writer.write(np.zeros((16, 16, 3), np.uint8))
+    for output in ("clip.npz", "clip.csv"):
+        with pytest.raises(FleetflowError, match="is not ours"):
+            command(tmp_path / "video.mp4", output=tmp_path / output)
+    assert film.read_text() == "somebody's"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("\ufeff1,2\n", [[1, 2]]),
+        ("\ufeffx;y\r\n1;2\r\n", [[1, 2]]),
+        ("# by hand\nframe x y\n\n3 1e1 2\n", [[3, 10, 2]]),
+        ("nan 3\n", [[np.nan, 3]]),
+    ],
+)
+def test_points_as_others_write_them(text, rows, tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_bytes(text.encode())
+    np.testing.assert_array_equal(read_points(path), rows)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_without_points_is_one_line(tmp_path):
+    for text in ("", "x,y\n", "# nothing\n"):
+        (tmp_path / "points.csv").write_text(text)
+        with pytest.raises(FleetflowError, match="expected lines of x y"):
+            read_points(tmp_path / "points.csv")

@@ -255,7 +255,7 @@ def clips_in(folder: str | Path) -> Iterator[Item]:
     if not files.isdir(root):
         raise FleetflowError(f"{folder} is no folder; expected one with videos or folders of pictures")
     start = "" if "://" not in str(folder) else str(folder).partition("://")[0] + "://"
-    root = root if start else str(Path(root).resolve())
+    root = root if start else os.path.realpath(root)
     for path, folders, names in files.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names = sorted(name for name in names if not name.startswith("."))

@@ -62,6 +62,8 @@ def speed(
     accuracy = root is not None or dataset is not None
     if plot and not accuracy:
         raise FleetflowError("--plot shows accuracy against speed; give --root DIR, a folder of pairs with truth")
+    if plot and plot.suffix.lower() != ".png":
+        raise FleetflowError(f'{plot} has the suffix "{plot.suffix}"; expected .png')
     if not accuracy and (options or without):
         raise FleetflowError("--options and --without choose pairs with truth; give --root DIR with them")
     make_room(json, plot)

@@ -42,12 +42,14 @@ def motion(
     """
     from fleetflow.inference.device import use_threads
     from fleetflow.inference.predictor import Predictor
-    from fleetflow.io.images import write_image
+    from fleetflow.io.images import check_suffix, write_image
     from fleetflow.io.table import check_table, write_table
     from fleetflow.motion import scores
     from fleetflow.visualise import contact_sheet
 
     check_table(output)
+    if sheet is not None:
+        check_suffix(sheet)
     make_room(output, sheet)
     videos = _videos(clips)
     use_threads(threads)
@@ -73,13 +75,15 @@ def _videos(clips: tuple[Path, ...]) -> list[Path]:
     from fleetflow.batch.manifest import VIDEO_SUFFIXES, clips_in
 
     videos = []
+    if not clips:
+        raise FleetflowError("no clip was given; give videos, or a folder of videos")
     for clip in clips:
         if not clip.exists():
             raise FleetflowError(f"{clip} does not exist; give videos, or a folder of videos")
         below = [Path(item.input) for item in clips_in(clip)] if clip.is_dir() else [clip]
         videos += [path for path in below if clip.is_file() or path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
-        raise FleetflowError(f"{clips[0] if clips else 'nothing'} holds no video; give videos, or a folder of videos")
+        raise FleetflowError(f"{clips[0]} holds no video; give videos, or a folder of videos")
     return videos
 
 

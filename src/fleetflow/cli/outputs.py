@@ -1,5 +1,6 @@
 """The files that a command is to write, looked at before the work begins."""
 
+import os
 from pathlib import Path
 
 from fleetflow.io.atomic import remove_leftovers, writing
@@ -16,7 +17,7 @@ def make_room(*files: Path | None) -> None:
     for file in given:
         if file.is_dir():
             raise FleetflowError(f"{file} is a folder; name a file in it")
-        if [other.resolve() for other in given].count(file.resolve()) > 1:
+        if [os.path.realpath(other) for other in given].count(os.path.realpath(file)) > 1:
             raise FleetflowError(f"{file} is named for two outputs; give each a file of its own")
     for file in given:
         with writing(file):

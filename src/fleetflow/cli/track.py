@@ -71,6 +71,11 @@ def track(
     film = output.with_suffix(".mp4") if overlay else None
     if film is not None and film.exists() and film.samefile(video):
         raise FleetflowError(f"the overlay would replace {video}; choose another output, or --no-overlay")
+    if film is not None and film.exists() and not any(output.with_suffix(suffix).exists() for suffix in SUFFIXES):
+        raise FleetflowError(
+            f"{film} is there without tracks beside it, so it is not ours, and the overlay would replace it; choose "
+            "another output, or --no-overlay"
+        )
     make_room(output, film)
     total = None if reader.frames is None else len(range(reader.frames)[wanted])
     with bar(f"points of {video.name}") as progress, _Overlay(film, reader) as overlaid:
@@ -79,8 +84,7 @@ def track(
             moments.append(moment)
             overlaid.write(frame, moments)
             progress((len(moments), total))
-    found = job.Tracks.of(moments)
-    write_tracks(output, *found)
+        write_tracks(output, *job.Tracks.of(moments))  # before the overlay, which stands beside them
     print(output, *([film] if film else []), sep="\n")
     if reader.problem:
         raise FleetflowError(f"{reader.problem} (what could be read was followed)")

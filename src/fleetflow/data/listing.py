@@ -116,7 +116,7 @@ def _index_file(root: Path) -> Path | None:
     try:
         given = Path(os.environ.get("XDG_CACHE_HOME", ""))
         cache = given if given.is_absolute() else Path.home() / ".cache"  # a relative one is to be ignored (its norm)
-        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
+        name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
     except (OSError, RuntimeError):  # a user without an entry in the list of users has no home
         return None
     return cache / "fleetflow" / "listings" / f"{name}.json"

@@ -17,8 +17,9 @@ from fleetflow.evaluation.machine import machine
 from fleetflow.evaluation.peak_memory import peak_memory
 from fleetflow.evaluation.protocol import fit_for, protocol
 from fleetflow.evaluation.submit import predict_flow
-from fleetflow.inference.device import Precision
+from fleetflow.inference.device import Precision, use_threads
 from fleetflow.inference.exported import ExportedModel
+from fleetflow.inference.memory import fits_nothing
 from fleetflow.inference.predictor import Predictor
 from fleetflow.models.base import FlowModel
 from fleetflow.models.catalog import multiply_adds
@@ -253,12 +254,13 @@ def _difference(predictor: Predictor, exact: FlowModel, conditions: Conditions) 
 
 def prepare(threads: int, size: tuple[int, int] = (1, 1)) -> None:
     """Gives torch so many threads, 0 leaves it those it has; raises FleetflowError for impossible threads and sizes."""
-    if threads < 0:
-        raise FleetflowError(f"--threads is {threads}; expected a number of threads, or 0 for all")
     if min(size) < 1:
         raise FleetflowError(f"--size is {size[0]} {size[1]}; expected a height and a width in pixels")
-    if threads:
-        torch.set_num_threads(threads)
+    if fits_nothing(*size):
+        raise FleetflowError(
+            f"--size is {size[0]} {size[1]}, whose frames take more memory than there is; take a smaller one"
+        )
+    use_threads(threads)
 
 
 def _peer(name: str) -> Method:

@@ -141,7 +141,7 @@ def submit(
     folder = output.with_suffix("") if output.suffix == ".zip" else output
     warm = Warm(predict, tasks) if warm_start else None
     start = {"start": "warm"} if warm_start else {}
-    request = {"benchmark": benchmark, "root": str(Path(root).resolve()), **start, **label}
+    request = {"benchmark": benchmark, "root": os.path.realpath(root), **start, **label}
     with lock_folder(folder, f"submit {benchmark}"):
         _begin(folder, output, request, tasks)
         files = _Place(folder)

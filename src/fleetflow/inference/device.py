@@ -9,6 +9,7 @@ import torch
 from fleetflow.types import FleetflowError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MOST_THREADS = 1024  # where OpenMP cannot make so many, it ends the process
 PLUGINS = {"npu": "torch_npu", "hpu": "habana_frameworks.torch.core"}  # kind of device -> what brings it to torch
 NEEDS = {
     "cuda": "an NVIDIA or AMD GPU, its driver, and a torch built for it",
@@ -76,8 +77,8 @@ def autocast(device: torch.device, dtype: torch.dtype):
 
 
 def use_threads(count: int) -> None:
-    """Lets torch use so many threads on the CPU; 0 leaves it all of them. Raises FleetflowError below 0."""
-    if count < 0:
-        raise FleetflowError(f"--threads is {count}; expected a number from 1 on, or 0 for all")
+    """Lets torch use so many threads on the CPU; 0 leaves it all of them. Raises FleetflowError below 0 and over 1024."""
+    if not 0 <= count <= MOST_THREADS:
+        raise FleetflowError(f"--threads is {count}; expected a number from 1 to {MOST_THREADS}, or 0 for all")
     if count:
         torch.set_num_threads(count)

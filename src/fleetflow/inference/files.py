@@ -1,6 +1,7 @@
 """Predict flow between two pictures, along a folder, or along a video, into files; interrupted runs continue."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from itertools import chain, count, islice, pairwise, takewhile
@@ -129,12 +130,12 @@ def predict_pair(
         targets = {kind_of(output, formats and kinds): output}
     else:
         targets = {kind: output / FORMATS[kind].format(first.stem) for kind in kinds}
-    frames = {path.resolve() for path in (first, second)}
+    frames = {os.path.realpath(path) for path in (first, second)}
     for path in targets.values():
-        if path.resolve() in frames:
+        if os.path.realpath(path) in frames:
             raise FleetflowError(f"{path} is one of the pictures and would be overwritten; choose another output")
     check_sizes([(first, second)])
-    source = f"{first.resolve()} and {second.resolve()}"
+    source = f"{os.path.realpath(first)} and {os.path.realpath(second)}"
 
     def note() -> Note:
         return Note(output, source, predictor.label(), overwrite=overwrite)
@@ -199,14 +200,12 @@ def predict_folder(
     check_sizes(clips)
     pairs = [pair for clip in clips for pair in pairwise(clip)]
     starts = {clip[0] for clip in clips}
-    origin = [
-        str(folder.resolve()),
-        _stamp(pictures[0]),
-    ]  # with a new first frame it is another clip, with another scale
+    place = os.path.realpath(folder)
+    origin = [place, _stamp(pictures[0])]  # with a new first frame it is another clip, with another scale
     request = {**predictor.label(), "warm": warm_start, "folder": origin, "scale": scale}
     with lock_folder(output, f"predict {folder}"):
         remove_leftovers(output)
-        note = Note(output, str(folder.resolve()), request, overwrite=overwrite)
+        note = Note(output, place, request, overwrite=overwrite)
         note.check(output / FORMATS[kind].format(first.stem) for first, _ in pairs for kind in formats)
         progress(Progress(0, len(pairs)))  # what is seen until the first pair is done
         clip = _Clip(predictor, warm_start, formats)
@@ -296,13 +295,14 @@ def predict_video(
         if video.suffix.lower() in IMAGE_SUFFIXES:
             raise FleetflowError(f"{video} is one picture; a flow needs two: give the second one, too") from None
         raise
-    origin = [str(video.resolve()), _stamp(video)]
+    place = os.path.realpath(video)
+    origin = [place, _stamp(video)]
     request = {**predictor.label(), "warm": warm_start, "video": origin, "scale": scale, "formats": sorted(formats)}
     if wanted != slice(0, None, 1):
         request["frames"] = [wanted.start, wanted.stop, wanted.step]
     with lock_folder(output, f"predict {video}"):
         remove_leftovers(output)
-        note = Note(output, str(video.resolve()), request, overwrite=overwrite)
+        note = Note(output, place, request, overwrite=overwrite)
         film = _Film(predictor, reader, output, formats, note)
         if not (done := note.facts.get("files")) or not _unchanged(output, done):
             film.predict(scale, warm_start, progress)
@@ -323,7 +323,9 @@ class _Film:
         self.begin = note.facts.get("begin")  # the time of the first frame, if it is not that of the video
         self.targets = {kind: output / f"{self.stem}_{kind}.mp4" for kind in self.films}
         key = hashlib.sha256(note.source.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-        self.parts = output / f".{self.stem}-{key}.parts"
+        self.parts = (
+            output / f".{self.stem[:40]}-{key}.parts"
+        )  # of a name that the folder takes, however long the stem is
 
     def predict(self, scale: float | None, warm_start: bool, progress: Callable[[Progress], None]) -> None:
         """Predicts the parts that are not there yet."""
@@ -416,12 +418,15 @@ def _noted_scale(note: Note) -> float | None:
 
 def _check_names(folder: Path, frames: Sequence[Path], output: Path, formats: Sequence[str]) -> None:
     """Raises FleetflowError where results would have one name, or be taken for frames by the next run."""
-    stems: dict[str, Path] = {}
+    sources: dict[str, Path] = {}
     for frame in frames:
-        if stems.setdefault(frame.stem, frame) is not frame:
-            names = f"{stems[frame.stem].name} and {frame.name}"
-            raise FleetflowError(f"{folder} holds {names}, whose results would have one name; rename one of them")
-    if output.resolve() == folder.resolve() and any(FORMATS[kind].endswith(IMAGE_SUFFIXES) for kind in formats):
+        for name in [FORMATS[kind].format(frame.stem) for kind in formats]:  # the flow back of a is a_backward.flo
+            if sources.setdefault(name, frame) is not frame:
+                names = f"{sources[name].name} and {frame.name}"
+                raise FleetflowError(f"{folder} holds {names}, whose results would have one name; rename one of them")
+    if os.path.realpath(output) == os.path.realpath(folder) and any(
+        FORMATS[kind].endswith(IMAGE_SUFFIXES) for kind in formats
+    ):
         raise FleetflowError(f"pictures written into {folder} would be taken for its frames; choose another output")
 
 

@@ -96,6 +96,8 @@ FRAME = 48  # bytes per pixel of the whole frames: both as they were read and as
 STORED = (
     0.25  # of the memory beside the weights may be stored correlations; where they are larger, they are computed anew
 )
+PAIR = 24  # bytes per pixel of two RGB frames of float32
+LARGE = 1 << 24  # pixels, from which on it is asked what memory there is
 FIXED = 96 << 20  # bytes: code and buffers of the kernels that do not grow with the frames
 
 
@@ -140,6 +142,16 @@ def available() -> int | None:
             with open("/proc/self/statm") as file:
                 found.append(limit - int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE"))
     return max(min(found), 0) if found else None
+
+
+def fits_nothing(height: int, width: int, pairs: int = 1) -> bool:
+    """Whether main memory cannot hold even the frames of so many pairs, as floats.
+
+    Systems that promise more memory than they have end the process when it is used, without an error.
+    """
+    pixels = pairs * height * width
+    free = available() if pixels > LARGE else None
+    return free is not None and pixels * PAIR > free
 
 
 def limit_model(model: torch.nn.Module, memory: int, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from fleetflow.inference.memory import (
     FIXED,
     Budget,
     bytes_per_pixel,
+    fits_nothing,
     hand_back_if_varied,
     in_words,
     keep_freed,
@@ -176,6 +177,8 @@ class Predictor:
         size = size or self.size
         if self.device.type == "cpu":
             hand_back_if_varied(tuple(frame1.shape))
+            if fits_nothing(*(size or size_of(frame1)), len(frame1)):
+                raise FleetflowError(self._what_would_fit(frame1))
         plain = self._budget is None and (size is None or size == size_of(frame1))
         run = self._run if plain else partial(self._at_size, size)
         rest = () if clip is None else (clip,)

@@ -204,10 +204,15 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
         FleetflowError: For another shape, dtype or suffix, or where the file cannot be written.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise FleetflowError(f"{path} has no suffix of a picture; known: {', '.join(IMAGE_SUFFIXES)}")
+    check_suffix(path)
     picture = Image.fromarray(checked_picture(image))
     write_atomically(path, lambda temporary: picture.save(temporary, quality=95))
+
+
+def check_suffix(path: str | os.PathLike) -> None:
+    """Raises FleetflowError for a path that `write_image` is going to refuse, so that nobody works for nothing."""
+    if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        raise FleetflowError(f"{path} has no suffix of a picture; known: {', '.join(IMAGE_SUFFIXES)}")
 
 
 def write_gray(path: str | os.PathLike, values: np.ndarray) -> None:

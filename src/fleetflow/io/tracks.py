@@ -32,13 +32,22 @@ def read_points(path: str | os.PathLike) -> np.ndarray:
         else:
             if path.stat().st_size > LARGEST:
                 raise FleetflowError(f"{path} has over {LARGEST >> 20} MB; expected a line for each point")
-            lines = path.read_text().replace(",", " ").replace(";", " ").splitlines()
-            if lines and any(letter.isalpha() for letter in lines[0].lower().replace("e", "")):
+            text = path.read_text("utf-8-sig").replace(",", " ").replace(";", " ")
+            lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+            if lines and not any(_is_number(word) for word in lines[0].split()):
                 lines = lines[1:]
-            points = np.loadtxt(lines, ndmin=2)
+            points = np.loadtxt(lines, ndmin=2) if lines else np.empty((0, 2))
     if points.ndim != 2 or points.shape[1] not in (2, 3) or not len(points):
         raise FleetflowError(f"{path} holds {list(points.shape)}; expected lines of x y, or of frame x y")
     return points
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def write_tracks(

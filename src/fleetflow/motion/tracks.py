@@ -68,7 +68,7 @@ def track(frames: Iterable[np.ndarray], points: np.ndarray, network: Network, ga
         position is a guess: the flow from the frame before.
 
     Raises:
-        FleetflowError: for other shapes, points outside the picture, and gaps that do not grow from 1.
+        FleetflowError: for other shapes, points outside the picture or the clip, and gaps that do not grow from 1.
     """
     moments = [moment for _, moment in follow(frames, points, network, gaps)]
     if not moments:
@@ -83,6 +83,7 @@ def follow(
     if tuple(gaps[:1]) != (1,) or list(gaps) != sorted(set(gaps)):
         raise FleetflowError(f"gaps is {tuple(gaps)}; expected frames that increase from 1, such as 1, 2, 4, 8")
     begins = _queries(points)
+    number = -1
     window: deque[tuple[np.ndarray, Moment]] = deque(maxlen=max(gaps))  # the last frames, the newest at the end
     for number, frame in enumerate(frames):
         _check_inside(begins, frame)
@@ -97,6 +98,11 @@ def follow(
         moment = Moment(at.astype(np.float32), now | (moment.visible & ~late), uncertainty.astype(np.float32))
         window.append((frame, moment))
         yield frame, moment
+    if window and (latest := begins[begins[:, 0].argmax()])[0] > number:
+        begin, x, y = latest
+        raise FleetflowError(
+            f"the point {x:g}, {y:g} begins in frame {begin:g}, but the clip has {number + 1}, the first is 0; leave it out"
+        )
 
 
 def _link(start: tuple[np.ndarray, Moment], frame: np.ndarray, network: Network) -> Moment:
@@ -128,7 +134,12 @@ def _queries(points: np.ndarray) -> np.ndarray:
         raise FleetflowError(
             f"points is {list(points.shape)}; expected numbers [N, 2], x and y, or [N, 3], frame, x and y"
         )
-    return points if points.shape[1] == 3 else np.pad(points, ((0, 0), (1, 0)))
+    if points.shape[1] == 2:
+        return np.pad(points, ((0, 0), (1, 0)))
+    wrong = (points[:, 0] < 0) | (points[:, 0] % 1 > 0)
+    if wrong.any():
+        raise FleetflowError(f"a point begins in frame {points[wrong.argmax(), 0]:g}; expected 0, 1, 2, ...")
+    return points
 
 
 def _check_inside(begins: np.ndarray, frame: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fleetflow.data.dataset import to_frame
 from fleetflow.data.generate.camera import draw_camera, film
-from fleetflow.inference.device import Precision, autocast, choose_device, choose_dtype
+from fleetflow.inference.device import Precision, autocast, choose_device, choose_dtype, use_threads
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.atomic import lock_folder, reason, remove_leftovers, write_atomically
 from fleetflow.io.images import list_frames, read_image
@@ -197,10 +197,9 @@ def adapt(
         raise FleetflowError(f"{output} does not end in .safetensors; name the output so")
     expect(
         ("steps", steps, 0), ("batch", batch, 1), ("size", min(size), 1), ("learning-rate", learning_rate, 1e-12),
-        ("measure-every", measure_every, 1), ("seed", seed, 0), ("threads", threads, 0),
+        ("measure-every", measure_every, 1), ("seed", seed, 0),
     )  # fmt: skip
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     networks = (start, other) if other else (start,)
     request = Request(
         networks, name, len(pairs), steps, batch, (size[0], size[1]), learning_rate, occlusion, order, seed

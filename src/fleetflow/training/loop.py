@@ -25,7 +25,7 @@ from fleetflow.data.generate.photographs import photographs
 from fleetflow.data.workers import Ahead
 from fleetflow.evaluation.evaluate import evaluate
 from fleetflow.evaluation.protocol import fit_for
-from fleetflow.inference.device import Precision, choose_dtype
+from fleetflow.inference.device import Precision, choose_dtype, use_threads
 from fleetflow.inference.memory import keep_freed
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.atomic import reason, write_atomically
@@ -128,13 +128,13 @@ def train(
             training diverges.
     """
     expect(
-        ("minutes", minutes, 0), ("steps", steps, 1), ("seed", seed, 0), ("threads", threads, 0),
+        ("minutes", minutes, 0), ("steps", steps, 1), ("seed", seed, 0),
         ("workers", workers, 0), ("gradient-accumulation", gradient_accumulation, 1),
         ("checkpoint-every", checkpoint_every, 1),
     )  # fmt: skip
     if name != FINETUNE:
         recipe(name)  # an unknown name is said before all else
-    places = [str(Path(place).resolve()) if place else None for place in (root, textures)]
+    places = [os.path.realpath(place) if place else None for place in (root, textures)]
     settings = dict(settings or {})
     if name == FINETUNE and steps:  # the schedule fits the steps that are asked for
         settings, steps = {"steps": str(steps), **settings}, None
@@ -148,8 +148,7 @@ def train(
     )  # fmt: skip
     expect_folder(options)
     team = distributed.join(device)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     own = disk.own_folder(options.folder, f"train {name}") if team.rank == 0 else nullcontext()
     with own, Signals() as signals, closing(_Session(asked, like, options, team, signals)) as session:
         return session.run_stages()
