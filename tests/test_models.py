@@ -22,8 +22,9 @@ def on_meta(name: str) -> FlowModel:
 
 
 ON_META = {name: on_meta(name) for name in NAMES}
-SMALL = [name for name in NAMES if sum(weight.numel() for weight in ON_META[name].parameters()) < LARGE]
-FAMILIES = {type(ON_META[name]): name for name in reversed(SMALL)}  # one network of each
+SIZES = {name: sum(weight.numel() for weight in ON_META[name].parameters()) for name in NAMES}
+SMALL = [name for name in NAMES if SIZES[name] < LARGE]
+FAMILIES = {type(ON_META[name]): name for name in sorted(SMALL, key=lambda name: -SIZES[name])}  # the smallest of each
 
 
 @pytest.fixture(scope="module")
