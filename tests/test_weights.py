@@ -107,6 +107,15 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "trap_was_sprung").exists()
 
 
+def test_a_checkpoint_is_known_by_its_bytes(model, tmp_path):
+    weights.save(model, tmp_path / "ours.safetensors", HEADER)
+    (tmp_path / "ours.safetensors").rename(tmp_path / "ours.pth")
+    torch.save(model.state_dict(), tmp_path / "torchs.safetensors")
+    for name in ("fastflownet:ours.pth", "ours.pth", "fastflownet:torchs.safetensors"):
+        network, colon, path = name.rpartition(":")
+        assert fleetflow.load(f"{network}{colon}{tmp_path / path}") is not None
+
+
 def test_missing_truncated_and_foreign_files(model, tmp_path):
     assert "no file" in one_line(lambda: fleetflow.load("fastflownet:nowhere.pth"))
     assert "no file" in one_line(lambda: fleetflow.load("fastflownet:nowhere.safetensors"))
@@ -119,6 +128,9 @@ def test_missing_truncated_and_foreign_files(model, tmp_path):
             cut.write_bytes(data[:length])
             one_line(lambda: fleetflow.load(f"fastflownet:{cut}"))  # noqa: B023
     (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "parts.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert "join them" in one_line(lambda: fleetflow.load(f"fastflownet:{tmp_path / 'parts.safetensors.index.json'}"))
+    assert "no file" in one_line(lambda: fleetflow.load("fastflownet:~nobody-is-called-so/weights.pth"))
     one_line(lambda: fleetflow.load(f"fastflownet:{tmp_path / 'text.pth'}"))
     state = model.state_dict()
     key = "pconv1_1.0.weight"

@@ -57,7 +57,7 @@ def place(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     url = str(url)
     if "://" not in url:
-        return fsspec.filesystem("file"), str(Path(url).expanduser())
+        return fsspec.filesystem("file"), str(Path(os.path.expanduser(url)))
     if "::" in url:
         raise FleetflowError(f"{url} chains file systems; give the address of the file itself")
     try:
@@ -177,7 +177,7 @@ def _whole(given: str, folder: str) -> str:
     """The path or address of an input that may be relative to the folder of its list."""
     if "://" in given:
         return given
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if "://" in folder and not path.is_absolute():
         return f"{folder}/{given}"
     return os.path.abspath(Path(folder) / path)

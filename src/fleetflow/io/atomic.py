@@ -25,7 +25,7 @@ from fleetflow.types import FleetflowError
 
 def existing(path: str | os.PathLike) -> Path:
     """Returns the path of a file that is there, with `~` as the home folder; raises FleetflowError for others."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not os.path.isfile(path):
         what = (
             "is a folder"

@@ -67,7 +67,7 @@ def write_vectors(
         if np.ndim(flow) != 3 or np.shape(flow) != (*size, 2) or 0 in size:
             raise FleetflowError(f"the flow is {list(np.shape(flow))}; expected [H, W, 2], of one size for both")
         channels |= {name: np.asarray(flow)[..., k] * signs[k] for k, name in enumerate(names)}
-    _write(Path(path).expanduser(), channels)
+    _write(Path(os.path.expanduser(path)), channels)
 
 
 def read_vectors(path: str | os.PathLike) -> Vectors:
@@ -111,7 +111,7 @@ def write_stmap(path: str | os.PathLike, flow: np.ndarray) -> None:
     flow = np.where(np.isfinite(flow).all(-1, keepdims=True), flow, 0)
     y, x = np.mgrid[0:height, 0:width]
     red, green = (x + 0.5 + flow[..., 0]) / width, 1 - (y + 0.5 + flow[..., 1]) / height
-    _write(Path(path).expanduser(), {"R": red, "G": green, "B": np.zeros_like(red)})
+    _write(Path(os.path.expanduser(path)), {"R": red, "G": green, "B": np.zeros_like(red)})
 
 
 def read_stmap(path: str | os.PathLike) -> np.ndarray:

@@ -53,7 +53,7 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | No
     Raises:
         FleetflowError: For another shape or suffix, or where the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     flow_format = _flow_format(path)
     with np.errstate(over="ignore"):
         flow = np.array(flow, np.float32, order="C")

@@ -203,7 +203,7 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     Raises:
         FleetflowError: For another shape, dtype or suffix, or where the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     check_suffix(path)
     picture = Image.fromarray(checked_picture(image))
     write_atomically(path, lambda temporary: picture.save(temporary, quality=95))
@@ -221,7 +221,7 @@ def write_gray(path: str | os.PathLike, values: np.ndarray) -> None:
     Raises:
         FleetflowError: For another shape, dtype or suffix, or where the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.suffix.lower() != ".png" or values.dtype not in (np.uint8, np.uint16) or values.ndim != 2:
         raise FleetflowError(f"{path} is to hold {values.dtype} {list(values.shape)}; expected uint8 or uint16, a .png")
     picture = Image.fromarray(values)
@@ -241,7 +241,7 @@ def list_frames(folder: str | os.PathLike) -> list[Path]:
     Raises:
         FleetflowError: Where the folder is missing or holds no picture.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not folder.is_dir():
         raise FleetflowError(f"{folder} is not a folder; give the name of a folder of pictures")
     with reading(folder, "a folder"):

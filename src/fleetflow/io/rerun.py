@@ -33,7 +33,7 @@ class Recording:
         Raises:
             FleetflowError: the suffix is not .rrd, or Rerun is not installed.
         """
-        self.path, self._frames = Path(path).expanduser(), 0
+        self.path, self._frames = Path(os.path.expanduser(path)), 0
         if self.path.suffix.lower() != ".rrd":
             raise FleetflowError(f'{self.path} has the suffix "{self.path.suffix}"; expected .rrd')
         self._library = _library()

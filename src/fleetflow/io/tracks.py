@@ -64,7 +64,7 @@ def write_tracks(
     Raises:
         FleetflowError: for another suffix, shapes that do not fit, or a file that cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     points, occluded = np.asarray(points, np.float32), ~np.asarray(visible, bool)
     if path.suffix.lower() not in SUFFIXES:
         raise FleetflowError(f'{path} has the suffix "{path.suffix}"; expected {" or ".join(SUFFIXES)}')

@@ -343,7 +343,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | os.PathLike, fps: Fraction | float, *, time_base: Fraction | None = None):
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         if self.path.suffix.lower() != ".mp4":
             raise FleetflowError(f"{self.path} has not the suffix .mp4; videos are written as mp4")
         if not (math.isfinite(fps) and fps > 0):

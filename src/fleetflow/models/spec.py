@@ -1,5 +1,6 @@
 """What a user's string asks for: the only place where NETWORK, NETWORK:PATH and a path by itself are read."""
 
+import os
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -43,8 +44,9 @@ class ModelSpec:
             return cls(network, _existing(path, text))
         if text in models:
             return cls(text)
-        if text.endswith((*CHECKPOINTS, *EXPORTED)) or Path(text).expanduser().is_file():
-            if colon and "/" not in network and not Path(text).expanduser().is_file():  # NETWORK:PATH, misspelled
+        is_file = os.path.isfile(os.path.expanduser(text))
+        if text.endswith((*CHECKPOINTS, *EXPORTED)) or is_file:
+            if colon and "/" not in network and not is_file:  # NETWORK:PATH, misspelled
                 raise unknown("network", network, list(models))
             return cls(path=_existing(text, text))
         raise unknown("network", network, list(models))
@@ -61,7 +63,7 @@ class ModelSpec:
 def _existing(path: str, text: str) -> Path:
     if not path:
         raise FleetflowError(f'"{text}" ends with a colon; expected the path of a checkpoint behind it')
-    found = Path(path).expanduser()
+    found = Path(os.path.expanduser(path))
     if found.is_dir():
         raise FleetflowError(f"{found} is a folder; expected the file of a checkpoint")
     if not found.is_file():

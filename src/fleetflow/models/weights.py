@@ -111,6 +111,17 @@ def header(path: str | Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors: its name says so, unless what `torch.save` writes is in it, or its bytes."""
+    if not path.is_file():
+        return path.suffix == ".safetensors"
+    with path.open("rb") as file:
+        begin = file.read(10)
+    if path.suffix == ".safetensors":
+        return not begin.startswith(b"PK\x03\x04")
+    return begin[8:] == b'{"'
+
+
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of a checkpoint by name, in float32; code in the file is never executed.
 
@@ -123,7 +134,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def _candidates(path: Path) -> Iterator[dict[str, Tensor]]:
     """Yields the state dictionaries that a file holds, likeliest first, at least one."""
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         with _open(path) as file:
             state = {key: file.get_tensor(key) for key in file.keys()}
             told = (file.metadata() or {}).get(CHECKSUM)
@@ -152,6 +163,8 @@ def _open(path: str | Path):
 def _torch_states(path: Path) -> Iterator[dict[str, Tensor]]:
     if not path.is_file():
         raise FleetflowError(f"there is no file {path}; give the path of a checkpoint")
+    if path.name.endswith(".index.json"):
+        raise FleetflowError(f"{path} only lists the parts of a checkpoint; join them, and save one file")
     file = TorchFile(path)
     content = file.content
     found = sorted(_dictionaries(content, (), DEPTH), key=lambda item: _rank(item[0]))
@@ -294,7 +307,7 @@ def _nearest(candidates: list[dict[str, Tensor]]) -> tuple[str, int]:
 
 def _network_of(path: Path, candidates: list[dict[str, Tensor]]) -> str:
     """The network that a path by itself stands for: that of the header, or the one which the tensors fit."""
-    named = header(path).get("network", "") if path.suffix == ".safetensors" else ""
+    named = header(path).get("network", "") if is_safetensors(path) else ""
     if named:
         return named
     best, count = _nearest(candidates)

@@ -351,7 +351,7 @@ class _Student:
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         spec = ModelSpec.parse(name)
         file = spec.path or weights.shipped(spec.network)
-        origin = weights.header(file) if file.suffix == ".safetensors" else {}
+        origin = weights.header(file) if weights.is_safetensors(file) else {}
         self.network = origin.get("network", spec.network)
         license = f"{origin.get('license', 'unknown')}; adapted to {about['frames']}, whose own terms may bind"
         self.about = {"network": self.network, "arguments": {}, **about, "from": name, "license": license}

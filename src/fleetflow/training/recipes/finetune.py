@@ -82,7 +82,7 @@ def network_of(start: tuple[str, ...]) -> str:
         raise FleetflowError("fine-tuning starts from the weights of one network; give --start NETWORK[:CHECKPOINT]")
     spec = ModelSpec.parse(start[0])
     network = spec.network
-    if not network and spec.path and spec.path.suffix == ".safetensors":
+    if not network and spec.path and weights.is_safetensors(spec.path):
         network = weights.header(spec.path).get("network", "")
     if not network:
         raise FleetflowError(f"{start[0]} does not name its network; call it as NETWORK:{start[0]}")
