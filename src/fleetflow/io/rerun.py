@@ -41,7 +41,7 @@ class Recording:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._held.enter_context(held(self._temporary))
-            self._stream = self._library.RecordingStream("fleetflow")
+            self._stream = self._library.RecordingStream("fleetflow")  # pyright: ignore[reportAttributeAccessIssue]
             self._stream.save(str(self._temporary))
 
     def write(

@@ -203,7 +203,7 @@ def _measured(pictures: list[np.ndarray], network: Network) -> list[_Pair]:
     fits = [fit_similarity(flow) for flow in flows]
     if not _is_shown(fits, gray):
         fits = [np.eye(3) for _ in flows]
-    cameras = [camera_flow(matrix, before.shape).value.astype(np.float32) for matrix, before in zip(fits, gray)]
+    cameras = [np.asarray(camera_flow(matrix, before.shape).value, np.float32) for matrix, before in zip(fits, gray)]
     objects = _objects(flows, cameras, gray)
     return [_pair(*each) for each in zip(pictures, fits, cameras, objects)]
 
@@ -216,7 +216,7 @@ def _is_shown(fits: list[np.ndarray], gray: list[np.ndarray]) -> bool:
     """
     as_it_is = back = away = 0.0
     for matrix, before, after in zip(fits, gray, gray[1:]):
-        camera = camera_flow(matrix, before.shape).value.astype(np.float32)
+        camera = np.asarray(camera_flow(matrix, before.shape).value, np.float32)
         seen = inside(camera) & inside(-camera)
         as_it_is, back, away = (
             total + float(np.minimum(np.abs(before - other), CAPPED)[seen].sum())
