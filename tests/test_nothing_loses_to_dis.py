@@ -35,9 +35,9 @@ def kept(files: Files) -> Files:
 
 @pytest.fixture(scope="module")
 def clips():
-    """A pair of each class, surfaces without photographs, and what DIS makes of them."""
+    """Two pairs of each class, surfaces without photographs, and what DIS makes of them."""
     pytest.importorskip("cv2")
-    held = kept(footage(split="validation", limit=1, size="192x320"))
+    held = kept(footage(split="validation", limit=2, size="192x320"))
     return held, product(evaluate(classical(DIS), held)["mean of sets"])
 
 
