@@ -102,7 +102,7 @@ def test_what_is_refused_before_anything_is_measured(still, tmp_path, capsys, mo
         (["fastflownet", "--json", str(tmp_path)], "is a folder"),
         (["fastflownet", "--batch", "0"], "--batch is 0"),
         (["fastflownet", "--without", "far"], "give --root DIR"),
-        (["fastflownet", "--root", ".", "--json", "x", "--plot", "x"], "two outputs"),
+        (["fastflownet", "--root", ".", "--json", "x.png", "--plot", "x.png"], "two outputs"),
     ):
         assert main(["benchmark", "speed", *words]) == 1, words
         lines = capsys.readouterr().err.strip().splitlines()
@@ -182,13 +182,14 @@ def test_calls_that_are_timed(monkeypatch):
         calls.append(name)
         now[0] += seconds
 
-    monkeypatch.setattr(job.time, "perf_counter", lambda: now[0])
+    clock = lambda: now[0]  # noqa: E731
+    monkeypatch.setattr(job.time, "perf_counter", clock)
     functions = {"ours": partial(call, "ours", 0.1), "plain": partial(call, "plain", 1.0)}
-    ours, plain = job.time_in_turn(functions, 2.0, frozenset({"plain"}))
+    ours, plain = job.time_in_turn(functions, 2.0, frozenset({"plain"}), clock)
     assert calls[:5] == ["ours", "ours", "plain", "plain", "ours"]
     assert plain.runs == 5 and plain.p50 == pytest.approx(1000)
     assert ours.runs > plain.runs and ours.p50 == pytest.approx(100)
-    (slow,) = job.time_in_turn({"slow": partial(call, "slow", 3.0)}, 0.0, frozenset())
+    (slow,) = job.time_in_turn({"slow": partial(call, "slow", 3.0)}, 0.0, frozenset(), clock)
     assert slow.runs == 1
 
 
