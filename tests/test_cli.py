@@ -123,6 +123,8 @@ def test_convert(tmp_path, capsys):
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), network.state_dict().values()))
     assert main([*words[:3], str(tmp_path / "own.pth")]) == 1
     assert "safetensors" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "own.safetensors"), "fastflownet", str(tmp_path / "own.safetensors")]) == 1
+    assert "the checkpoint itself" in capsys.readouterr().err
 
 
 def test_repeated_options_keep_all_their_values(monkeypatch):

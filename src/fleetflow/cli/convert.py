@@ -35,6 +35,8 @@ def convert(
 
     if output.suffix != ".safetensors":
         raise FleetflowError(f"{output} does not end in .safetensors; name the output so")
+    if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
+        raise FleetflowError(f"{output} is the checkpoint itself; choose another output")
     make_room(output)
     model = load(f"{variant}:{checkpoint}")
     header = {"network": variant, "license": license, "source": checkpoint.name}
