@@ -120,7 +120,7 @@ def test_pictures_of_a_telephone_are_upright(host, open_page, tmp_path):
     assert (fleetflow.read_image(tmp_path / "0.jpg")[:24] > 200).all()
     page = open_page(f"http://127.0.0.1:{host.server_port}/")
     page.set_input_files("#files", [tmp_path / "0.jpg", tmp_path / "1.jpg"])
-    assert "32\u00d764" in page.inner_text("#list")
+    page.wait_for_selector("#list:has-text('32\u00d764')")
     page.click("#run:not([disabled])")
     page.wait_for_selector("#state:has-text('32\u00d764')")
     page.locator(".viewer-wipe").fill("1")
