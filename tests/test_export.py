@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -255,13 +256,21 @@ def test_the_cpp_of_the_guide(exported, tmp_path):
 
 @slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
-def test_machine_code(network, tmp_path):
+def test_machine_code(network, tmp_path, monkeypatch):
     """Minutes of compiling."""
     file = tmp_path / "light.pt2"
     sizes = Sizes(64, 64, 1)
     written = write.export(network, file, network="lightflow_050", target="pt2", sizes=sizes, aot=True)
     assert max(row.largest for row in written.rows) < 1e-2
+    monkeypatch.setenv("FLEETFLOW_MACHINE_CODE", "1")
     assert Session(file).about["compiled"]
+
+
+def test_machine_code_of_strangers_is_not_run(tmp_path):
+    with zipfile.ZipFile(tmp_path / "theirs.pt2", "w") as archive:
+        archive.writestr("theirs/data/aotinductor/model/code.so", b"\x7fELF")
+    with pytest.raises(FleetflowError, match="machine code.*FLEETFLOW_MACHINE_CODE=1"):
+        Session(tmp_path / "theirs.pt2")
 
 
 def test_a_file_is_taken_where_a_network_is(exported, tmp_path, monkeypatch):

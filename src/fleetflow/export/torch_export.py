@@ -14,6 +14,8 @@ from fleetflow.export.onnx import KEY, quiet
 from fleetflow.types import FleetflowError
 
 COMPILED = "data/aotinductor/"  # the folder of a .pt2 file that holds machine code
+ALLOW = "FLEETFLOW_MACHINE_CODE"  # environment variable: 1 lets machine code run, which files from strangers may hold
+_written: set[str] = set()  # files of machine code that this process compiled itself
 
 
 def write_pt2(program: ExportedProgram, path: Path, about: dict) -> None:
@@ -38,6 +40,7 @@ def write_compiled(program: ExportedProgram, path: Path, about: dict) -> None:
     except Exception as error:  # of the compiler, or of an operator that AOTInductor lacks
         reason = " ".join(str(error).split())[:200]
         raise FleetflowError(f"the network cannot be compiled ahead of time ({reason}); leave --aot out") from error
+    _written.add(os.path.realpath(path))
 
 
 class Loaded:
@@ -48,11 +51,15 @@ class Loaded:
         try:
             with zipfile.ZipFile(path) as archive:
                 compiled = any(COMPILED in name for name in archive.namelist())
+            if compiled and os.path.realpath(path) not in _written and os.environ.get(ALLOW) != "1":
+                raise FleetflowError(f"{path} holds machine code, which opening it runs; if it is yours, set {ALLOW}=1")
             if compiled:
                 self.run = torch._inductor.aoti_load_package(str(path))
                 extra = self.run.loader.get_metadata()
             else:
                 self.run = torch.export.load(path, extra_files=extra).module()
+        except FleetflowError:
+            raise
         except Exception as error:  # a foreign or damaged archive raises many things
             reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise FleetflowError(f"{path} cannot be read as an exported program ({reason})") from error

@@ -323,9 +323,7 @@ class _Film:
         self.begin = note.facts.get("begin")  # the time of the first frame, if it is not that of the video
         self.targets = {kind: output / f"{self.stem}_{kind}.mp4" for kind in self.films}
         key = hashlib.sha256(note.source.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-        self.parts = (
-            output / f".{self.stem[:40]}-{key}.parts"
-        )  # of a name that the folder takes, however long the stem is
+        self.parts = output / f".{self.stem[:40]}-{key}.parts"  # a name that is never too long for a folder
 
     def predict(self, scale: float | None, warm_start: bool, progress: Callable[[Progress], None]) -> None:
         """Predicts the parts that are not there yet."""
