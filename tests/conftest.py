@@ -22,6 +22,12 @@ SLOW = os.environ.get("FLEETFLOW_SLOW") == "1"  # `make test-all`: every case of
 FIRST = ("io_fuzz", "batch_ray", "train", "train_faults", "capture", "gpu_run", "memory", "docs", "batch", "killed")
 
 
+def hear_signals() -> None:
+    """For `preexec_fn`, where a test sends signals: what `nohup` starts is deaf to some, and so is what that starts."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))

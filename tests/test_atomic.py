@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from conftest import hear_signals
 
 from fleetflow.io import atomic
 from fleetflow.io.atomic import LOCK, lock_folder, remove_leftovers, temporary_name, write_atomically
@@ -134,7 +135,7 @@ main.COMMANDS.clear()
 main.COMMANDS.update(wait=wait, other=other)
 sys.exit(main.main(["wait"]))
 """
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, preexec_fn=hear_signals)
     assert run.stdout.readline() == "ready\n"
     run.send_signal(number)
     _, error = run.communicate(timeout=20)

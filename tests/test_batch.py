@@ -19,7 +19,7 @@ from fleetflow.batch import plan, work
 from fleetflow.batch.manifest import Item, checked, clips_in, item_id, read_manifest, write_manifest
 from fleetflow.batch.records import Record, Store, Superseded
 from fleetflow.batch.run import batch, retry, status
-from fleetflow.batch.task import Job, Settings
+from fleetflow.batch.task import Job, Settings, Task
 from fleetflow.batch.work import Worker
 from fleetflow.cli.main import main
 from fleetflow.inference import files as predictions
@@ -127,7 +127,7 @@ WRONG = {
     "long.csv": (f"id,input\n{'x' * 151},a.mp4\n", "line 2"),
     "none.csv": ("id,input\na,\n", "line 2: no input"),
     "frames.csv": ("id,input,frames\na,b.mp4,many\n", "frames is many"),
-    "negative.csv": ("id,input,frames\na,b.mp4,-5\n", "frames is -5; expected 1 to"),
+    "negative.csv": ("id,input,frames\na,b.mp4,-5\n", "frames is -5; expected a whole number from 1 to"),
     "billions.csv": ("id,input,frames\na,b.mp4,1000000000000\n", "frames is 1000000000000"),
     "binary.txt": ("a\0b", "no text"),
     "endless.txt": ("x" * 70_000, "65536 characters"),
@@ -144,6 +144,26 @@ def test_a_wrong_list_is_one_line(name, tmp_path):
     with pytest.raises(FleetflowError, match=message) as caught:
         list(checked(read_manifest(tmp_path / name)))
     assert "\n" not in str(caught.value)
+
+
+def test_columns_of_other_types(tmp_path):
+    """Numbers as ids, also 0; what is no path and no number of frames is one line."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the batch extra")
+    parquet, path = pytest.importorskip("pyarrow.parquet"), tmp_path / "list.parquet"
+
+    def listed(**columns) -> list[Item]:
+        parquet.write_table(pyarrow.table(columns), path)
+        return list(checked(read_manifest(path)))
+
+    found = listed(input=["a.mp4", "b.mp4"], id=[0, 1], frames=[25.0, None])
+    assert [(item.id, item.frames) for item in found] == [("0", 25), ("1", None)]
+    for message, columns in {
+        "line 1: the input is of type bytes; expected text": {"input": [b"a.mp4"]},
+        "the input is of type list": {"input": [["a.mp4"]]},
+        "line 2: frames is 2.5; expected a whole number": {"input": ["a.mp4", "b.mp4"], "frames": [2.0, 2.5]},
+    }.items():
+        with pytest.raises(FleetflowError, match=message):
+            listed(**columns)
 
 
 def test_a_list_that_unpacks_too_far_is_refused(tmp_path, monkeypatch):
@@ -465,6 +485,46 @@ def test_a_long_clip_is_done_in_ranges_and_joined(tmp_path):
         record = worker.store.record(id)
         assert record.frames == 10 and record.pairs is None and len(record.files) == 10
     assert not list((tmp_path / "out" / ".batch" / "parts").iterdir())
+
+
+def test_ranges_of_another_film_are_not_joined(tmp_path):
+    """A film that changes between two runs, a list that says another number of frames: its ranges are done anew."""
+    clip = write_clip(tmp_path / "long.mp4", 10)
+    worker = a_worker(tmp_path / "out", replace(NPZ, format=("npz", "color"), split=4))
+    first, second, third = worker(Item("one", str(clip))).tasks
+    assert [worker(task).outcome for task in (third, second)] == ["part", "part"]
+    write_clip(clip, 10, seed=1)
+    assert [worker(task).outcome for task in (first, second, third)] == ["part", "part", "done"]
+    promised = worker(Item("two", str(clip), 20)).tasks
+    assert [worker(task).outcome for task in promised[1:]] == ["part"] * 4
+    assert [worker(Task(Item("two", str(clip)), part, 3)).outcome for part in range(3)] == ["part", "part", "done"]
+    predictions.predict_video(Predictor("fastflownet", device="cpu"), clip, tmp_path / "alone", ["npz"])
+    alone = contents(tmp_path / "alone")
+    for id in ("one", "two"):
+        joined = contents(tmp_path / "out" / id)
+        assert {name: joined[name] for name in alone} == alone
+        assert sum(1 for _ in VideoReader(tmp_path / "out" / id / "long_color.mp4")) == 9
+
+
+def test_a_clip_that_changes_while_it_is_read_is_a_failure(clips, tmp_path, monkeypatch):
+    clip = Path(shutil.copy(clips / "c00.mp4", tmp_path / "a.mp4"))
+
+    def predict(*given):
+        os.utime(clip, (1, 1))
+        return 1
+
+    monkeypatch.setitem(work.WORKS, "predict", predict)
+    report = a_worker(tmp_path / "out")(Item("one", str(clip)))
+    assert report.outcome == "failed" and "has changed while it was read" in report.reason
+
+
+def test_a_wrong_list_does_not_replace_the_one_that_is_there(clips, tmp_path):
+    store = Store(tmp_path / "out")
+    store.save_items([Item("one", "a.mp4")])
+    (tmp_path / "clips.txt").write_text("a.mp4\nb.mp4\na.mp4\n")
+    with pytest.raises(FleetflowError, match="have the id of another one"):
+        batch(tmp_path / "clips.txt", store.root, NPZ)
+    assert [item.id for shard in store.shards() for item in store.items(shard)] == ["one"]
 
 
 def test_track_a_list(clips, tmp_path):

@@ -19,6 +19,7 @@ from urllib.request import urlopen
 import av
 import numpy as np
 import pytest
+from conftest import hear_signals
 from PIL import Image
 
 import fleetflow
@@ -322,7 +323,8 @@ def test_a_terminal_that_closes_ends_it_and_nothing_is_left(tmp_path):
     pytest.importorskip("uvicorn")
     command = [sys.executable, "-m", "fleetflow", "desk", "--port", "0", "--threads", "1"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as desk:
+    ways = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **ways, preexec_fn=hear_signals) as desk:
         try:
             address = desk.stdout.readline().split()[2]
             key = json.load(urlopen(Asked(f"{address}sessions", b"{}")))["session"]

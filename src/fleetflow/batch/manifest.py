@@ -158,19 +158,30 @@ def _check_columns(names: Iterable[str]) -> None:
 
 
 def _item(row: dict, folder: str) -> Item:
-    given = (row.get("input") or "").strip()
+    given, id = row.get("input") or "", row.get("id")
+    if not isinstance(given, str):
+        raise FleetflowError(
+            f"the input is of type {type(given).__name__}; expected text: the path or address of a clip"
+        )
+    given = given.strip()
     if not given:
         raise FleetflowError("no input is given; expected the path or address of a clip")
-    name = str(row.get("id") or "").strip() or item_id(given)
+    name = ("" if id is None else str(id).strip()) or item_id(given)
     if not ID.fullmatch(name) or len(name.encode("utf-8", "surrogateescape")) > ID_BYTES:
         raise FleetflowError(f'the id is "{name}"; expected the name of a folder: no slash, no dot at its beginning')
+    return Item(name, _whole(given, folder), _frame_count(row.get("frames")))
+
+
+def _frame_count(said) -> int | None:
+    if said in (None, ""):
+        return None
     try:
-        frames = None if row.get("frames") in (None, "") else int(row["frames"])
-    except (ValueError, TypeError):
-        raise FleetflowError(f"frames is {row['frames']}; expected a whole number") from None
-    if frames is not None and not 1 <= frames <= FRAMES:
-        raise FleetflowError(f"frames is {frames}; expected 1 to {FRAMES:,}")
-    return Item(name, _whole(given, folder), frames)
+        count = int(said)
+    except (ValueError, TypeError, OverflowError):
+        count = 0
+    if not 1 <= count <= FRAMES or (isinstance(said, float) and said != count):
+        raise FleetflowError(f"frames is {said}; expected a whole number from 1 to {FRAMES:,}")
+    return count
 
 
 def _whole(given: str, folder: str) -> str:

@@ -94,6 +94,8 @@ def batch(
     store = Store(output)
     with store.claimed(f"batch {manifest}") as run:
         store.check_settings({"settings": _plain(settings)})
+        for _ in checked(read_manifest(manifest)):  # what is wrong in it is found before the list that is there goes
+            pass
         store.save_items(checked(read_manifest(manifest)))
         return _run(Job(settings, store, run, threads, tries), on, workers, progress)
 

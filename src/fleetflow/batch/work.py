@@ -95,7 +95,7 @@ class Worker:
             return Report(item.id, "part" if part else "skipped")  # an item counts once
         if (failure := self.store.failure(item.id)) is not None:
             return Report(item.id, "part" if part else "failed", failure.reason)
-        if part is None or self.store.record(item.id, part) is None:
+        if part is None or self._range(task) is None:
             tries = self.store.begin(self.job.run, item.id, part)
             if tries > self.job.tries:
                 raise FleetflowError(f"its worker died {self.job.tries} times; it may need more memory than there is")
@@ -103,6 +103,10 @@ class Worker:
                 stamp, digest = _stamp(item.input), input_sha256(path)
                 pairs = _pairs(task, self.settings.split)
                 frames = WORKS[self.settings.do](self, path, folder, slice(*pairs) if pairs else None)
+                if _stamp(item.input) not in ("", stamp):
+                    raise FleetflowError(
+                        f"{item.input} has changed while it was read; try it again when it is complete"
+                    )
                 record = self._record(item, began, "done", tries=tries, frames=frames)
                 record = replace(record, input_sha256=digest, input_stamp=stamp, pairs=pairs)
                 fresh = self.store.commit(folder, record, part)
@@ -110,10 +114,20 @@ class Worker:
             return Report(item.id, "done" if fresh else "skipped", frames=frames)
         return self._join(task, began)
 
+    def _range(self, task: Task) -> Record | None:
+        """The record of a range that is there; what a former run made of another input, or of other pairs, is removed."""
+        item, part = task.item, task.part
+        known, stamp = self.store.record(item.id, part), _stamp(item.input)
+        if known is None or (known.input == item.input and stamp in ("", known.input_stamp)):
+            if known is None or known.pairs == _pairs(task, self.settings.split):
+                return known
+        self.store.remove(self.store.target(item.id, part))
+        return None
+
     def _join(self, task: Task, began: float) -> Report:
         """Joins the ranges of a clip if none is missing: whichever worker ends the last one does it."""
         item = task.item
-        found = [self.store.record(item.id, part) for part in range(task.parts)]
+        found = [self._range(task._replace(part=part)) for part in range(task.parts)]
         records = [record for record in found if record is not None]
         if len(records) < task.parts:  # of ranges that are not done, or that another worker has joined by now
             return Report(item.id, "part")
