@@ -1,7 +1,8 @@
 """Throughput of `fleetflow batch`: local processes and Ray against one process with one thread, and the engine's own cost.
 
-    python benchmarks/batch.py --folder /tmp/clips --ray
-    python benchmarks/batch.py --folder /tmp/clips --ray --overhead
+    python benchmarks/batch.py --folder /tmp/clips
+    python benchmarks/batch.py --folder /tmp/clips --ways local ray
+    python benchmarks/batch.py --folder /tmp/clips --overhead
     python benchmarks/batch.py --memory
 
 Clips are made once and kept in the folder. The ways take turns, each in a process of its own, so that loading torch and the
@@ -28,7 +29,7 @@ import numpy as np
 from fleetflow.io.video import VideoWriter
 
 PR_SET_CHILD_SUBREAPER = 36  # of prctl(2): who loses its parent becomes our child, and its processor time is counted
-ALONE = "one process, one thread"
+WAYS = {"alone": "one process, one thread", "local": "local", "ray": "Ray"}
 
 MEMORY = """
 import resource, sys
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(256, 448))
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ray", action="store_true", help="also on Ray")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["alone", "local"])
     parser.add_argument("--overhead", action="store_true", help="1,000 clips of two frames of 64x64 instead")
     parser.add_argument("--memory", action="store_true", help="lists of 1,000 and 100,000 items instead")
     parser.add_argument("--way", help=argparse.SUPPRESS)
@@ -155,11 +156,10 @@ def main() -> None:
                 a_batch(listed, output, given, ends)
             print(json.dumps(ends))
             return
-        ways = {ALONE: "alone", "local": "local", **({"Ray": "ray"} if given.ray else {})}
         numbers = {"clips": given.clips, "frames": given.frames, "workers": given.workers}
         words = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
         words += ["--folder", str(folder), "--model", given.model, "--size", *map(str, given.size)]
-        compare(ways, words, given)
+        compare({WAYS[way]: way for way in given.ways}, words, given)
     finally:
         shutil.rmtree(output, ignore_errors=True)
         if not given.folder:
