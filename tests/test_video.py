@@ -244,6 +244,41 @@ def test_pure_red_of_hdr_keeps_its_hue(tmp_path):
     assert found[0] > 150 and found[1] < 40 and found[2] < 40, found
 
 
+# ---- fields ----
+
+
+def comb(picture: np.ndarray) -> float:
+    """How far the odd lines are off the mean of the even ones beside them."""
+    lines = picture.astype(float)
+    return float(np.abs(lines[1:-1:2] - (lines[:-2:2] + lines[2::2]) / 2).mean())
+
+
+@pytest.mark.parametrize("fields, name", [(True, "a.mp4"), (True, "a.mpg"), (False, "b.mp4")])
+def test_interlaced_frames_lose_their_combs(fields, name, tmp_path):
+    """A pattern that moves 2 px from field to field; frames of one moment that are called interlaced stay as they are."""
+    wide = np.repeat(np.random.default_rng(2).integers(0, 255, (6, 20, 3)), 16, 0).repeat(8, 1).astype(np.uint8)
+    whole = [wide[:48, 2 * k : 2 * k + 96].copy() for k in range(20)]
+    options = {"flags": "+ildct+ilme", **({"x264opts": "tff=1", "crf": "12"} if name.endswith("mp4") else {"q": "2"})}
+    codec = "libx264" if name.endswith("mp4") else "mpeg2video"
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 48, 96, "yuv420p"
+        for k in range(10):
+            picture = whole[2 * k].copy()
+            picture[1::2] = whole[2 * k + fields][1::2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")))
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / name)) as container:
+        stored = [(frame.interlaced_frame, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert all(interlaced for interlaced, _ in stored)
+    frames = list(VideoReader(tmp_path / name))
+    assert len(frames) == 10
+    if fields:
+        assert max(map(comb, frames)) < min(comb(picture) for _, picture in stored) / 4
+    else:
+        assert np.abs(np.stack(frames).astype(int) - np.stack([picture for _, picture in stored])).mean() < 2
+
+
 # ---- sound ----
 
 
@@ -339,6 +374,26 @@ def test_a_live_stream(videos):
             fleetflow.read_video(camera)
     with pytest.raises(FleetflowError, match="live and cannot be cut"):
         fleetflow.read_video("tcp://127.0.0.1:1", every=2)
+
+
+def test_a_live_clock_never_goes_back(videos):
+    """A sender that begins its film again, in the same connection."""
+    if "a.ts" not in videos:
+        pytest.skip("no encoder for MPEG-TS")
+    data = videos["a.ts"][0].read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def send() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(2 * data)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        with fleetflow.read_video(f"tcp://127.0.0.1:{server.getsockname()[1]}") as reader:
+            times = [frame.time for frame in reader]
+        thread.join()
+    assert len(times) >= 55 and times[0] == 0 and np.diff(times).min() > 0.03 and times[-1] < 2.5
 
 
 def test_frames_are_made_ahead_and_no_thread_is_left():

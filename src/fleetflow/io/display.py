@@ -20,7 +20,8 @@ _PEAK = 1000  # cd/m^2: the brightest highlights that stay apart
 def displayed(frame: av.VideoFrame) -> np.ndarray:
     """Returns the picture of a frame as a player shows it.
 
-    The matrix and the range are those the video names. HDR (PQ, HLG) is mapped to the range of an ordinary screen.
+    The matrix and the range are those the video names. HDR (PQ, HLG) is mapped to the range of an ordinary screen. Of
+    interlaced frames the lines of the second field, which is of another moment, lose their combs.
 
     Args:
         frame: any frame that FFmpeg decoded.
@@ -28,7 +29,10 @@ def displayed(frame: av.VideoFrame) -> np.ndarray:
     Returns:
         uint8 [H, W, 3] RGB, turned and mirrored as the video's display matrix says.
     """
-    return np.ascontiguousarray(_upright(_rgb(frame), _display_matrix(frame)))
+    picture = _rgb(frame)
+    if frame.interlaced_frame and len(picture) > 1:
+        picture = _without_combs(picture)
+    return np.ascontiguousarray(_upright(picture, _display_matrix(frame)))
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
@@ -68,6 +72,19 @@ def _tone_mapped(deep: np.ndarray, transfer: int) -> np.ndarray:
     brightest = light.max(-1, keepdims=True)
     light *= (1 + brightest / np.float32(_PEAK / _WHITE) ** 2) / (1 + brightest)
     return _gamma()[(np.minimum(light, 1) * 4096 + 0.5).astype(np.uint16)]
+
+
+def _without_combs(picture: np.ndarray) -> np.ndarray:
+    """Returns the picture [H, W, 3] whose odd lines stay within the values of both their neighbors, the even lines.
+
+    The median of three lines: what moved between the fields stands out as a comb and goes; what stands still, and frames
+    that are of one moment though they say otherwise, keep all but details of a single line.
+    """
+    above, lines = picture[:-1:2], picture[1::2]
+    below = np.concatenate((picture[2::2], above[-1:]))[: len(lines)]
+    picture = picture.copy()
+    picture[1::2] = np.clip(lines, np.minimum(above, below), np.maximum(above, below))
+    return picture
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -26,6 +26,8 @@ _PATIENCE = 10.0  # seconds without a picture after which a stream has ended
 class LiveReader:
     """Iterates once over the pictures of a camera or stream, each a `Frame`; its time is 0 for the first one.
 
+    Where the clock of the source jumps back, as that of a sender which begins its film again, times go on evenly.
+
     Attributes:
         fps: Fraction, the rate that the source announces.
         height: pixels.
@@ -49,12 +51,15 @@ class LiveReader:
             check_size(Path(self.name), self.height, self.width)
 
     def __iter__(self) -> Iterator[Frame]:
-        first = None
+        step = 1 / float(self.fps)
+        origin, time = None, -step
         try:
             for index, frame in enumerate(self._container.decode(video=0)):
-                seconds = index / float(self.fps) if frame.time is None else frame.time
-                first = seconds if first is None else first
-                yield as_frame(displayed(frame), seconds - first, index)
+                seconds = index * step if frame.time is None else frame.time
+                if origin is None or seconds - origin <= time:
+                    origin = seconds - (time + step)
+                time = seconds - origin
+                yield as_frame(displayed(frame), time, index)
         except FFmpegError as error:
             self.problem = f"{self.name} ended ({reason(error)})"
         finally:
