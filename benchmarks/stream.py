@@ -1,6 +1,6 @@
 """Measures streams: against the same flows pair by pair, in memory, and what a warm start is worth.
 
-    python benchmarks/stream.py clip CLIP NETWORK[:CHECKPOINT] ... [--frames 300] [--size 720 1280]
+    python benchmarks/stream.py clip CLIP NETWORK[:CHECKPOINT] ... [--frames 300] [--size 720 1280] [--one]
     python benchmarks/stream.py warm NETWORK[:CHECKPOINT] ... --root PHOTOS [--clips 2]
 
 clip: each network predicts CLIP (played forth and back until there are enough frames), frame by frame in turns with the
@@ -40,11 +40,18 @@ def frames_of(path: Path, count: int) -> Iterator[np.ndarray]:
     return islice(chain.from_iterable(cycle((held[:-1], held[:0:-1]))), count)
 
 
-def by_clip(network: str, path: Path, count: int, size: tuple[int, int] | None, iterations: int | None) -> str:
-    """Returns the row of a network in the table of clips."""
+def by_clip(
+    network: str,
+    path: Path,
+    count: int,
+    size: tuple[int, int] | None,
+    iterations: int | None,
+    directions: tuple[bool, ...] = (False, True),
+) -> str:
+    """Returns the row of a network in the table of clips. directions: whether the flow back is asked for, too."""
     predictor = Predictor(network, size=size, iterations=iterations)
     cells = [f"`{network}`"]
-    for both in (False, True):
+    for both in directions:
         stream, last = Stream(predictor, warm_start=False, occlusion=both), None
         seconds, memory, apart = ([], []), [], 0.0
         for k, frame in enumerate(frames_of(path, count)):
@@ -73,7 +80,8 @@ def by_start(network: str, root: Path | None, clips: int) -> list[str]:
     for way, (iterations, warm) in WAYS.items():
         predictor = Predictor(network, iterations=iterations)
         for name, about in CLASSES.items():
-            files, stream = footage(root, split="validation", classes=name, limit=clips * about.pairs), None
+            limit = clips * about.pairs
+            files, stream = footage(root, split="validation", classes=name, limit=limit, size="256x448"), None
             for k in range(len(files)):
                 sample = files[k]
                 image1, image2 = to_images(sample)
@@ -103,6 +111,7 @@ def main() -> None:
     clip.add_argument("--frames", type=int, default=300)
     clip.add_argument("--size", type=int, nargs=2)
     clip.add_argument("--iterations", type=int)
+    clip.add_argument("--one", action="store_true", help="one direction only")
     warm.add_argument("--root", type=Path)
     warm.add_argument("--clips", type=int, default=2)
     for job in (clip, warm):
@@ -116,11 +125,13 @@ def main() -> None:
             print("\n".join(by_start(network, options.root, options.clips)), flush=True)
         return
     columns = ("largest difference, px", "throughput over pair by pair", "memory grew")
-    both = (f"{column}, {way}" for way in ("one direction", "both") for column in columns)
-    print(f"| network | {' | '.join(both)} |\n|---|{'--:|' * 6}")
+    directions = {"one direction": False} if options.one else {"one direction": False, "both": True}
+    both = [f"{column}, {way}" for way in directions for column in columns]
+    print(f"| network | {' | '.join(both)} |\n|---|{'--:|' * len(both)}")
     for network in options.networks:
         size = tuple(options.size) if options.size else None
-        print(by_clip(network, options.clip, options.frames, size, options.iterations), flush=True)
+        row = by_clip(network, options.clip, options.frames, size, options.iterations, tuple(directions.values()))
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from fleetflow import FleetflowError
@@ -158,6 +159,24 @@ def test_the_command(tmp_path, capsys):
     assert "b.mp4" in bad["problem"] and not bad["camera"]
     assert Image.open(tmp_path / "m.png").size[0] > 500
     assert cli.main(["motion", str(tmp_path), "-o", str(tmp_path / "m.txt")]) == 1
+
+
+def test_clips_side_by_side_give_the_same_table(tmp_path):
+    for number in range(3):
+        with VideoWriter(tmp_path / "clips" / f"{number}.mp4", 12) as writer:
+            for frame in filmed([(300 + (number + 1) * k, 150) for k in range(5)]):
+                writer.write(frame)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            words = [str(tmp_path / "clips"), "-o", str(tmp_path / f"{count}.csv"), "--threads", str(count)]
+            assert cli.main(["motion", *words]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert (tmp_path / "1.csv").read_text() == (tmp_path / "2.csv").read_text()
+    rows = list(csv.DictReader(open(tmp_path / "2.csv")))
+    pans = [float(row["pan_x"]) for row in rows]
+    assert [row["clip"][-5] for row in rows] == ["0", "1", "2"] and pans[0] > pans[1] > pans[2]
 
 
 def test_a_sheet_has_rows_of_six():

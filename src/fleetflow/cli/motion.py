@@ -34,12 +34,15 @@ def motion(
         sheet: also a picture .png or .jpg with a thumbnail of each clip under its figures.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: of the convolutions; auto takes bf16 where the processor has units for it.
-        threads: 0 takes all.
+        threads: on the processor as many clips are scored at a time; 0 takes all.
 
     Examples:
         fleetflow motion clip.mp4 -o motion.csv
         fleetflow motion clip.mp4 -o motion.json --sheet motion.png
     """
+    from concurrent.futures import ThreadPoolExecutor
+    from functools import partial
+
     from fleetflow.inference.device import use_threads
     from fleetflow.inference.predictor import Predictor
     from fleetflow.io.images import check_suffix, write_image
@@ -55,9 +58,8 @@ def motion(
     use_threads(threads)
     network = _classical(model) if model == "dis" else Predictor(model, device=device, precision=precision)
     rows, thumbnails = [], []
-    with bar("motion", unit="clips") as progress:
-        for number, video in enumerate(videos, 1):
-            row, picture = scores.row_of(video, network)
+    with bar("motion", unit="clips") as progress, ThreadPoolExecutor(_at_a_time(network, len(videos))) as pool:
+        for number, (row, picture) in enumerate(pool.map(partial(scores.row_of, network=network), videos), 1):
             rows.append(row)
             thumbnails.append(picture if sheet is not None else None)
             progress((number, len(videos)))
@@ -85,6 +87,21 @@ def _videos(clips: tuple[Path, ...]) -> list[Path]:
     if not videos:
         raise FleetflowError(f"{clips[0]} holds no video; give videos, or a folder of videos")
     return videos
+
+
+def _at_a_time(network, clips: int) -> int:
+    """How many clips are scored side by side. Their pictures are too small for threads to share one."""
+    import torch
+
+    from fleetflow.inference.exported import ExportedModel
+    from fleetflow.inference.predictor import Predictor
+
+    if not isinstance(network, Predictor) or network.device.type != "cpu" or isinstance(network.model, ExportedModel):
+        return 1  # OpenCV's object, a GPU or another runtime is one for all
+    threads = torch.get_num_threads()
+    count = min(threads, clips)
+    torch.set_num_threads(threads // count)
+    return count
 
 
 def _classical(name: str):
