@@ -374,6 +374,30 @@ def test_a_live_stream(videos):
             fleetflow.read_video(camera)
     with pytest.raises(FleetflowError, match="live and cannot be cut"):
         fleetflow.read_video("tcp://127.0.0.1:1", every=2)
+    with pytest.raises(FleetflowError, match=r"^tcp://127.0.0.1:1 cannot be opened \(.*\); check that it is there$"):
+        fleetflow.read_video("tcp://127.0.0.1:1")
+
+
+def test_a_live_stream_without_pictures(tmp_path):
+    with av.open(str(tmp_path / "a.ts"), "w") as container:
+        stream = container.add_stream("mp2", rate=48_000, layout="mono")
+        for start in range(0, 48_000, 1152):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, start, Fraction(1, 48_000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def send() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall((tmp_path / "a.ts").read_bytes())
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        with pytest.raises(FleetflowError, match=r"^tcp://.* sends no picture that can be decoded"):
+            fleetflow.read_video(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
 
 
 def test_a_live_clock_never_goes_back(videos):

@@ -11,11 +11,11 @@ FREE = 2**28  # bytes that any file may unpack to if its coding allows it
 PACKED = 100  # beyond that: bytes that one byte of the file may stand for; real pictures and flows stay under 20
 
 
-def check_size(path: Path, height: int, width: int, needed: int = 0, present: int = 0, packing: int = 1) -> None:
+def check_size(path: Path | str, height: int, width: int, needed: int = 0, present: int = 0, packing: int = 1) -> None:
     """Refuses a size that is not allowed, or that the file cannot hold.
 
     Args:
-        path: the file, for the message.
+        path: the file, or what else it is, for the message.
         height: pixels, as the header claims.
         width: pixels, as the header claims.
         needed: bytes that so many pixels take when unpacked.
@@ -33,7 +33,7 @@ def check_size(path: Path, height: int, width: int, needed: int = 0, present: in
     check_unpacked(path, needed, present)
 
 
-def check_unpacked(path: Path, needed: int, present: int) -> None:
+def check_unpacked(path: Path | str, needed: int, present: int) -> None:
     """Refuses what `check_size` calls a trap, where there are no pixels to count; arguments as there."""
     if needed > FREE and needed > present * PACKED:
         raise FleetflowError(

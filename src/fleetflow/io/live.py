@@ -5,14 +5,13 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from fleetflow.io.atomic import reading, reason
+from fleetflow.io.atomic import reason
 from fleetflow.io.display import displayed
 from fleetflow.io.frame import Frame, as_frame
 from fleetflow.io.limits import check_size
@@ -43,12 +42,19 @@ class LiveReader:
 
     def __init__(self, source: int | str):
         self.name, self.problem = f"camera {source}" if isinstance(source, int) else source, None
-        with reading(Path(self.name), "a live video"):
+        try:
             self._container = _opened(source)
-            stream = self._container.streams.video[0]
-            self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
-            self.height, self.width = stream.height, stream.width
-            check_size(Path(self.name), self.height, self.width)
+        except FFmpegError as error:
+            raise FleetflowError(f"{self.name} cannot be opened ({reason(error)}); check that it is there") from error
+        streams = self._container.streams.video
+        if not streams or not streams[0].height:
+            self.close()
+            raise FleetflowError(
+                f"{self.name} sends no picture that can be decoded; check what it sends, and try again"
+            )
+        self.fps = Fraction(streams[0].average_rate or streams[0].guessed_rate or 25)
+        self.height, self.width = streams[0].height, streams[0].width
+        check_size(self.name, self.height, self.width)
 
     def __iter__(self) -> Iterator[Frame]:
         step = 1 / float(self.fps)
