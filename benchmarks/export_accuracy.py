@@ -60,15 +60,18 @@ def exported(network: str, folder: Path) -> tuple[Path, dict]:
 
 def quantized(onnx: Path, said: dict, name: str, pairs: list, chosen: Callable[[str], bool] | None) -> Path:
     """Returns an int8 file, in which the convolutions are quantized that `chosen` says; None: those of the library."""
-    file, ours = onnx.with_name(f"{onnx.stem}_{name.replace(' ', '_')}.xml"), quantize._is_quantized
+    file, ours = onnx.with_name(f"{onnx.stem}_{name.replace(' ', '_')}.xml"), (quantize._is_quantized, quantize.reach)
     if chosen:
         convolutions = ("Convolution", "GroupConvolution")
-        quantize._is_quantized = lambda node: node.get_type_name() in convolutions and chosen(node.get_friendly_name())
+        quantize._is_quantized = lambda node: (
+            node.get_type_name() in convolutions and chosen(node.get_friendly_name()) and not quantize.reads_parts(node)
+        )
+        quantize.reach = lambda *given: {place: value for place, value in ours[1](*given).items() if chosen(place)}
     try:
         if not file.is_file():
             write_openvino(onnx, file, said, int8_pairs=pairs)
     finally:
-        quantize._is_quantized = ours
+        quantize._is_quantized, quantize.reach = ours
     return file
 
 

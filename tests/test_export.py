@@ -27,7 +27,7 @@ from fleetflow.models.weights import load
 from fleetflow.ops.all_pairs import all_pairs, lookup
 from fleetflow.ops.correlation import local_correlation
 from fleetflow.ops.dilated_correlation import dilated_correlation
-from fleetflow.ops.subtract_mean import mean_color
+from fleetflow.ops.subtract_mean import mean_color, subtract_mean
 from fleetflow.ops.warp import warp
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
@@ -49,6 +49,8 @@ def test_forms_compute_what_operators_define(size):
         (dilated_correlation, (one, two, 20, 2)),
         (warp, (one, flow)),
         (mean_color, (one, two)),
+        (subtract_mean, (one, mean_color(one, two))),
+        (subtract_mean, (two.to(memory_format=torch.channels_last), random(4, 5))),
         (resize, (flow, (4 * size[0], 4 * size[1]))),
         (resize, (flow, (size[0] + 5, 3 * size[1]))),
     ]
@@ -157,6 +159,19 @@ def test_the_gate_closes(kind, exported, network, tmp_path, monkeypatch):
     assert ("the first layer that differs is leaky_relu;" in str(raised.value)) == (kind == "colors"), raised.value
 
 
+def test_a_flow_of_zero_proves_nothing(network, tmp_path):
+    """A file of zeros would be equal to such a network, whatever else is in it."""
+    still = copy.deepcopy(network)
+    for name in ("conv12", "conv13", "conv14", "conv15", "conv16"):
+        getattr(still, name)[4].weight.data.zero_()
+    with pytest.raises(FleetflowError, match="own flow is 0 px in the mean"):
+        write.export(still, tmp_path / "still.onnx", network="lightflow_050", sizes=SMALL)
+    assert list(tmp_path.iterdir()) == []
+    short = parity.Row("footage", (1, 128, 192), 1, flow=0.002, largest=0.009, p999=0.004, mean=9e-4, epe=None)
+    limit = parity.LIMITS["fp32"]
+    assert not parity.passes([short], limit) and parity.passes([short._replace(flow=2.0)], limit)
+
+
 def test_without_torch(exported):
     code = (
         "import sys\n"
@@ -182,13 +197,21 @@ def block(language: str) -> str:
     return re.search(rf"```{language}\n(.*?)```", guide, flags=re.S)[1]
 
 
+def with_onnxruntime_node(folder: Path) -> bool:
+    """Whether scripts in the folder find onnxruntime-node; `make test-all` fetches it there, 290 MB."""
+    if not shutil.which("node"):
+        return False
+    if SLOW and shutil.which("npm"):
+        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "onnxruntime-node@1.30.0"]
+        subprocess.run(command, cwd=folder, capture_output=True, timeout=300)
+    return (
+        subprocess.run(["node", "-e", "require('onnxruntime-node')"], cwd=folder, capture_output=True).returncode == 0
+    )
+
+
 def test_the_javascript_of_the_guide(exported, tmp_path):
-    """Set NODE_PATH to the node_modules in which onnxruntime-node lies."""
-    if (
-        not shutil.which("node")
-        or subprocess.run(["node", "-e", "require('onnxruntime-node')"], capture_output=True).returncode
-    ):
-        pytest.skip("needs node, and npm install onnxruntime-node")
+    if not with_onnxruntime_node(tmp_path):
+        pytest.skip("needs node, npm and FLEETFLOW_SLOW=1, or NODE_PATH with onnxruntime-node in it")
     images = pictures()
     for name, image in zip("ab", images):
         (tmp_path / name).write_bytes(image.tobytes())
@@ -215,6 +238,10 @@ def test_openvino(network, tmp_path):
     if not bfloat16():  # OpenVINO would compute in float32 and say nothing
         with pytest.raises(FleetflowError, match="this processor has no bfloat16"):
             Session(file, precision="bf16")
+    (tmp_path / "cut.xml").write_bytes(file.read_bytes()[:-20])
+    shutil.copy(file.with_suffix(".bin"), tmp_path / "cut.bin")
+    with pytest.raises(FleetflowError, match="cut off"):
+        Session(tmp_path / "cut.xml")
     file.with_suffix(".bin").unlink()
     with pytest.raises(FleetflowError, match="light.bin is missing"):
         Session(file)
@@ -295,6 +322,9 @@ def test_errors_are_one_line(exported, network, tmp_path):
     model.metadata_props.add(key="fleetflow", value=json.dumps({**session.about, "format": 2, "version": "9.0"}))
     newer = tmp_path / "newer.onnx"
     onnx.save(model, str(newer))
+    model.metadata_props[0].value = "[1]"
+    other = tmp_path / "other.onnx"
+    onnx.save(model, str(other))
     half = tmp_path / "half.onnx"
     half.write_bytes(newer.read_bytes()[:100_000])
     archive, alone = tmp_path / "half.pt2", tmp_path / "alone.pte"
@@ -312,6 +342,9 @@ def test_errors_are_one_line(exported, network, tmp_path):
         (lambda: Session(wrong), "cannot be opened by ONNX Runtime"),
         (lambda: Session(foreign), "was not written by fleetflow export"),
         (lambda: Session(newer), "fleetflow 9.0, a newer one than this"),
+        (lambda: Session(other), "was not written by fleetflow export"),
+        (lambda: Session(exported.files[0], threads=-1), "threads is -1"),
+        (lambda: session(image[None][:0], image[None][:0]), "no pair"),
         (lambda: Session(half), "cannot be opened by ONNX Runtime"),
         (lambda: Session(archive), "cannot be read as an exported program"),
         (lambda: Session(alone), "alone.pte.json is missing"),
@@ -384,6 +417,8 @@ def test_parts(name, tmp_path):
     model = plain(load(name))
     write.export(model, tmp_path / "parts", network=name, sizes=SMALL, iterations=4, parts=True)
     session = Session(tmp_path / "parts")
+    with pytest.raises(FleetflowError, match="one of three parts"):
+        Session(tmp_path / "parts" / "encode.onnx")
     found = session.predict(*pictures())
     assert found.iterations == 4 and session.predict(*pictures(), tolerance=10.0).iterations == 1
     warm = session.predict(*pictures(), found, iterations=1)

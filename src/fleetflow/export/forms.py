@@ -18,20 +18,22 @@ from fleetflow.ops import all_pairs as pairs
 from fleetflow.ops import correlation, dilated_correlation, subtract_mean, warp
 from fleetflow.ops.all_pairs import AllPairs, pooled
 
-BLOCK = 16  # pixels of a row that share one matrix product; of 8, 16, 32 and 64 the fastest in both runtimes
+TILE = 8  # pixels a side that share one product of a local correlation; of 4 and 8 the faster in both runtimes
+BLOCK = 16  # pixels of a row that share one of a dilated correlation; of 8, 16, 32 and 64 the fastest in both
 FAR = 16384.0  # pixels: a flow that leaves every picture
 FOURFOLD = 4  # the stride of the finest flow of FastFlowNet, PWC-Net, FlowNet2 and others
 
 
-def _correlations(features1: Tensor, features2: Tensor, reach: int, stride: int, keep: Sequence[int]) -> Tensor:
-    """Returns [N, K, H, W]: means over channels for displacements from -reach to reach, `stride` apart, those of `keep`.
+def dilated_correlation_form(features1: Tensor, features2: Tensor, radius: int, stride: int) -> Tensor:
+    """Returns what `ops.dilated_correlation.dilated_correlation` defines, [N, K, H, W].
 
     A block of BLOCK pixels of a row is multiplied with the BLOCK + 2 reach pixels around it in each row of frame2. In
     the product [BLOCK, width] pixel t finds its displacements at t, t + stride, ...: one gather for each row, by numbers
     that are the same for all blocks. Displacements end up innermost, as the convolution behind wants them.
     """
     count, channels, height, width = features1.shape
-    side, wide = 2 * (reach // stride) + 1, BLOCK + 2 * reach
+    reach = radius // stride * stride
+    side, wide = 2 * (radius // stride) + 1, BLOCK + 2 * reach
     blocks = (width + BLOCK - 1) // BLOCK
     more = blocks * BLOCK - width
     tails = -(-2 * reach // BLOCK)  # blocks that hold what lies to the right of a block's own pixels
@@ -42,26 +44,44 @@ def _correlations(features1: Tensor, features2: Tensor, reach: int, stride: int,
     parts[-1] = parts[-1][:, :, :, : 2 * reach - (tails - 1) * BLOCK]
     around = torch.cat(parts, 3)  # [N, H + 2 reach, blocks, BLOCK + 2 reach, C]
     rows = []
-    for row in sorted({k // side for k in keep}):
-        wanted = [stride * (k % side) for k in keep if k // side == row]
-        places = torch.tensor([at * wide + at + k for at in range(BLOCK) for k in wanted])
+    places = torch.tensor([at * wide + at + stride * k for at in range(BLOCK) for k in range(side)])
+    for row in range(side):
         product = (first @ around[:, stride * row : stride * row + height].mT).flatten(3)
-        rows.append(product.index_select(3, places).reshape(count, height, blocks * BLOCK, len(wanted)))
+        rows.append(product.index_select(3, places).reshape(count, height, blocks * BLOCK, side))
     return torch.cat(rows, 3)[:, :, :width].permute(0, 3, 1, 2)
 
 
+def _moved(x: Tensor, *axes: int) -> Tensor:
+    """The tensor with its axes in another order, copied: a view has strides, by which open sizes would be decided on."""
+    return x.permute(axes).clone(memory_format=torch.contiguous_format)
+
+
 def local_correlation(features1: Tensor, features2: Tensor, radius: int, keep: Sequence[int] | None = None) -> Tensor:
-    """Returns what `ops.correlation.local_correlation` defines, [N, K, H, W]."""
-    every = range((2 * radius + 1) ** 2)
-    if keep is None or list(keep) == sorted(keep):  # rows follow one another
-        return _correlations(features1, features2, radius, 1, every if keep is None else keep)
-    return _correlations(features1, features2, radius, 1, every).index_select(1, torch.tensor(list(keep)))
+    """Returns what `ops.correlation.local_correlation` defines, [N, K, H, W].
 
-
-def dilated_correlation_form(features1: Tensor, features2: Tensor, radius: int, stride: int) -> Tensor:
-    """Returns what `ops.dilated_correlation.dilated_correlation` defines, [N, K, H, W]."""
-    side = 2 * (radius // stride) + 1
-    return _correlations(features1, features2, radius // stride * stride, stride, range(side * side))
+    One product for each tile of TILE x TILE pixels, with all pixels of frame2 that are near enough to one of them; in it
+    the numbers of a pixel are found by one gather, whose places are the same for all tiles.
+    """
+    count, channels, height, width = features1.shape
+    rows, columns = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    down, right, side, shifts = rows * TILE - height, columns * TILE - width, TILE + 2 * radius, 2 * radius + 1
+    first = F.pad(features1 / channels, (0, right, 0, down)).reshape(count, channels, rows, TILE, columns, TILE)
+    first = _moved(first, 0, 2, 4, 1, 3, 5).reshape(count, rows * columns, channels, TILE * TILE)
+    second = _moved(F.pad(features2, (radius, radius + right, radius, radius + down)), 0, 2, 3, 1)
+    wide = columns * TILE + 2 * radius
+    corners = (torch.arange(rows)[:, None] * wide + torch.arange(columns)).flatten() * TILE
+    window = (torch.arange(side)[:, None] * wide + torch.arange(side)).flatten()
+    around = second.reshape(count, -1, channels).index_select(1, (corners[:, None] + window).flatten())
+    product = around.reshape(count, rows * columns, side * side, channels) @ first
+    wanted = range(shifts * shifts) if keep is None else keep
+    places = [
+        ((y + k // shifts) * side + x + k % shifts) * TILE * TILE + y * TILE + x
+        for y in range(TILE) for x in range(TILE) for k in wanted
+    ]  # fmt: skip
+    found = product.flatten(2).index_select(2, torch.tensor(places))
+    found = _moved(found.reshape(count, rows, columns, TILE, TILE, len(wanted)), 0, 1, 3, 2, 4, 5)
+    found = found.reshape(count, rows * TILE, columns * TILE, len(wanted))[:, :height, :width]
+    return found.permute(0, 3, 1, 2)  # displacements innermost, as the convolution behind wants them
 
 
 def warp_form(features: Tensor, flow: Tensor) -> Tensor:
@@ -145,6 +165,11 @@ def mean_color(frame1: Tensor, frame2: Tensor) -> Tensor:
     return (mean + (rows - mean).mean(3, keepdim=True)).mean(0)
 
 
+def less_mean(frame: Tensor, mean: Tensor) -> Tensor:
+    """Returns what `ops.subtract_mean.subtract_mean` defines: runtimes choose the layout, and need no view as rows."""
+    return frame - mean.reshape(-1, frame.shape[1], 1, 1)
+
+
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns what `models.base.resize` defines.
 
@@ -170,6 +195,7 @@ FORMS: dict[Callable, Callable] = {
     pairs.all_pairs: all_pairs,
     pairs.lookup: lookup,
     subtract_mean.mean_color: mean_color,
+    subtract_mean.subtract_mean: less_mean,
     base.resize: resize,
 }
 

@@ -17,6 +17,7 @@ from fleetflow.models.base import FlowModel
 from fleetflow.types import FleetflowError
 
 ODD = ((133, 171), (190, 251))  # heights and widths, multiples of nothing, for files that take any
+SEEN = 1e-3  # pixels, mean length: a network whose flow is shorter predicts zero, and proves nothing of its file
 FILMED = ("pan",)  # the class of footage that files are tried on: everything moves, through a camera and a codec
 
 
@@ -42,6 +43,7 @@ class Row(NamedTuple):
         pair: what was compared.
         size: pairs, height, width.
         call: number of the call with these pictures, from 1 on.
+        flow: mean length of the network's flow, pixels.
         largest, p999, mean: distance of the flows, pixels; p999 is the 99.9th percentile.
         epe: end-point error of the exported file against the truth, less that of the network; None without truth.
     """
@@ -49,6 +51,7 @@ class Row(NamedTuple):
     pair: str
     size: tuple[int, int, int]
     call: int
+    flow: float
     largest: float
     p999: float
     mean: float
@@ -85,13 +88,14 @@ def compare(session: Session, model: FlowModel, sizes: Sizes, iterations: int | 
         frames = [torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255 for image in (image1, image2)]
         with torch.inference_mode():
             expected = model(*frames, iterations=iterations).flow.permute(0, 2, 3, 1).float().numpy()
+        length = float(np.linalg.norm(expected, axis=-1).mean())
         for call in (1, 2):
             found = session(image1, image2)
             apart = np.linalg.norm(found - expected, axis=-1)
             apart = np.where(np.isfinite(apart), apart, np.inf)
             change = None if truth is None else float(_epe(found, truth) - _epe(expected, truth))
             largest, p999 = float(apart.max()), float(np.quantile(apart, 0.999))
-            rows.append(Row(name, image1.shape[:3], call, largest, p999, float(apart.mean()), change))
+            rows.append(Row(name, image1.shape[:3], call, length, largest, p999, float(apart.mean()), change))
     return rows
 
 
@@ -101,15 +105,20 @@ def _epe(flow: np.ndarray, truth: np.ndarray) -> float:
 
 def passes(rows: list[Row], limit: Limit) -> bool:
     """Returns whether all rows keep the limit."""
-    return all(row.largest <= limit.largest and row.mean <= limit.mean for row in rows)
+    return all(row.largest <= limit.largest and row.mean <= allowed(row, limit) for row in rows)
 
 
-COLUMNS = ["pair", "size", "call", "largest, px", "99.9 %", "mean", "EPE, change"]
+def allowed(row: Row, limit: Limit) -> float:
+    """Returns the largest mean distance in pixels: less for flows under a pixel, to which a file of zeros would be near."""
+    return limit.mean * min(1.0, row.flow)
+
+
+COLUMNS = ["pair", "size", "call", "flow, px", "largest", "99.9 %", "mean", "EPE, change"]
 
 
 def cells(row: Row) -> list[str]:
     """Returns the row as text, one cell for each of COLUMNS."""
-    numbers = [f"{value:.2e}" for value in (row.largest, row.p999, row.mean)]
+    numbers = [f"{row.flow:.2g}", *(f"{value:.2e}" for value in (row.largest, row.p999, row.mean))]
     epe = "" if row.epe is None else f"{row.epe:+.1e}"
     return [row.pair, "x".join(map(str, row.size)), str(row.call), *numbers, epe]
 
@@ -128,16 +137,22 @@ def check(
         where: asked for the first layer that differs on a pair; None where the runtime cannot tell.
 
     Raises:
-        FleetflowError: where it is not equal. The caller removes the file.
+        FleetflowError: where it is not equal, and where the network's own flow is zero. The caller removes the file.
     """
     rows = compare(Session(path, precision="bf16" if kind == "bf16" else None), model, sizes, iterations)
     limit = LIMITS[kind]
+    if any(row.flow < SEEN for row in rows):
+        least = min(rows, key=lambda row: row.flow)
+        raise FleetflowError(
+            f"the network's own flow is {least.flow:.2g} px in the mean ({least.pair}), so any file of zeros would equal "
+            f"it; expected {SEEN:g} px or more: give trained weights; nothing was written"
+        )
     if not passes(rows, limit):
-        worst = max(rows, key=lambda row: row.mean if limit.largest == float("inf") else row.largest)
+        worst = max(rows, key=lambda row: max(row.largest / limit.largest, row.mean / allowed(row, limit)))
         layer = where(worst.pair)
         raise FleetflowError(
             f"{path.name} is not equal to the network: {worst.largest:.3g} px apart at most, {worst.mean:.3g} in the mean "
-            f"({worst.pair}, {'x'.join(map(str, worst.size))}); allowed are {limit.largest:g} and {limit.mean:g}"
+            f"({worst.pair}, {'x'.join(map(str, worst.size))}); allowed are {limit.largest:g} and {allowed(worst, limit):.3g}"
             f"{f'; the first layer that differs is {layer}' if layer else ''}; nothing was written"
         )
     return rows

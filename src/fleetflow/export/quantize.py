@@ -1,20 +1,19 @@
-"""int8 with OpenVINO: convolutions are quantized by NNCF, all that decides where something is stays in float.
+"""int8 with OpenVINO: convolutions are quantized, all that decides where something is stays in float.
 
 A flow head writes pixels: 8 bits for a range of 100 px are steps of 0.8 px. Warps, correlations and the enlargement of
-flows read or write positions. What is put side by side (a correlation, features, a flow) has no range in common: on the
-validation part of footage, FastFlowNet's decoders lose 0.81 px by their first convolution in int8, and at most 0.14 px by
-any other kind. So only convolutions are quantized that have more than FEW outputs and do not read a concatenation.
-(Splitting these into sums of convolutions, each with a range of its own, leaves a loss of 0.57 px for the network.)
+flows read or write positions, so convolutions that read or write a flow stay in float. What reads a concatenation is
+quantized by us, part by part (`int8_graph`), all others by NNCF.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from fleetflow.export.int8_graph import FEW, channels_of, quantize_parts, reach, reads_parts, shuffle_by_weights
 from fleetflow.export.onnx import require
 
-FEW = 4  # outputs of a convolution that writes a flow (2), or a flow and something else
-MOVES = ("Reshape", "Transpose")  # a channel shuffle: what it moves may be int8 already
+FLOW = 2  # channels of a flow; a picture has three
+MOVES = ("Reshape", "Transpose", "ShuffleChannels")  # of channels: what is moved may be int8 already
 
 
 def quantized(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]):
@@ -27,8 +26,9 @@ def quantized(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]):
     require("nncf", extra="openvino")
     import nncf
 
+    known = reach(model, pairs)
     kept = [node.get_friendly_name() for node in model.get_ops() if not _is_quantized(node)]
-    return nncf.quantize(
+    model = nncf.quantize(
         model,
         nncf.Dataset(list(pairs), lambda pair: list(pair)),
         subset_size=len(pairs),
@@ -36,14 +36,15 @@ def quantized(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]):
         preset=nncf.QuantizationPreset.MIXED,  # activations behind a leaky ReLU are mostly positive
         fast_bias_correction=True,
     )
+    quantize_parts(model, known)
+    shuffle_by_weights(model)
+    return model
 
 
 def _is_quantized(node) -> bool:
-    """Whether an operation is a convolution that may be int8, or may stand between two."""
+    """Whether NNCF may quantize an operation: a convolution that neither reads nor writes a flow, nor reads parts."""
     if node.get_type_name() in MOVES:
         return True
-    if node.get_type_name() not in ("Convolution", "GroupConvolution"):
+    if node.get_type_name() not in ("Convolution", "GroupConvolution") or reads_parts(node):
         return False
-    source = node.input_value(0).get_node()
-    side_by_side = source.get_type_name() == "Concat" and source.get_attributes()["axis"] in (1, -3)
-    return not side_by_side and node.get_output_partial_shape(0)[1].get_length() > FEW
+    return channels_of(node.input_value(0)) > FLOW and channels_of(node.output(0)) > FEW

@@ -18,6 +18,7 @@ from fleetflow.types import FleetflowError
 KEY = "fleetflow"  # of our entry in a file's metadata
 FORMAT = 1  # of that entry and of the inputs and outputs; files of a higher one are not opened
 PARTS = ("encode", "step", "decode")
+MOST_THREADS = 1024  # a runtime makes as many as it is told, and the system may not have them
 SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
 
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
@@ -61,6 +62,8 @@ class Session:
             FleetflowError: for a missing, damaged, foreign or newer file, a runtime that is missing or lacks an operator,
                 and "bf16" on a processor without it.
         """
+        if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+            raise FleetflowError(f"threads is {threads}; expected a number from 0 to {MOST_THREADS}")
         self.path = Path(path)
         self._how = {"threads": threads, "precision": precision}
         self.parts: dict[str, Run] = {}
@@ -71,6 +74,8 @@ class Session:
             self.about = opened["encode"][1]
         else:
             self.run, self.about = _open(self.path, threads, precision)
+            if "part" in self.about:
+                raise FleetflowError(f"{path} is one of three parts of a network; give the folder that it lies in")
 
     def __reduce__(self) -> tuple:
         """A copy, or another process, opens the file again."""
@@ -161,11 +166,13 @@ def _described(path: Path, text: str | dict) -> dict:
     """What a file says of itself, the JSON of its entry; raises FleetflowError for files that this version does not know."""
     try:
         about = json.loads(text) if isinstance(text, str) else dict(text)
-        if not {"network", "sizes", "version"} <= about.keys():
+        if not {"network", "sizes", "version"} <= about.keys() or int(about.get("format", FORMAT)) < 1:
             raise ValueError
-    except (ValueError, TypeError):
+        if not {"height", "width", "batch", "least"} <= about["sizes"].keys():
+            raise ValueError
+    except (ValueError, TypeError, AttributeError):
         raise FleetflowError(f"{path} was not written by fleetflow export: its metadata lacks our entry") from None
-    if about.get("format", FORMAT) > FORMAT:
+    if int(about.get("format", FORMAT)) > FORMAT:
         raise FleetflowError(
             f"{path} was written by fleetflow {about['version']}, a newer one than this: update fleetflow"
         )
@@ -194,6 +201,9 @@ def _open_openvino(path: Path, threads: int, precision: str | None) -> tuple[Run
         raise FleetflowError("openvino is not installed; run pip install openvino") from None
     if not path.with_suffix(".bin").is_file():
         raise FleetflowError(f"{path.with_suffix('.bin')} is missing; lay it beside {path.name}, or export again")
+    text = path.read_bytes().rstrip()
+    if not text.startswith(b"<?xml") or not text.endswith(b"</net>"):  # OpenVINO's readers print what they think of it
+        raise FleetflowError(f"{path} cannot be opened by OpenVINO (it is cut off, or no .xml of a network)")
     with _opening(path, "OpenVINO"):
         core = openvino.Core()
         model = core.read_model(str(path))
@@ -271,6 +281,8 @@ def _pictures(image1: np.ndarray, image2: np.ndarray, about: dict, path: Path) -
         )
     if sizes["height"] is None and min(height, width) < sizes["least"]:
         raise FleetflowError(f"{path} takes pictures from {sizes['least']} pixels on, these are {height}x{width}")
+    if count < 1:
+        raise FleetflowError(f"{path} was given no pair; expected uint8 [H, W, 3] RGB, or [N, H, W, 3] from N = 1 on")
     if sizes["batch"] is not None and count != sizes["batch"]:
         raise FleetflowError(f"{path} takes {sizes['batch']} pair at once, these are {count}: give one after another")
     return images

@@ -57,7 +57,8 @@ class Loaded:
                 self.run = torch._inductor.aoti_load_package(str(path))
                 extra = self.run.loader.get_metadata()
             else:
-                self.run = torch.export.load(path, extra_files=extra).module()
+                with quiet():  # it logs what it raises
+                    self.run = torch.export.load(path, extra_files=extra).module()
         except FleetflowError:
             raise
         except Exception as error:  # a foreign or damaged archive raises many things
