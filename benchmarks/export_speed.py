@@ -33,9 +33,11 @@ from fleetflow.types import FleetflowError
 Predict = Callable[[np.ndarray, np.ndarray], object]
 
 
-def written(network: str, model: FlowModel, sizes: Sizes, folder: Path, compiler: bool) -> dict[str, Path]:
+def written(
+    network: str, model: FlowModel, sizes: Sizes, folder: Path, compiler: bool, int8: bool
+) -> dict[str, Path]:  # fmt: skip
     """Returns the files of a network by their endings; those that the folder lacks are written."""
-    endings = (".onnx", ".xml", "_int8.xml", *([".pt2"] if compiler else []))
+    endings = (".onnx", ".xml", *(["_int8.xml"] if int8 else []), *([".pt2"] if compiler else []))
     files = {ending: folder / f"{network}_{sizes.height}x{sizes.width}{ending}" for ending in endings}
     said = {"network": network, "version": "", "sizes": sizes._asdict(), "iterations": model.iterations}
     if not all(files[ending].is_file() for ending in endings if ending in (".onnx", ".pt2")):
@@ -45,26 +47,30 @@ def written(network: str, model: FlowModel, sizes: Sizes, folder: Path, compiler
             write_compiled(program, files[".pt2"], said)
     if not files[".xml"].is_file():
         write_openvino(files[".onnx"], files[".xml"], said)
-    if not files["_int8.xml"].is_file():
+    if int8 and not files["_int8.xml"].is_file():
         write_openvino(files[".onnx"], files["_int8.xml"], said, int8_pairs=calibration.pairs("footage", sizes))
     return files
 
 
-def ways(network: str, sizes: Sizes, threads: int, folder: Path, compiler: bool) -> Iterator[tuple[str, Predict]]:
+def ways(
+    network: str, sizes: Sizes, threads: int, folder: Path, compiler: bool, int8: bool
+) -> Iterator[tuple[str, Predict]]:  # fmt: skip
     """Yields the name of a way to compute a network, and the function."""
     try:
         model = load(network)
     except FleetflowError:
         model = load(network, weights=False)
     yield "torch, ours", Predictor(model, device="cpu")
-    files = written(network, model, sizes, folder, compiler)
+    files = written(network, model, sizes, folder, compiler, int8)
     yield "ONNX Runtime", Session(files[".onnx"], threads=threads)
     yield "OpenVINO, float32", Session(files[".xml"], threads=threads)
-    yield "OpenVINO, int8 and float32", Session(files["_int8.xml"], threads=threads)
+    if int8:
+        yield "OpenVINO, int8 and float32", Session(files["_int8.xml"], threads=threads)
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         yield "torch, ours, float32", Predictor(model, device="cpu", precision="fp32")
         yield "OpenVINO, bfloat16", Session(files[".xml"], threads=threads, precision="bf16")
-        yield "OpenVINO, int8 and bfloat16", Session(files["_int8.xml"], threads=threads, precision="bf16")
+        if int8:
+            yield "OpenVINO, int8 and bfloat16", Session(files["_int8.xml"], threads=threads, precision="bf16")
     if compiler:
         yield "AOTInductor", Session(files[".pt2"], threads=threads)
 
@@ -96,6 +102,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=40.0, help="of measuring for each network")
     parser.add_argument("--compiler", action="store_true", help="AOTInductor, too, which compiles for minutes")
+    parser.add_argument("--no-int8", action="store_true", help="no int8 files, which take minutes of large networks")
     parser.add_argument("--folder", type=Path, default=Path("exported"))
     parser.add_argument("--processor", action="store_true", help="processor time, for a machine that others use")
     parser.add_argument("--prepare", action="store_true")
@@ -109,11 +116,12 @@ def main() -> None:
     dis = method("dis")
     print("| network | computed by | ms | 95 % | times DIS |\n|---|---|--:|--:|--:|")
     for network in given.networks:
-        found = dict(ways(network, sizes, given.threads, given.folder, given.compiler)) | {"OpenCV DIS": dis}
+        every = ways(network, sizes, given.threads, given.folder, given.compiler, not given.no_int8)
+        found = {**dict(every), "OpenCV DIS": dis}
         if given.prepare:
             continue
         if given.profile:
-            for ending in (".xml", "_int8.xml"):
+            for ending in (".xml",) if given.no_int8 else (".xml", "_int8.xml"):
                 file = given.folder / f"{network}_{sizes.height}x{sizes.width}{ending}"
                 profile(file, given.threads, image1, image2)
             continue

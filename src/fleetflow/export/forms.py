@@ -65,8 +65,9 @@ def local_correlation(features1: Tensor, features2: Tensor, radius: int, keep: S
     count, channels, height, width = features1.shape
     rows, columns = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
     down, right, side, shifts = rows * TILE - height, columns * TILE - width, TILE + 2 * radius, 2 * radius + 1
-    first = F.pad(features1 / channels, (0, right, 0, down)).reshape(count, channels, rows, TILE, columns, TILE)
-    first = _moved(first, 0, 2, 4, 1, 3, 5).reshape(count, rows * columns, channels, TILE * TILE)
+    first = _moved(F.pad(features1 / channels, (0, right, 0, down)), 0, 2, 3, 1)  # as convolutions in int8 write it
+    first = _moved(first.reshape(count, rows, TILE, columns, TILE, channels), 0, 1, 3, 5, 2, 4)
+    first = first.reshape(count, rows * columns, channels, TILE * TILE)
     second = _moved(F.pad(features2, (radius, radius + right, radius, radius + down)), 0, 2, 3, 1)
     wide = columns * TILE + 2 * radius
     corners = (torch.arange(rows)[:, None] * wide + torch.arange(columns)).flatten() * TILE

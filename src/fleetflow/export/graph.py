@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbols
+from torch.nn.utils.parametrize import is_parametrized
 
 from fleetflow.deq import remove_norm
 from fleetflow.export.forms import for_runtimes
@@ -73,6 +74,11 @@ def plain(model: FlowModel) -> FlowModel:
     plain steps: a solver that looks at residuals (DEQ-Flow's) becomes plain iteration.
     """
     plain: Any = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in plain.modules():
+        if is_parametrized(module):  # a copy has the class of the model, which removing a norm changes
+            kind = type(module)
+            own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+            module.__class__ = type(kind.__name__, kind.__bases__, own)
     remove_norm(plain)
     if hasattr(plain, "memory_limit"):
         plain.memory_limit = UNLIMITED

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 FEW = 4  # channels of a flow (2), or of a flow and something else
-LEVELS = 255  # of a symmetric int8
+LEVELS = 255  # of symmetric weights
 
-Reach = dict[str, list[float]]  # convolution -> largest number in each part of what it reads
+Reach = dict[str, list[tuple[float, float]]]  # convolution -> smallest and largest number in each part of what it reads
 
 
 def reads_parts(node) -> bool:
@@ -28,7 +28,7 @@ def channels_of(value) -> int:
 
 
 def reach(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Reach:
-    """Returns how large the parts are that convolutions read: the largest number in a pair, and the mean of that."""
+    """Returns the range of the parts that convolutions read: smallest and largest number of a pair, means over pairs."""
     import openvino
     from openvino import opset13 as ops
 
@@ -37,16 +37,17 @@ def reach(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Reach:
     for node in filter(reads_parts, model.get_ordered_ops()):
         for part in node.input_value(0).get_node().input_values():
             places.append(node.get_friendly_name())
-            outputs.append(ops.result(ops.reduce_max(ops.abs(part), ops.constant(np.arange(4)), keep_dims=False)))
+            for reduce in (ops.reduce_min, ops.reduce_max):
+                outputs.append(ops.result(reduce(part, ops.constant(np.arange(4)), keep_dims=False)))
     if not outputs:
         return {}
-    largest = openvino.Core().compile_model(
+    ranges = openvino.Core().compile_model(
         openvino.Model(outputs, model.get_parameters(), "reach"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    found = [list(largest({"image1": one, "image2": two}).values()) for one, two in pairs]
+    found = [list(ranges({"image1": one, "image2": two}).values()) for one, two in pairs]
     known: Reach = {}
-    for place, value in zip(places, np.mean(found, 0)):
-        known.setdefault(place, []).append(float(value))
+    for place, (low, high) in zip(places, np.mean(found, 0).reshape(-1, 2)):
+        known.setdefault(place, []).append((float(low), float(high)))
     return known
 
 
@@ -60,6 +61,7 @@ def quantize_parts(model, known: Reach) -> None:
         if not any(channels_of(part) > FEW for part in parts) or channels_of(node.output(0)) <= FEW:
             continue
         weights, at = node.input_value(1).get_node().get_data().astype(np.float32), 0
+        zero = _zero([value for part, value in zip(parts, values) if channels_of(part) > FEW])
         wide, wide_weights, flows = [], [], []
         for part, value in zip(parts, values):
             own = weights[:, at : at + channels_of(part)]
@@ -67,10 +69,11 @@ def quantize_parts(model, known: Reach) -> None:
             if channels_of(part) <= FEW:
                 flows.append((part, own))
                 continue
-            value = np.float32(max(value, 1e-6))
-            limits = [ops.constant(limit) for limit in (-value, value, np.float32(-1), np.float32(1))]
-            wide.append(ops.fake_quantize(part, *limits, LEVELS))
-            wide_weights.append(own * value)
+            size = np.float32(max(value[1], -value[0] * (255 - zero) / max(zero, 1), 1e-6))
+            low = np.float32(-zero / (255 - zero))
+            limits = [ops.constant(limit) for limit in (low * size, size, low, np.float32(1))]
+            wide.append(ops.fake_quantize(part, *limits, 256))
+            wide_weights.append(own * size)
         how = {key: value for key, value in node.get_attributes().items() if key != "auto_broadcast"}
         seen = ops.concat(wide, 1) if len(wide) > 1 else wide[0]
         total = ops.convolution(seen, _quantized(np.concatenate(wide_weights, 1)), **how)
@@ -80,6 +83,12 @@ def quantize_parts(model, known: Reach) -> None:
         for reader in readers:
             reader.replace_source_output(total.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def _zero(values: list[tuple[float, float]]) -> int:
+    """Returns which of 256 levels is zero, one for all parts: as much below it as the most negative of them needs."""
+    share = max((max(-low, 0.0) / max(high - low, 1e-9) for low, high in values), default=0.5)
+    return min(round(255 * share), 127)
 
 
 def _quantized(weights: np.ndarray):
