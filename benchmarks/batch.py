@@ -3,6 +3,8 @@
     python benchmarks/batch.py --folder /tmp/clips
     python benchmarks/batch.py --folder /tmp/clips --ways local ray
     python benchmarks/batch.py --folder /tmp/clips --overhead
+    python benchmarks/batch.py --folder /tmp/clips --ways local --workers 1 --size 448 1024 --format kitti
+    python benchmarks/batch.py --folder /tmp/clips --ways local --workers 1 --size 720 1280 --frames 250 --do motion
     python benchmarks/batch.py --memory
 
 Clips are made once and kept in the folder. The ways take turns, each in a process of its own, so that loading torch and the
@@ -61,7 +63,7 @@ def write_clips(folder: Path, clips: int, frames: int, size: tuple[int, int]) ->
     return listed
 
 
-def one_process(listed: Path, output: Path, model: str, ends: list[float]) -> None:
+def one_process(listed: Path, output: Path, given: argparse.Namespace, ends: list[float]) -> None:
     """What a loop over `fleetflow predict` would do, with the network loaded once."""
     import torch
 
@@ -69,9 +71,9 @@ def one_process(listed: Path, output: Path, model: str, ends: list[float]) -> No
     from fleetflow.inference.predictor import Predictor
 
     torch.set_num_threads(1)
-    predictor = Predictor(model, device="cpu")
+    predictor = Predictor(given.model, device="cpu")
     for name in listed.read_text().split():
-        predict_video(predictor, listed.parent / name, output / Path(name).stem, ["npz"])
+        predict_video(predictor, listed.parent / name, output / Path(name).stem, [given.format])
         ends.append(time.time())
 
 
@@ -79,7 +81,7 @@ def a_batch(listed: Path, output: Path, given: argparse.Namespace, ends: list[fl
     from fleetflow.batch.run import batch
     from fleetflow.batch.task import Settings
 
-    settings = Settings(model=given.model, format=("npz",), device="cpu")
+    settings = Settings(given.do, given.model, (given.format,), device="cpu")
     progress = lambda _: ends.append(time.time())  # noqa: E731
     summary = batch(listed, output, settings, on=given.way, workers=given.workers, progress=progress)
     if summary.done != summary.items:
@@ -115,7 +117,8 @@ def compare(ways: dict[str, str], words: list[str], given: argparse.Namespace) -
     for kind in ("clock", "between", "processor"):
         for name in names:
             middle = statistics.median(each[name][kind] for each in rounds)
-            line = f"{kind}: {name}: {middle:.1f} s, {1000 * middle / given.clips:.1f} ms a clip"
+            clips = given.clips - (kind == "between")
+            line = f"{kind}: {name}: {middle:.1f} s, {1000 * middle / clips:.1f} ms a clip"
             for other in names[: names.index(name)]:
                 ratio = statistics.median(each[other][kind] / each[name][kind] for each in rounds)
                 line += f"; {ratio:.2f} times as fast as {other}"
@@ -129,6 +132,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--frames", type=int, default=25, help="of each clip")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 448))
+    parser.add_argument("--do", default="predict", help="of batches")
+    parser.add_argument("--format", default="npz", help="of predict")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["alone", "local"])
@@ -136,6 +141,8 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="lists of 1,000 and 100,000 items instead")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.do != "predict" and "alone" in given.ways and not given.way:
+        parser.error("one process alone can predict only; give --ways local")
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fleetflow-batch-"))
     output = Path(tempfile.mkdtemp(dir=folder, prefix="out-")) if folder.exists() else folder / "out"
     try:
@@ -151,14 +158,15 @@ def main() -> None:
         if given.way:
             ends: list[float] = []
             if given.way == "alone":
-                one_process(listed, output, given.model, ends)
+                one_process(listed, output, given, ends)
             else:
                 a_batch(listed, output, given, ends)
             print(json.dumps(ends))
             return
         numbers = {"clips": given.clips, "frames": given.frames, "workers": given.workers}
         words = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
-        words += ["--folder", str(folder), "--model", given.model, "--size", *map(str, given.size)]
+        words += ["--folder", str(folder), "--size", *map(str, given.size)]
+        words += ["--model", given.model, "--do", given.do, "--format", given.format]
         compare({WAYS[way]: way for way in given.ways}, words, given)
     finally:
         shutil.rmtree(output, ignore_errors=True)

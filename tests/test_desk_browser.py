@@ -201,6 +201,8 @@ def test_a_clip_with_two_networks_time_and_tracks(address, open_page, tmp_path):
     compute(page)
     assert page.locator(".viewer").count() == 2
     assert len(set(page.locator("[data-role=scale-value]").all_inner_texts())) == 1, "colors mean two things"
+    commands = page.inner_text("#command").splitlines()
+    assert ["-m fastflownet -o flow_fastflownet" in commands[0], "-o flow_liteflownet2" in commands[1]] == [True, True]
     page.locator(".viewer canvas").first.click(position={"x": 150, "y": 120})
     page.wait_for_timeout(500)
     start = read(page)
@@ -249,7 +251,7 @@ def test_a_result_stays_alive_while_another_job_is_cancelled(address, open_page,
     page.locator("#size").fill("640 x 896")
     page.click("#run:not([disabled])")
     page.click("#cancel")
-    page.wait_for_selector("#state.bad:has-text('cancelled')")
+    page.wait_for_selector("#state:not(.bad):has-text('Cancelled')")
     assert page.is_enabled("#run") and not page.is_visible("#cancel")
     page.locator("#time").fill("1")
     page.wait_for_selector("#when:has-text('pair 2 of 3')")

@@ -43,7 +43,7 @@ class Request:
     def command(self, frames: int | None = None) -> str:
         """Returns the command line that computes the same flow. frames: of the clip, where it was cut."""
         names = [f"./{name}" if name.startswith("-") else name for name in self.names]
-        words = ["fleetflow", "predict", *names, "-m", self.network, "-o", "flow"]
+        words = ["fleetflow", "predict", *names, "-m", self.network, "-o", f"flow_{self.network}"]
         words += ["--frames", f":{frames}"] if frames else []
         words += ["--iterations", str(self.iterations)] if self.iterations else []
         words += ["--size", *map(str, self.size)] if self.size else []

@@ -2,6 +2,7 @@
 
 import { View, Viewer } from "./viewer.js";
 
+const CANCELLED = "Cancelled.";
 const find = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
 let base = ""; // of this tab's session: "sessions/KEY"
@@ -105,7 +106,7 @@ async function run(event) {
     for (const network of networks) {
       const { job } = await send(`${base}/jobs`, request(network));
       mine.jobs.push({ id: job, network, path: `${base}/jobs/${job}` });
-      if (mine.cancelled) throw new Error("cancelled");
+      if (mine.cancelled) throw new Error(CANCELLED);
     }
     for (const job of mine.jobs) await follow(job);
     await Promise.all(mine.jobs.map(async (job) => (job.result = await ask(job.path))));
@@ -115,7 +116,7 @@ async function run(event) {
     say([took, jobs[0].result.problem].filter(Boolean).join("; "));
   } catch (error) {
     dropJobs(mine.jobs);
-    say(error.message, true);
+    say(error.message, error.message !== CANCELLED);
   } finally {
     asked = null;
     busy();
@@ -127,7 +128,7 @@ const dropJobs = (some) => Promise.allSettled(some.map(({ path }) => ask(path, {
 function busy() {
   const on = Boolean(asked);
   find("run").disabled = on || !ready();
-  find("progress").hidden = find("cancel").hidden = !on;
+  find("busy").hidden = !on;
   find("progress").removeAttribute("value");
 }
 
@@ -140,10 +141,10 @@ function follow(job) {
       const { state, done, total, left, problem, ahead } = JSON.parse(data);
       if (total) find("progress").value = done / total;
       if (state === "waiting") say(`${job.network}: waiting, ${ahead} before it`);
-      if (state === "running") say(`${job.network}: pair ${done} of ${total ?? "?"}${left ? `, ${Math.ceil(left)} s left` : ""}`);
+      if (state === "running") say(`${job.network}: ${done} of ${total ?? "?"} pairs${left ? `, ${Math.ceil(left)} s left` : ""}`);
       if (state === "waiting" || state === "running") return;
       source.close();
-      state === "done" ? resolve() : reject(new Error(problem ?? "cancelled"));
+      state === "done" ? resolve() : reject(new Error(problem ?? CANCELLED));
     };
     source.onerror = () => {
       if (source.readyState === EventSource.CONNECTING && ++failures < 5) return; // the browser tries again
@@ -176,7 +177,7 @@ function show() {
   find("clip").hidden = result.pairs < 2;
   find("time").max = result.pairs - 1;
   find("give").hidden = false;
-  find("command").textContent = result.command;
+  find("command").textContent = jobs.map((job) => job.result.command).join("\n");
   return showPair(0);
 }
 
@@ -259,6 +260,8 @@ function drawCurve() {
   const top = Math.max(1, ...jobs.flatMap(({ result }) => result.motion));
   const count = jobs[0].result.pairs;
   const x = (k) => 4 + ((w - 8) * k) / Math.max(count - 1, 1);
+  context.fillStyle = style.getPropertyValue("--line");
+  context.fillRect(0, h - 4, w, 1);
   context.font = "11px system-ui, sans-serif";
   context.fillStyle = style.getPropertyValue("--soft");
   context.fillText(`mean motion, up to ${top.toPrecision(2)} px`, 6, 12);

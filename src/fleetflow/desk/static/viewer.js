@@ -8,11 +8,11 @@ import {
 } from "./paint.js";
 
 const LAYERS = {
-  flow: "Flow, colored",
+  flow: "Flow",
   arrows: "Arrows",
   frame1: "Frame 1",
   frame2: "Frame 2",
-  warped: "Frame 2, warped to frame 1",
+  warped: "Frame 2, warped",
   error: "Error of warping",
   occlusion: "Occlusion",
   uncertainty: "Uncertainty",
@@ -178,6 +178,10 @@ export class Viewer {
     return this.data.scale * 2 ** Number(this.scaleInput.value);
   }
 
+  uncertaintyScale() {
+    return Math.max(this.scale() / 4, 0.5);
+  }
+
   layer(name) {
     const seen = Object.values(this.sides).map(({ value }) => value);
     if (this.data.width * this.data.height > LARGE) {
@@ -198,7 +202,7 @@ export class Viewer {
       warped: () => warped(frame2, flow, width, height),
       error: () => warpError(frame1, warped(frame2, flow, width, height)),
       occlusion: () => occlusionPicture(frame1, occlusion),
-      uncertainty: () => uncertaintyPicture(uncertainty, Math.max(this.scale() / 4, 0.5)),
+      uncertainty: () => uncertaintyPicture(uncertainty, this.uncertaintyScale()),
     }[name]();
     if (name === "warped") for (let at = 3; at < bytes.length; at += 4) bytes[at] = 255;
     context.putImageData(new ImageData(bytes, width, height), 0, 0);
@@ -243,14 +247,16 @@ export class Viewer {
     this.drawWipe(context, edge, h);
     this.drawTracks(context, { zoom, x, y });
     this.drawCursor(context, { zoom, x, y });
-    if ([this.sides.left.value, this.sides.right.value].includes("flow")) this.drawLegend(context, w, h);
+    const seen = [this.sides.left.value, this.sides.right.value];
+    if (seen.includes("flow")) this.drawLegend(context, w, h);
+    if (seen.includes("uncertainty")) this.drawRamp(context, h);
     context.restore();
     this.scaleOutput.textContent = `${Number(this.scale().toPrecision(3))} px`;
   }
 
   fitStage() {
     const { width, height } = this.data;
-    const room = Math.max(window.innerHeight * 0.72, 240);
+    const room = Math.max(window.innerHeight * 0.62, 240);
     this.stage.style.height = `${Math.round(Math.min((this.stage.clientWidth * height) / width, room))}px`;
   }
 
@@ -336,6 +342,20 @@ export class Viewer {
     context.fillText(text, w - 10 - size / 2, h - 11);
   }
 
+  // What the colors of uncertainty mean, at the lower left.
+  drawRamp(context, h) {
+    this.ramp ??= rampPicture();
+    context.fillStyle = "rgba(255,255,255,.88)";
+    context.fillRect(4, h - 38, 132, 34);
+    context.drawImage(this.ramp, 10, h - 32, 120, 8);
+    context.fillStyle = "#222";
+    context.font = "12px system-ui, sans-serif";
+    context.textAlign = "left";
+    context.fillText("0", 10, h - 11);
+    context.textAlign = "right";
+    context.fillText(`${Number(this.uncertaintyScale().toPrecision(3))} px or more`, 130, h - 11);
+  }
+
   place(event) {
     const box = this.canvas.getBoundingClientRect();
     return { x: event.clientX - box.left, y: event.clientY - box.top };
@@ -417,4 +437,12 @@ function wheelPicture(size = 128) {
     canvas.getContext("2d").putImageData(new ImageData(bytes, size, size), 0, 0);
     return canvas;
   });
+}
+
+// The colors of uncertainty, from none to its scale.
+function rampPicture(width = 120) {
+  const canvas = new OffscreenCanvas(width, 1);
+  const bytes = uncertaintyPicture(Float32Array.from({ length: width }, (_, x) => x / (width - 1)), 1);
+  canvas.getContext("2d").putImageData(new ImageData(bytes, width, 1), 0, 0);
+  return canvas;
 }
