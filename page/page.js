@@ -56,6 +56,7 @@ function pixels({ picture }, width, height) {
 }
 
 async function take(files) {
+  files.sort((one, other) => one.name.localeCompare(other.name, undefined, { numeric: true })); // frame 2 before 10
   try {
     for (const file of files) {
       const picture = await createImageBitmap(file).catch(() => {
