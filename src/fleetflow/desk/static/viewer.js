@@ -324,7 +324,7 @@ export class Viewer {
     const i = at.y * this.data.width + at.x;
     const off = this.data.uncertainty?.[i];
     if (Number.isFinite(off)) parts.push(`uncertainty ${off.toFixed(2)} px`);
-    if (this.data.occlusion) parts.push(this.data.occlusion[i] > 127 ? "hidden in frame 2" : "visible in frame 2");
+    if (this.data.occlusion) parts.push(this.data.occlusion[i] > 127 ? "hidden in frame\u00a02" : "visible in frame\u00a02");
     this.readout.textContent = parts.join(" \u00b7 ");
     Object.assign(this.readout.dataset, { x: at.x, y: at.y, u, v });
   }
