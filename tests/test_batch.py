@@ -422,6 +422,22 @@ def test_another_list_into_the_same_folder(tmp_path):
     assert len(list(store.done())) == 3
 
 
+def test_a_list_that_means_other_clips_than_it_did_is_said(clips, tmp_path):
+    """Results of another input under the same id count as failed, until the list is right again."""
+    listed, output = tmp_path / "clips.csv", tmp_path / "out"
+    for name, expected in (("c00", (1, 0, 0)), ("c01", (0, 0, 1)), ("c01", (0, 0, 1)), ("c00", (0, 1, 0))):
+        listed.write_text(f"id,input\none,{clips / name}.mp4\n")
+        found = batch(listed, output, NPZ, workers=1)
+        assert (found.done, found.skipped, found.items_failed(), found.missing) == (*expected, 0)
+        assert all("whose results are there" in reason for reason in found.failed)
+        assert status(output)["done"] == found.done + found.skipped
+
+
+def test_a_device_is_no_clip(tmp_path):
+    report = a_worker(tmp_path / "out")(Item("one", os.devnull))
+    assert report.outcome == "failed" and "neither a file nor a folder" in report.reason
+
+
 def test_status_of_a_run_that_has_not_loaded_its_network(tmp_path, capsys):
     store = Store(tmp_path / "out")
     with store.claimed("test"):

@@ -298,6 +298,12 @@ class Store:
             if record:
                 yield record
 
+    def forget_changed(self) -> None:
+        """Forgets that inputs of results were found changed; the next look says whether they still are."""
+        for failure in self.failures():
+            if self.record(failure.id) is not None:
+                self.remove(self.control("failed", f"{failure.id}.json"))
+
     def forget_failures(self) -> int:
         """Returns how many items had failed; they will be tried again."""
         count = sum(1 for _ in self.failures())

@@ -166,6 +166,7 @@ def _motion_columns() -> tuple[str, ...]:
 def _run(job: Job, on: str, workers: int, progress: Callable[[Progress], None]) -> Summary:
     store, began = job.store, time.perf_counter()
     listed = store.ids()
+    store.forget_changed()
     before = listed.common(Ids(store.done()))
     summary = Summary(listed.count, skipped=before)
     try:
@@ -176,8 +177,9 @@ def _run(job: Job, on: str, workers: int, progress: Callable[[Progress], None]) 
             store.write(store.control("settings.json"), asked)
             _follow(executor, job, summary, progress)
     finally:
-        found = _summary(store, listed)
-        summary.done, summary.failed, summary.missing = found.done - before, found.failed, found.missing
+        found = _summary(store, listed, before)
+        summary.done, summary.skipped = found.done, found.skipped
+        summary.failed, summary.missing = found.failed, found.missing
         summary.seconds = time.perf_counter() - began
         end = {"run": job.run, "running": False, "time": time.time(), **asdict(summary)}
         with suppress(FleetflowError, OSError):  # on a full disk
@@ -219,16 +221,17 @@ def _executor(on: str) -> type:
     raise unknown("executor", on, list(EXECUTORS))
 
 
-def _summary(store: Store, listed: Ids) -> Summary:
-    """What the folder says of the items of a list, whatever any run believed."""
-    done = listed.common(Ids(store.done()))
-    reasons = Counter(
-        (record.reason or "").replace(record.input, "CLIP")
-        for record in store.failures()
-        if record.id in listed and store.record(record.id) is None
-    )
-    failed, missing = dict(reasons.most_common()), max(0, listed.count - done - reasons.total())
-    return Summary(listed.count, done, failed=failed, missing=missing)
+def _summary(store: Store, listed: Ids, before: int = 0) -> Summary:
+    """What the folder says of the items of a list, whatever any run believed. before: results at the begin of the run."""
+    results, changed = listed.common(Ids(store.done())), 0
+    reasons: Counter[str] = Counter()
+    for record in store.failures():
+        if record.id in listed:
+            reasons[(record.reason or "").replace(record.input, "CLIP")] += 1
+            changed += store.record(record.id) is not None  # of another input than the list now says
+    skipped = max(0, before - changed)
+    done, missing = results - changed - skipped, max(0, listed.count - (results - changed) - reasons.total())
+    return Summary(listed.count, done, skipped, dict(reasons.most_common()), missing)
 
 
 def _plain(settings: Settings) -> dict:

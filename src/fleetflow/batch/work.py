@@ -332,6 +332,8 @@ def fetched(url: str) -> Iterator[Path]:
     if "://" not in url:
         if not os.path.exists(url):
             raise FleetflowError(f"{url} does not exist; expected a video or a folder of pictures")
+        if not (os.path.isfile(url) or os.path.isdir(url)):  # a device may never end
+            raise FleetflowError(f"{url} is neither a file nor a folder; expected a video or a folder of pictures")
         yield Path(url)
         return
     files, path = place(url)
