@@ -189,7 +189,7 @@ def test_adapting_lowers_the_error(layers, folder, perturbed, tmp_path):
     assert len(pairs) == 8 and len(job.split(pairs)[1]) == 2
     said = []
     (outcome,) = job.adapt(
-        pairs, output, start=str(perturbed), steps=48, measure_every=16, size=(64, 128), report=said.append
+        pairs, output, start=str(perturbed), steps=36, measure_every=12, size=(64, 128), report=said.append
     )
     assert outcome.weights == output and outcome.stopped is None and outcome.step > 0
     assert outcome.best.census < outcome.start.census and outcome.best.l1 <= outcome.start.l1
@@ -214,9 +214,9 @@ def test_a_loss_that_rewards_zero_flow_is_stopped(folder, tmp_path, monkeypatch,
         output,
         steps=400,
         batch=1,
-        measure_every=6,
+        measure_every=4,
         size=(64, 64),
-        learning_rate=0.006,
+        learning_rate=0.012,
         report=quiet,
     )
     assert why in outcome.stopped

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SLOW
 
 import fleetflow.deq
 
 PAGE = (Path(__file__).parents[1] / "docs" / "deq.md").read_text()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2] if SLOW else [1])
 def test_the_tutorial(tmp_path, monkeypatch, capsys, threads):
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(threads)

@@ -37,7 +37,7 @@ def kept(files: Files) -> Files:
 def clips():
     """Two pairs of each class, surfaces without photographs, and what DIS makes of them."""
     pytest.importorskip("cv2")
-    held = kept(footage(split="validation", limit=2, size="192x320"))
+    held = kept(footage(split="validation", limit=2, size="144x256"))
     return held, product(evaluate(classical(DIS), held)["mean of sets"])
 
 

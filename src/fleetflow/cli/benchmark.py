@@ -175,11 +175,10 @@ def video(
     make_room(json)
     prepare(threads, size or (1, 1))
     place = choose_device(device)
-    networks = {name: load_any(name).to(place) for name in models}
+    networks = {name: job.checked(load_any(name).to(place)) for name in models}
     frames = job.read_clips(flat(clips)) if clips else job.generated_clips(3, 4, *(size or (128, 160)))
     frames = {clip: [frame.to(place) for frame in found] for clip, found in frames.items()}
-    for name, network in networks.items():
-        model = job.checked(network)
+    for name, model in networks.items():
         rows = job.video_reuse(model, frames)
         columns = ["clip", "pairs", "residual", "cold", "warm", "warm / cold"]
         table(f"{name}: evaluations", columns, [job.reuse_cells(row) for row in rows])
