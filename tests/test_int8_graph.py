@@ -6,6 +6,7 @@ import pytest
 openvino = pytest.importorskip("openvino", reason="needs the openvino extra")
 ops = pytest.importorskip("openvino.opset13")
 
+from fleetflow.export import quantize  # noqa: E402
 from fleetflow.export.int8_graph import quantize_parts, reach, shuffle_by_weights  # noqa: E402
 
 ONES = ([1, 1], [1, 1], [1, 1], [1, 1])  # strides, padding before and behind, dilations
@@ -82,3 +83,18 @@ def test_shuffles_go_into_weights():
     assert "ShuffleChannels" not in kinds(model) and kinds(model).count("Convolution") == 2
     error = np.abs(computed(model, given) - expected).mean()
     assert error < 0.02 * np.abs(expected).mean()  # what the runtime rounds; of channels in another order: 1.4
+
+
+def test_convolutions_on_coarse_planes_are_found():
+    image1, image2 = (ops.parameter([-1, -1, -1, 3], np.float32, name=name) for name in ("image1", "image2"))
+    for image, name in ((image1, "image1"), (image2, "image2")):
+        image.output(0).set_names({name})
+    picture = ops.transpose(ops.add(image1, image2), ops.constant(np.array([0, 3, 1, 2])))
+    fine = ops.convolution(picture, ops.constant(numbers(1, 8, 3, 3, 3)), [8, 8], *ONES[1:])
+    coarse = ops.convolution(fine, ops.constant(numbers(2, 8, 8, 3, 3)), [2, 2], *ONES[1:])
+    for node, name in ((fine, "fine"), (coarse, "coarse")):
+        node.set_friendly_name(name)
+    model = openvino.Model([ops.result(coarse)], [image1, image2], "pyramid")
+    assert quantize.coarse(model, (1, 96, 128, 3)) == {"coarse"}
+    assert quantize.coarse(model, (1, 90, 122, 3)) == {"coarse"}  # planes of 12 and 6 rows, too: they are rounded up
+    assert model.input("image1").get_partial_shape().is_dynamic
