@@ -337,6 +337,14 @@ def test_the_viewer_of_a_notebook_needs_no_server(browser, tmp_path):
     page.wait_for_selector("[data-role=scale-value]:has-text('px')")  # it has been drawn
     page.hover("canvas")
     assert read(page)[2:] == [2.5, -1.25] and page.inner_text(".viewer-title") == "a <flow>"
+    colors = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for place, kind in ((".viewer-title", "color"), ("body", "backgroundColor")):
+            color = page.evaluate(f"getComputedStyle(document.querySelector('{place}')).{kind}")
+            colors.append("#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", color)[:3]))
+    assert contrast(*colors[:2]) >= 4.5 and contrast(*colors[2:]) >= 4.5, colors
+    assert colors[1] != colors[3], "a transparent page"
     page.close()
     assert not wrong
 

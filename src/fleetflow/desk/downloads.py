@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fleetflow.desk.jobs import Job
+from fleetflow.inference.files import PART_FRAMES
 from fleetflow.inference.results import BOTH_WAYS, FORMATS, PICTURES, Result, known_formats, picture, write
 from fleetflow.io.video import VideoWriter, join_videos
 from fleetflow.types import FleetflowError
@@ -48,13 +49,15 @@ def write_clip(job: Job, kind: str, path: Path) -> None:
         path: the file, alone in its folder.
     """
     if kind in PICTURES:
-        film = path.with_name("pictures.mp4")
-        with VideoWriter(film, job.rate, time_base=job.time_base) as writer:
-            for k in range(job.done):
-                image = picture(kind, _result(job, k), job.scale)
-                writer.write(image, job.times[k], job.times[k + 1] - job.times[k])
+        films = []
+        for start in range(0, job.done, PART_FRAMES):  # parts as those of `predict`, so that the bytes are the same
+            films.append(path.with_name(f"part_{start}.mp4"))
+            with VideoWriter(films[-1], job.rate, time_base=job.time_base) as writer:
+                for k in range(start, min(start + PART_FRAMES, job.done)):
+                    image = picture(kind, _result(job, k), job.scale)
+                    writer.write(image, job.times[k], job.times[k + 1] - job.times[k])
         source = job.request.sources[0]
-        join_videos([film], path, audio=source if source.exists() else None)
+        join_videos(films, path, audio=source if source.exists() else None)
         return
     with zipfile.ZipFile(path, "w") as archive:  # stored: flow hardly gets smaller
         for k in range(job.done):

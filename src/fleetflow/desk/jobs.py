@@ -40,14 +40,23 @@ class Request:
     occlusion: bool = True  # and the flow back, and uncertainty
     memory: int | None = None  # bytes that the process may take
 
-    def command(self, frames: int | None = None) -> str:
-        """Returns the command line that computes the same flow. frames: of the clip, where it was cut."""
-        names = [f"./{name}" if name.startswith("-") else name for name in self.names]
+    def command(self, frames: int | None = None, scale: float | None = None) -> str:
+        """Returns the command line that writes what the desk's downloads hold.
+
+        Args:
+            frames: of the clip, where it was cut.
+            scale: pixels at full color; None leaves it to the command, which looks at a few pairs of a clip only.
+        """
+        names = list(self.names)
+        if len(set(names)) < len(names):  # from two folders, which the browser does not tell: not one file twice
+            names = [f"FOLDER{k}/{name}" for k, name in enumerate(names, 1)]
+        names = [f"./{name}" if name.startswith("-") else name for name in names]
         words = ["fleetflow", "predict", *names, "-m", self.network, "-o", f"flow_{self.network}"]
         words += ["--frames", f":{frames}"] if frames else []
         words += ["--iterations", str(self.iterations)] if self.iterations else []
         words += ["--size", *map(str, self.size)] if self.size else []
         words += ["--memory", in_words(self.memory)] if self.memory else []
+        words += ["--scale", f"{scale:g}"] if scale else []
         return shlex.join([*words, "--format", "flo", "color"])
 
 
@@ -102,7 +111,9 @@ class Job:
             "seconds": self.seconds / max(self.done, 1),
             "uncertainty": "uncertainty" in self.planes,
             "occlusion": "occlusion" in self.planes,
-            "command": self.request.command(self.done + 1 if self.is_cut else None),
+            "command": self.request.command(
+                self.done + 1 if self.is_cut else None, self.scale if self.is_clip else None
+            ),
             "problem": self.problem,
         }
 

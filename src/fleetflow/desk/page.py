@@ -22,7 +22,8 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="content-security-policy"
  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
-<title>{title}</title><style>body {{ margin: .6rem; }}
+<title>{title}</title><style>body {{ margin: .6rem; background: #fff; }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #20252b; }} }}
 {style}</style></head>
 <body><div id="viewer"></div>
 <script id="data" type="application/json">{data}</script>
