@@ -27,7 +27,7 @@ import fleetflow
 from fleetflow.inference import files
 from fleetflow.inference.files import predict_video
 from fleetflow.io.atomic import lock_folder
-from fleetflow.io.video import VideoWriter
+from fleetflow.io.video import VideoReader, VideoWriter
 
 pytest.importorskip("starlette")
 pytest.importorskip("httpx2")
@@ -218,6 +218,16 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(client, session, monkeypatc
     assert answer.status_code == 400 and "8192x2049" in answer.json()["error"]
 
 
+def same_film(content: bytes, expected: Path) -> None:
+    """Frames and times; x264 does not write the same bytes each time."""
+    path = expected.with_name("found.mp4")
+    path.write_bytes(content)
+    found, wanted = list(VideoReader(path)), list(VideoReader(expected))
+    assert [frame.time for frame in found] == [frame.time for frame in wanted]
+    for one, other in zip(found, wanted):
+        assert np.abs(one.astype(int) - other).mean() < 1
+
+
 def test_whole_clips_are_what_predict_writes(client, session, clip, tmp_path, monkeypatch):
     """In parts of two pairs, each of which begins with a key frame of its own."""
     for module in (files, downloads):
@@ -237,7 +247,7 @@ def test_whole_clips_are_what_predict_writes(client, session, clip, tmp_path, mo
             assert archive.read(name) == (tmp_path / "out" / name).read_bytes(), name
     answer = client.get(f"{path}/clip/color")
     assert answer.headers["content-disposition"].endswith("pattern_color.mp4")
-    assert answer.content == (tmp_path / "out/pattern_color.mp4").read_bytes()
+    same_film(answer.content, tmp_path / "out/pattern_color.mp4")
     assert client.get(f"{path}/clip/exe").status_code == 404
     pair = start(client, session)
     wait(client, pair)
@@ -245,7 +255,7 @@ def test_whole_clips_are_what_predict_writes(client, session, clip, tmp_path, mo
 
 
 def test_the_command_line_of_a_clip_writes_its_downloads(client, session, tmp_path):
-    """Byte for byte, run in a shell; three fast pairs of thirteen, of which `predict` alone would look at two."""
+    """Run in a shell; three fast pairs of thirteen, of which `predict` alone would look at two."""
     texture = np.random.default_rng(0).integers(0, 256, (8, 40, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     places = np.cumsum([0, *(9 if k in (5, 6, 7) else 1 for k in range(13))])
     with VideoWriter(tmp_path / "it's one.mp4", 10) as writer:
@@ -262,7 +272,7 @@ def test_the_command_line_of_a_clip_writes_its_downloads(client, session, tmp_pa
     for entry in result["clip"]:
         content = client.get(f"{path}/clip/{entry['format']}").content
         if entry["name"].endswith(".mp4"):
-            assert content == (written / entry["name"]).read_bytes(), entry
+            same_film(content, written / entry["name"])
             continue
         with zipfile.ZipFile(streams.BytesIO(content)) as archive:
             assert len(archive.namelist()) == 13
