@@ -34,7 +34,7 @@ pytest.importorskip("httpx2")
 from starlette.testclient import TestClient  # noqa: E402
 from test_desk import HERE, begin, client, clip, png, session, start, wait  # noqa: E402, F401
 
-from fleetflow.desk import downloads, jobs  # noqa: E402
+from fleetflow.desk import downloads, jobs, server  # noqa: E402
 from fleetflow.desk.folder import PREFIX, remove_killed  # noqa: E402
 from fleetflow.desk.jobs import FAILED, Job, Queue, Request  # noqa: E402
 from fleetflow.desk.server import create_app  # noqa: E402
@@ -278,6 +278,38 @@ def test_the_command_line_of_a_clip_writes_its_downloads(client, session, tmp_pa
             assert len(archive.namelist()) == 13
             for name in archive.namelist():
                 assert archive.read(name) == (written / name).read_bytes(), name
+
+
+def test_a_session_that_asks_many_times_at_once_is_held_to_its_limits(monkeypatch):
+    """While results of former jobs are being removed, which takes a while."""
+    limits = Limits(kept=1, jobs=3)
+    with TestClient(create_app(limits=limits), base_url=HERE) as client:
+        desk = client.app.state.desk
+        monkeypatch.setattr(desk.queue, "_run", lambda job: job.end("done"))
+        session = begin(client)
+        for _ in range(4):
+            wait(client, start(client, session))
+        at_work, gate = threading.Event(), threading.Event()
+        monkeypatch.setattr(desk.queue, "_run", lambda job: (at_work.set(), gate.wait(60)))
+        start(client, session)  # runs; the others wait
+        assert at_work.wait(60)
+        monkeypatch.setattr(server, "_remove", lambda folder: time.sleep(0.2))
+        kept = desk.sessions.get(session.rpartition("/")[2])
+        for k in range(3):
+            kept.jobs[str(k)] = Job(Request((), ("a",), "fastflownet"), kept.folder / "none", kept.key, state="done")
+        answers: list[int] = []
+
+        def ask() -> None:
+            asked = {"files": ["example"], "network": "fastflownet"}
+            answers.append(client.post(f"{session}/jobs", json=asked).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        gate.set()
+        assert sorted(answers) == [200] * 3 + [400] * 5
 
 
 def test_two_frames_of_one_name_are_not_one_file_in_the_command():

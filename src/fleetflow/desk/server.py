@@ -142,17 +142,18 @@ class Desk:
         wanted = self._wanted(session, asked)
         if self.queue.waiting(session.key) >= self.limits.jobs:
             raise FleetflowError(f"{self.limits.jobs} jobs of this page wait already; cancel one, or wait")
-        for key, old in list(session.jobs.items()):
-            if old.state in ENDED and old.state != DONE:
+        for key, job in list(session.jobs.items()):
+            if job.state in ENDED and job.state != DONE:
                 del session.jobs[key]
-        done = [key for key, old in session.jobs.items() if old.state == DONE]
-        for key in done[: max(len(done) - self.limits.kept + 1, 0)]:
-            await run_in_threadpool(_remove, session.jobs.pop(key).folder)
+        done = [key for key, job in session.jobs.items() if job.state == DONE]
+        old = [session.jobs.pop(key) for key in done[: max(len(done) - self.limits.kept + 1, 0)]]
         key = secrets.token_hex(8)
         job = Job(wanted, session.folder / key, session.key)
         job.folder.mkdir()
         session.jobs[key] = job
         self.queue.add(job)
+        for job in old:  # only now: another request may come in between
+            await run_in_threadpool(_remove, job.folder)
         return JSONResponse({"job": key})
 
     def _wanted(self, session: Session, asked: dict[str, Any]) -> JobRequest:
