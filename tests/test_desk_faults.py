@@ -265,11 +265,12 @@ def test_the_command_line_of_a_clip_writes_its_downloads(client, session, tmp_pa
     path = start(client, session, files=[key])
     wait(client, path)
     result = client.get(path).json()
-    kinds = [entry["format"] for entry in result["clip"]]
+    entries = [entry for entry in result["clip"] if entry["format"] not in ("side", "arrows", "streamlines")]
+    kinds = [entry["format"] for entry in entries]
     command = f"{sys.executable} -m {result['command']} {' '.join(kinds)} --threads {torch.get_num_threads()}"
     subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
     written = tmp_path / "flow_fastflownet"
-    for entry in result["clip"]:
+    for entry in entries:
         content = client.get(f"{path}/clip/{entry['format']}").content
         if entry["name"].endswith(".mp4"):
             same_film(content, written / entry["name"])
