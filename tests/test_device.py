@@ -54,3 +54,19 @@ def test_an_older_plugin_is_imported(monkeypatch):
 def test_numbers_of_threads_that_cannot_be(count):
     with pytest.raises(FleetflowError, match="from 1 to 1024"):
         job.use_threads(count)
+
+
+@pytest.mark.parametrize(
+    "amx, avx512_bf16, vendor, expected",
+    [
+        (True, True, "GenuineIntel", torch.bfloat16),
+        (False, True, "GenuineIntel", torch.float32),
+        (False, True, "AuthenticAMD", torch.bfloat16),
+        (False, False, "AuthenticAMD", torch.float32),
+    ],
+)
+def test_auto_takes_bfloat16_where_it_is_faster(monkeypatch, amx, avx512_bf16, vendor, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(job, "_processor", lambda: f"processor: 0\nvendor_id: {vendor}")
+    assert job.choose_dtype("auto", torch.device("cpu")) == expected

@@ -33,7 +33,7 @@ def motion(
             OpenCV: quicker, and less exact where pictures are noisy.
         sheet: also a picture .png or .jpg with a thumbnail of each clip under its figures.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: of the convolutions; auto takes bf16 where the processor has units for it.
+        precision: of the convolutions; auto takes bf16 where the processor is faster in it.
         threads: on the processor as many clips are scored at a time; 0 takes all.
 
     Examples:

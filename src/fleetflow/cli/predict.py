@@ -47,7 +47,7 @@ def predict(
         scenes: pair only pictures of a folder whose names differ in their last number alone.
         overwrite: compute anew what a former run has finished, and replace files in the way.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: of the convolutions; auto takes bf16 where the processor has units for it.
+        precision: of the convolutions; auto takes bf16 where the processor is faster in it.
         threads: 0 takes all.
         memory: what the process may take, such as 4G: large frames are predicted in tiles then.
 

@@ -44,7 +44,7 @@ def track(
         overlay: also write a video with the points and their trails.
         size: height and width at which the network sees the frames.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: of the convolutions; auto takes bf16 where the processor has units for it.
+        precision: of the convolutions; auto takes bf16 where the processor is faster in it.
         threads: 0 takes all.
 
     Examples:

@@ -1,7 +1,10 @@
 """Device and precision of a prediction."""
 
 import importlib
+import platform
 from contextlib import nullcontext, suppress
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -52,14 +55,12 @@ def _has(kind: str) -> bool:
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Returns the dtype of the convolutions; "auto" takes bfloat16 where the processor or GPU has units for it."""
+    """Returns the dtype of the convolutions; "auto" takes bfloat16 where the processor or GPU is faster in it."""
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported()
         else:
-            fast = device.type == "cpu" and (
-                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            )
+            fast = device.type == "cpu" and _fast_bf16()
         precision = "bf16" if fast else "fp32"
     known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision not in known:
@@ -69,6 +70,25 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         raise FleetflowError("this processor has no float16 convolutions; use --precision auto, bf16 or fp32")
     return known[precision]
+
+
+def _fast_bf16() -> bool:
+    """Whether the processor convolves faster in bfloat16 than in float32.
+
+    With matrix units (AMX) it does. With AVX-512 alone AMD's cores multiply at twice the rate, Intel's at the same, and
+    there the conversions make FastFlowNet 1.5, LiteFlowNet2 1.7 times as slow (docs/performance.md).
+    """
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    return torch.cpu._is_avx512_bf16_supported() and "GenuineIntel" not in _processor()
+
+
+@cache
+def _processor() -> str:
+    """What the system says of its first processor."""
+    with suppress(OSError):
+        return Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    return platform.processor()
 
 
 def autocast(device: torch.device, dtype: torch.dtype):

@@ -66,7 +66,7 @@ class Predictor:
         Args:
             model: a network, or what `fleetflow.load` takes, such as "fastflownet".
             device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
-            precision: of the convolutions; "auto" takes bfloat16 where the device has units for it.
+            precision: of the convolutions; "auto" takes bfloat16 where the device is faster in it.
             iterations: refinement iterations, for networks that refine; None takes the network's own.
             size: height and width to which frames are resized for the network, and the flow back; None: as they are.
             memory: bytes that this process may take, on a GPU of its memory; large frames are predicted in tiles then,
