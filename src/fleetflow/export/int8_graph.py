@@ -41,9 +41,8 @@ def reach(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Reach:
                 outputs.append(ops.result(reduce(part, ops.constant(np.arange(4)), keep_dims=False)))
     if not outputs:
         return {}
-    ranges = openvino.Core().compile_model(
-        openvino.Model(outputs, model.get_parameters(), "reach"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    asked = openvino.Model(outputs, model.get_parameters(), "reach")  # pyright: ignore[reportGeneralTypeIssues]
+    ranges = openvino.Core().compile_model(asked, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = [list(ranges({"image1": one, "image2": two}).values()) for one, two in pairs]
     known: Reach = {}
     for place, (low, high) in zip(places, np.mean(found, 0).reshape(-1, 2)):
