@@ -121,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(str(error) or "out of memory")
         return 1
     except KeyboardInterrupt as error:
-        _complain("stopped; run the same command again to continue (train: with --resume)")
+        option = {"train": " with --resume", "desk": None, "benchmark": None}.get(given[0] if given else "", "")
+        _complain("stopped" if option is None else f"stopped; run the same command again{option} to continue")
         return 128 + (error.args[0] if isinstance(error, Stopped) else signal.SIGINT)
     return 0
 
