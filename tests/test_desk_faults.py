@@ -219,7 +219,7 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(client, session, monkeypatc
 
 
 def same_film(content: bytes, expected: Path) -> None:
-    """Frames and times; x264 does not write the same bytes each time."""
+    """Frames and times: now and then the encoder writes other bytes for the same frames."""
     path = expected.with_name("found.mp4")
     path.write_bytes(content)
     found, wanted = list(VideoReader(path)), list(VideoReader(expected))
