@@ -17,6 +17,7 @@ from fleetflow.data.dataset import Files, datasets, open_files
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.textures import Textures
 from fleetflow.data.workers import Ahead
+from fleetflow.training.echo import Echo, check
 from fleetflow.training.recipe import Recipe, Source, Stage
 from fleetflow.types import FleetflowError, Sample
 
@@ -35,7 +36,9 @@ class Feed(Dataset):
                     f"batches of {size.batch} do not divide into {gradient_accumulation} parts; change batch, or "
                     "--gradient-accumulation"
                 )
+            check(stage.echo, size.batch // gradient_accumulation)
         self.stage, self.seed, self.parts, self.textures = stage, seed, gradient_accumulation, textures
+        self.echo = Echo(self._make, stage.echo)
         self.sources = open_sources(stage.sources, root)
         self.index = [
             (number, k)
@@ -50,12 +53,14 @@ class Feed(Dataset):
         count = size.batch // self.parts
         every = self.stage.generated_every
         if not self.sources or (every and step % every == every - 1):
-            place = step * self.parts + part
-            how = {"seed": self.seed, "index": place, "textures": self.textures, "mixture": self.stage.mixture}
-            return tuple(generate(count, size.height, size.width, **how)[:4])
+            return tuple(self.echo.batch(count, size.height, size.width, step * self.parts + part)[:4])
         first = self.stage.samples(step) + part * count
         rows = [self._sample(place, (size.height, size.width)) for place in range(first, first + count)]
         return tuple(torch.cat(tensors) for tensors in zip(*rows))
+
+    def _make(self, count: int, height: int, width: int, place: int) -> Sample:
+        how = {"seed": self.seed, "index": place, "textures": self.textures, "mixture": self.stage.mixture}
+        return generate(count, height, width, **how)
 
     def _sample(self, place: int, size: tuple[int, int]) -> tuple:
         epoch, k = divmod(place, len(self.index))

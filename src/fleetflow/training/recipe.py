@@ -63,6 +63,7 @@ class Stage:
         needs_weights: the stage starts from trained weights only.
         validation, validate_every: pairs measured every so many steps and at the end; 0 never measures.
         generated_every: every so many batches one is of generated pairs, though there are sources; 0: none is.
+        echo: so many times a generated pair is learned from, each time as another mirror image (`echo.Echo`).
         keep_best: the weights that are saved are those with the lowest validation EPE, which may be those of the start.
     """
 
@@ -89,6 +90,7 @@ class Stage:
     validation: tuple[Source, ...] = ()
     validate_every: int = 5_000
     generated_every: int = 0
+    echo: int = 1
     keep_best: bool = False
 
     @property
