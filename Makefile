@@ -30,7 +30,7 @@ test-all: $(VENV)/installed lint types
 types: $(VENV)/installed
 	$(BIN)/python -m basedpyright --level error --pythonpath $(BIN)/python --project .
 
-# Damaged files for every reader, an hour long and from another seed each time; the minute of `make test` has seed 0.
+# Damaged files for every reader, an hour long and from another seed each time; `make test` has seed 0.
 fuzz: $(VENV)/installed
 	FLEETFLOW_FUZZ_SECONDS=$${FLEETFLOW_FUZZ_SECONDS:-3600} FLEETFLOW_FUZZ_SEED=$${FLEETFLOW_FUZZ_SEED:-$$(date +%s)} \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/test_io_fuzz.py

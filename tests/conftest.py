@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from fleetflow.data import generate
+from fleetflow.data.datasets import footage
+from fleetflow.data.generate import photographs, textures
+from fleetflow.evaluation import video_reuse
+from fleetflow.io.atomic import write_atomically
+from fleetflow.training import loop
 from fleetflow.types import FleetflowError
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -82,6 +89,27 @@ def lay_out_example(folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _surfaces_are_drawn_once(tmp_path_factory):
+    """Procedural surfaces, seconds of drawing, come from a file of the session, which the workers of pytest share."""
+    draw, place = textures.procedural, tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+    def procedural(count: int = 48, seed: int = 0) -> textures.Textures:
+        path = place / f"surfaces-{count}-{seed}.pt"
+        if not path.exists():
+            write_atomically(path, lambda temporary: torch.save(tuple(draw(count, seed)), temporary))
+        return textures.Textures(*torch.load(path, mmap=True))
+
+    once = lru_cache(maxsize=1)(procedural)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(footage, "procedural", procedural)
+        patch.setattr(photographs, "plain_surfaces", lru_cache(maxsize=1)(textures.plain_surfaces))
+        for module in (generate, loop, video_reuse):
+            patch.setattr(module, "default_textures", once)
+        yield
 
 
 PATIENCE = 120  # seconds

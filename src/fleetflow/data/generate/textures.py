@@ -88,7 +88,7 @@ def _plain(kind: int, generator: torch.Generator) -> Tensor:
         small = SIDE // int(2 ** torch.randint(0, 3, (), generator=generator))
         fine = torch.randn(1, 1, small, small, generator=generator)
         fine = F.interpolate(fine, size=(SIDE, SIDE), mode="bilinear")[0]
-        broad = _clouds(generator)[:1]
+        broad = _clouds(generator, channels=1)
         grain = fine / fine.std() + 0.7 * broad / broad.std()
     return (level * tint + contrast * grain + slope * _rand(generator, 1) * ramp).clamp(0, 1)
 
@@ -97,13 +97,16 @@ def _rand(generator: torch.Generator, *size: int, low: float = 0.0, high: float 
     return torch.rand(size, generator=generator) * (high - low) + low
 
 
-def _clouds(generator: torch.Generator) -> Tensor:
-    """Noise with a power spectrum 1 / f^a, a between 0.7 and 2 in amplitude: [3, SIDE, SIDE], any range."""
+def _clouds(generator: torch.Generator, channels: int = 3) -> Tensor:
+    """Noise with a power spectrum 1 / f^a, a between 0.7 and 2 in amplitude: [channels, SIDE, SIDE], any range.
+
+    Three channels are drawn, however many are enlarged.
+    """
     slope = float(_rand(generator, 1, low=0.7, high=2.0))
-    total = torch.zeros(3, SIDE, SIDE)
+    total = torch.zeros(channels, SIDE, SIDE)
     for octave in range(1, 9):
-        grid = torch.randn(1, 3, 2**octave + 1, 2**octave + 1, generator=generator)
-        total += F.interpolate(grid, size=(SIDE, SIDE), mode="bicubic")[0] * 2 ** (-slope * (octave - 1) / 1.5)
+        grid = torch.randn(1, 3, 2**octave + 1, 2**octave + 1, generator=generator)[:, :channels]
+        total += F.interpolate(grid, size=(SIDE, SIDE), mode="bicubic")[0].mul_(2 ** (-slope * (octave - 1) / 1.5))
     return total
 
 
@@ -144,9 +147,10 @@ def _cells(generator: torch.Generator) -> Tensor:
     y, x = torch.meshgrid(torch.arange(small) / small, torch.arange(small) / small, indexing="ij")
     points = _rand(generator, seeds, 2)
     distance = (x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2
-    two = distance.topk(2, largest=False)
-    color = torch.randn(seeds, 3, generator=generator)[two.indices[..., 0]].permute(2, 0, 1)
-    border = (two.values[..., 1].sqrt() - two.values[..., 0].sqrt()) * seeds**0.5
+    first, nearest = distance.min(-1)
+    second = distance.scatter_(-1, nearest[..., None], torch.inf).amin(-1)
+    color = torch.randn(seeds, 3, generator=generator)[nearest].permute(2, 0, 1)
+    border = (second.sqrt() - first.sqrt()) * seeds**0.5
     cells = color * (0.3 + 0.7 * border.clamp(0, 0.5) * 2)
     return F.interpolate(cells[None], size=(SIDE, SIDE), mode="bilinear")[0] + 0.2 * _clouds(generator)
 
