@@ -1,10 +1,7 @@
 """Adapting: the losses without truth on scenes that are known, and a run that helps, stops in time, and resumes."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -237,22 +234,18 @@ def test_what_ends_a_run():
 
 
 def test_a_killed_run_goes_on_exactly(folder, tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from fleetflow.training import adapt\n"
-        "adapt.adapt(adapt.read_pairs(Path(sys.argv[1])), Path(sys.argv[2]), steps=6, batch=1, measure_every=2,\n"
-        "            size=(64, 64), precision='fp32', threads=1)\n"
-    )
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
-    command = [sys.executable, "-u", "-c", code, str(folder)]
-    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.PIPE)
-    assert process.stdout.readline().startswith(b"step 2/6")
+    pairs, fork = job.read_pairs(folder), multiprocessing.get_context("fork")
+    options = {"batch": 1, "measure_every": 2, "size": (64, 64), "precision": "fp32"}
+    said, says = fork.Pipe(duplex=False)
+    process = fork.Process(target=job.adapt, args=(pairs, killed), kwargs={"steps": 6, "report": says.send, **options})
+    process.start()
+    assert said.recv().startswith("step 2/6")
     while (tmp_path / "killed-unfinished.pt").stat().st_mtime_ns < killed.stat().st_mtime_ns:
         time.sleep(0.005)  # until the state of step 0 or 2 is written
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert weights.load(str(killed)), "what lies there is whole"
-    pairs = job.read_pairs(folder)
-    options = {"batch": 1, "measure_every": 2, "size": (64, 64), "precision": "fp32"}
     with pytest.raises(FleetflowError, match="something else"):
         job.adapt(pairs, killed, steps=7, **options)
     outcomes = [job.adapt(pairs, path, steps=6, report=quiet, **options)[0] for path in (killed, whole)]

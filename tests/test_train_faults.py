@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_child, kill_points, killed_at
+from conftest import SLOW, in_child, kill_points, killed_at
 
 from fleetflow.cli.main import main
 from fleetflow.data.datasets.folder import folder as folder_pairs
@@ -22,7 +24,7 @@ from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
 from fleetflow.models import weights
 from fleetflow.registry import models
-from fleetflow.training import dataloader, losses, recipes
+from fleetflow.training import dataloader, distributed, losses, recipes
 from fleetflow.training import loop as job
 from fleetflow.training.checkpoint import Checkpoint
 from fleetflow.training.logging import Log
@@ -30,6 +32,7 @@ from fleetflow.training.recipe import Batches, Recipe
 from fleetflow.training.recipes import finetune  # noqa: F401
 from fleetflow.types import FleetflowError, Sample
 
+FORK = multiprocessing.get_context("fork")
 STAGE = dataclasses.replace(recipes.RECIPES["fastflownet_synthetic"].stages[0], init=None)
 
 
@@ -113,29 +116,55 @@ def test_killed_at_every_rename(tmp_path):
 
 def test_killed_in_the_middle(tmp_path):
     """kill -9 of a process: what lies there is whole, and the run goes on behind its last checkpoint."""
-    options = {"settings": {"steps": "400"}, "checkpoint_every": 3}
+    options = {**OPTIONS, "settings": {"steps": "400"}, "checkpoint_every": 3}
     run = tmp_path / "run"
-    words = script(tmp_path / "run.py", f"train('long', **{options})\n", run)
-    process = subprocess.Popen([sys.executable, *words])
+    process = FORK.Process(target=job.train, args=("long",), kwargs={"folder": run, **options})
+    process.start()
     log, limit = run / "log.jsonl", time.monotonic() + 240
     while not log.exists() or log.read_text().count("\n") < 8:
-        assert time.monotonic() < limit and process.poll() is None
+        assert time.monotonic() < limit and process.is_alive()
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     done, step = log.read_text().count("\n"), Checkpoint.load(run / "checkpoint.pt").step
     assert done - 3 <= step <= done
-    job.train("long", folder=run, resume=True, steps=step + 2, **{**OPTIONS, **options})
+    job.train("long", folder=run, resume=True, steps=step + 2, **options)
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(step + 2))
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path):
-    """A run of two processes, resumed by two and then by one, has the losses of a run of one."""
+def by_torchrun(path: Path) -> None:
+    """Two processes of torchrun, which import all anew."""
     code = "train('long', steps=2, gradient_accumulation=2)\ntrain('long', steps=3, resume=True)\n"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [sys.executable, *launch, *script(tmp_path / "run.py", code, tmp_path / "two")]
+    words = [sys.executable, *launch, *script(path / "run.py", code, path / "two")]
     run = subprocess.run(words, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def by_fork(path: Path) -> None:
+    """Two copies of this process, with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+    def member(rank: str) -> None:
+        os.environ.update(place, RANK=rank, LOCAL_RANK=rank)
+        job.train("long", folder=path / "two", steps=2, gradient_accumulation=2, **OPTIONS)
+        job.train("long", folder=path / "two", steps=3, resume=True, **OPTIONS)
+        distributed.leave()
+
+    team = [FORK.Process(target=member, args=(rank,)) for rank in "01"]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join()
+    assert [process.exitcode for process in team] == [0, 0]
+
+
+@pytest.mark.parametrize("start", [by_fork, *([by_torchrun] if SLOW else [])])
+def test_two_processes_give_the_losses_of_one(tmp_path, start):
+    """A run of two processes, resumed by two and then by one, has the losses of a run of one."""
+    start(tmp_path)
     job.train("long", folder=tmp_path / "two", resume=True, **OPTIONS)
     job.train("long", folder=tmp_path / "one", gradient_accumulation=2, **OPTIONS)
     rows = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("one", "two")]
