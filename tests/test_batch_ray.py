@@ -19,7 +19,7 @@ from fleetflow.batch.run import batch
 from fleetflow.batch.task import Job, Report
 from fleetflow.types import FleetflowError
 
-CLIPS, KILLS = (300, 10**6) if SLOW else (20, 1)
+CLIPS, KILLS = (300, 10**6) if SLOW else (12, 1)
 BETWEEN, PATIENCE = (5.0, 3600) if SLOW else (3.0, 900)  # seconds between kills; for one run at most
 
 

@@ -67,7 +67,7 @@ def tiny():
 def filled(shared, fill):
     """Name of a fill rule -> the network with its weights, read as a checkpoint of that version is."""
 
-    @lru_cache(maxsize=2)
+    @lru_cache
     def make(rule):
         published = json.loads((shared / "golden" / f"{rule}.keys.json").read_text())["state_dict"]
         weights = fill.make_state([row[:3] for row in published], rule)

@@ -1,10 +1,9 @@
 """Gradient rules: against unrolling, twice, in constant memory, under autocast, in two processes, of kept iterates."""
 
 import gc
-import subprocess
-import sys
+import multiprocessing
+import os
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -397,20 +396,17 @@ def gradients_of_a_process(rank: int, meeting: str) -> None:
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
 def test_two_processes_average_their_gradients(tmp_path):
-    meeting = str(tmp_path / "meeting")
-    # ending without ceremony: gloo sometimes aborts when its threads are torn down
-    code = "import os, test_deq_gradients as tests; tests.gradients_of_a_process({}, {!r}); os._exit(0)"
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code.format(rank, meeting)],
-            cwd=Path(__file__).parent,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    messages = [run.communicate(timeout=120)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], "\n".join(messages)
+    def act(rank: int) -> None:
+        gradients_of_a_process(rank, str(tmp_path / "meeting"))
+        os._exit(0)  # without ceremony: gloo sometimes aborts when its threads are torn down
+
+    fork = multiprocessing.get_context("fork")
+    team = [fork.Process(target=act, args=(rank,)) for rank in range(2)]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join(120)
+    assert [process.exitcode for process in team] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,21 @@ import pytest
 from conftest import SLOW
 from PIL import Image
 
+from fleetflow.data.generate.held_out import use_of
+
 
 def test_the_dry_run(tmp_path, monkeypatch):
-    """Training and scoring; with FLEETFLOW_SLOW=1 the phases that measure, too."""
-    every = gpu_run.phases(tmp_path / "out", None, "fastflownet", True)
+    """Training and scoring on the photographs that it carries; with FLEETFLOW_SLOW=1 the phases that measure, too."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    (tmp_path / "carry" / "photographs").mkdir(parents=True)
+    for use in ("train", "validation"):
+        name = next(f"{k}.jpg" for k in range(999) if use_of(f"{k}.jpg") == use)
+        Image.fromarray(noise).save(tmp_path / "carry" / "photographs" / name)
+    every = gpu_run.phases(tmp_path / "out", tmp_path / "carry", "fastflownet", True)
     assert [phase.name for phase in every] == ["checks", "networks", "kernels", "train", "score"]
     todo = every if SLOW else every[3:]
     monkeypatch.setattr(gpu_run, "phases", lambda *_: todo)
-    found = gpu_run.run(tmp_path / "out", None, "fastflownet", 9.0, True)
+    found = gpu_run.run(tmp_path / "out", tmp_path / "carry", "fastflownet", 9.0, True)
     assert json.loads((tmp_path / "out" / "gpu_run.json").read_text()) == found
     rows = {name: phase["rows"] for name, phase in found["phases"].items()}
     assert "failed" not in found["phases"]["train"], found["phases"]["train"]

@@ -27,6 +27,7 @@ ON_META = {name: on_meta(name) for name in NAMES}
 SIZES = {name: sum(weight.numel() for weight in ON_META[name].parameters()) for name in NAMES}
 SMALL = [name for name in NAMES if SIZES[name] < LARGE]
 FAMILIES = {type(ON_META[name]): name for name in sorted(SMALL, key=lambda name: -SIZES[name])}  # the smallest of each
+RUN = SMALL if SLOW else list(FAMILIES.values())
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,7 @@ def test_contract(name):
     assert models[name].__doc__, "a variant says what it is and whose checkpoints it reads"
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("height,width", [(1, 1), (131, 70)])
+@pytest.mark.parametrize("name,height,width", [*((name, 131, 70) for name in SMALL), *((name, 1, 1) for name in RUN)])
 def test_flow_has_the_size_of_the_frames(networks, name, height, width):
     frame1, frame2 = torch.rand(2, 1, 3, height, width)
     iterations = 2 if networks[name].iterations else None
@@ -63,7 +63,7 @@ def test_any_size(height, width):
         assert model(*torch.rand(2, 1, 3, height, width)).flow.shape == (1, 2, height, width)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", RUN)
 def test_pairs_of_a_batch_do_not_touch_each_other(networks, name):
     frame1, frame2 = torch.rand(2, 2, 3, 64, 128)
     iterations = 2 if networks[name].iterations else None
@@ -74,9 +74,7 @@ def test_pairs_of_a_batch_do_not_touch_each_other(networks, name):
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name,dtype", itertools.product(SMALL if SLOW else FAMILIES.values(), [torch.float32, torch.bfloat16])
-)
+@pytest.mark.parametrize("name,dtype", itertools.product(RUN, [torch.float32, torch.bfloat16]))
 def test_trains(name, dtype):
     """Finite loss and a gradient in every parameter."""
     torch.manual_seed(0)

@@ -1,9 +1,8 @@
 """The Predictor as an object: it leaves the model alone, takes paths and lists, is copied, pickled, used in threads."""
 
 import copy
+import multiprocessing
 import pickle
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -90,24 +89,12 @@ def test_the_first_calls_of_four_threads(name, frames):
         np.testing.assert_allclose(flow, found[0], atol=1e-4)
 
 
-SPAWN = """
-import multiprocessing, numpy as np, fleetflow
-def work(job):
-    return job[0](*job[1])
-if __name__ == "__main__":
-    predictor = fleetflow.Predictor(fleetflow.load("raft_small", weights=False), device="cpu", iterations=1)
-    frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+def test_a_used_predictor_in_a_spawned_worker(frames):
+    predictor = made("raft_small")
     first = predictor(*frames)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert np.allclose(pool.map(work, [(predictor, frames)])[0], first, atol=1e-3)
-    print("ok")
-"""
-
-
-def test_a_used_predictor_in_a_spawned_worker(tmp_path):
-    (tmp_path / "spawn.py").write_text(SPAWN)
-    run = subprocess.run([sys.executable, str(tmp_path / "spawn.py")], capture_output=True, text=True)
-    assert run.stdout == "ok\n", run.stderr
+        (found,) = pool.starmap(predictor, [frames])
+    np.testing.assert_allclose(found, first, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["fastflownet", "deq_flow_tiny"])

@@ -351,7 +351,7 @@ def test_time_limit(tiny, tmp_path):
 def test_learns_on_one_batch(monkeypatch, tmp_path):
     """On the same two pairs again and again the error falls to a small part of the motion."""
     fixed = generate(2, 64, 64, seed=5, mixture={shapes_world: 1.0})
-    plan = plan_of(Batches(40, 2, 64, 64), schedule=partial(warm_flat_cool, warmup=2, cooldown=0.5))
+    plan = plan_of(Batches(24, 2, 64, 64), schedule=partial(warm_flat_cool, warmup=2, cooldown=0.5))
     monkeypatch.setitem(recipes.RECIPES, "one_batch", plan)
     monkeypatch.setattr(feed, "generate", lambda *args, **keywords: fixed)
     job.train("one_batch", folder=tmp_path, workers=0, report=quiet)
