@@ -92,10 +92,10 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _surfaces_are_drawn_once(tmp_path_factory):
+def _surfaces_are_drawn_once(request, tmp_path_factory):
     """Procedural surfaces, seconds of drawing, come from a file of the session, which the workers of pytest share."""
     draw, place = textures.procedural, tmp_path_factory.getbasetemp()
-    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    place = place.parent if hasattr(request.config, "workerinput") else place
 
     def procedural(count: int = 48, seed: int = 0) -> textures.Textures:
         path = place / f"surfaces-{count}-{seed}.pt"

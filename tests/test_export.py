@@ -1,6 +1,7 @@
 """Exported files: equal to the network or not there; opened without torch; taken wherever a network is taken."""
 
 import copy
+import itertools
 import json
 import pickle
 import re
@@ -413,8 +414,11 @@ def test_pictures_of_calibration(tmp_path, monkeypatch):
             calibration.pairs(str(source), Sizes(96, 96, 1))
 
 
-@pytest.mark.parametrize("name", models if SLOW else ("fastflownet", "raft_small"))
-def test_every_network(name, traced_once, tmp_path):
+EVERY = itertools.product(models, ("onnx", "openvino"))
+
+
+@pytest.mark.parametrize("name,target", EVERY if SLOW else [("fastflownet", "openvino"), ("raft_small", "onnx")])
+def test_every_network(name, target, traced_once, tmp_path):
     pytest.importorskip("openvino", reason="needs the openvino extra")
     torch.manual_seed(0)
     try:
@@ -422,10 +426,8 @@ def test_every_network(name, traced_once, tmp_path):
     except FleetflowError:
         model = load(name, weights=False)
     iterations = None if model.iterations is None else 3 if SLOW else 1
-    for target in ("onnx", "openvino"):
-        file = tmp_path / f"net{write.SUFFIXES[target]}"
-        sizes = Sizes(150, 214, 1)
-        write.export(model, file, network=name, target=target, sizes=sizes, iterations=iterations)
+    file = tmp_path / f"net{write.SUFFIXES[target]}"
+    write.export(model, file, network=name, target=target, sizes=Sizes(150, 214, 1), iterations=iterations)
 
 
 @slow

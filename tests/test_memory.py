@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import SLOW
 
 SCRIPT = """
 import resource, numpy as np
@@ -46,10 +47,10 @@ from fleetflow.inference.predictor import Predictor
 from fleetflow.registry import models
 predict = Predictor(models["raft_small"](iterations=1), device="cpu", precision="fp32")
 random, used = np.random.default_rng(0), []
-for k in range(90):
+for k in range(60):
     image = np.zeros((*random.integers(128, 260, 2), 3), np.uint8)
     predict(image, image)
-    if k % 30 == 29:
+    if k % 20 == 19:
         used.append(int(open("/proc/self/statm").read().split()[1]) * 4 // 1024)
 print(*used)
 """
@@ -84,4 +85,5 @@ def test_a_limit_of_memory_is_kept():
         assert not run.returncode, run.stderr
         return int(run.stdout)
 
-    assert peak("720M") < 720 < peak("0")
+    assert peak("720M") < 720
+    assert not SLOW or peak("0") > 720
