@@ -22,6 +22,7 @@ from fleetflow.training import loop
 from fleetflow.types import FleetflowError
 
 SHARED = Path(__file__).parents[2] / "shared"
+GOLDEN = Path(__file__).parent / "golden"  # reference outputs that every clone has
 SLOW = os.environ.get("FLEETFLOW_SLOW") == "1"  # `make test-all`: every case of what otherwise runs in a few
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 
 from fleetflow.ops import kernels
 from fleetflow.ops.all_pairs import all_pairs, halve, lookup
@@ -202,8 +203,8 @@ def test_halve_leaves_an_odd_edge_out():
 
 @pytest.mark.parametrize("limit", [STORED, COMPUTED])
 @pytest.mark.parametrize("radius", [3, 4])
-def test_published_outputs(shared, radius, limit):
-    golden = np.load(shared / "golden" / "ops_correlation.npz")
+def test_published_outputs(radius, limit):
+    golden = np.load(GOLDEN / "ops_correlation.npz")
     a, b, positions, expected = (
         torch.from_numpy(golden[f"raft_{key}"]) for key in ("f1", "f2", "coords", f"r{radius}_out")
     )

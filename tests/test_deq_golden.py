@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 
 from fleetflow.deq import Anderson, Broyden, Picard, fixed_point
 
@@ -31,8 +32,8 @@ RUNS = [
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    with np.load(shared / "golden" / "deq_solvers.npz") as file:
+def golden():
+    with np.load(GOLDEN / "deq_solvers.npz") as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "meta_json"}
         return arrays, json.loads(str(file["meta_json"]))["runs"]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fleetflow.ops import kernels
@@ -72,8 +73,8 @@ def test_it_is_a_choice_of_the_channels_of_the_dense_correlation():
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_published_output(shared, plain):
-    golden = np.load(shared / "golden" / "ops_correlation.npz")
+def test_published_output(plain):
+    golden = np.load(GOLDEN / "ops_correlation.npz")
     a, b, expected = (torch.from_numpy(golden[f"flownetc_{key}"]) for key in ("f1", "f2", "out"))
     with kernels.reference() if plain else torch.enable_grad():
         volume = dilated_correlation(a, b, 20, 2)

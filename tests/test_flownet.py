@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SLOW
+from conftest import GOLDEN, SLOW
 
 import fleetflow
 from fleetflow.models.flownet import LEVELS, FlowNet2, FlowNetFusion, _length, _warp_inside
@@ -209,9 +209,9 @@ def test_trains(name, dtype):
         optimizer.step()
 
 
-def test_warping_stays_inside_the_picture(shared):
+def test_warping_stays_inside_the_picture():
     """As the official operator, which is sampling with positions clamped; gradients too."""
-    golden = np.load(shared / "golden" / "ops_correlation.npz")
+    golden = np.load(GOLDEN / "ops_correlation.npz")
     frame, flow, expected = (torch.from_numpy(golden[f"resample2d_{key}"]) for key in ("img", "flow", "out"))
     torch.testing.assert_close(_warp_inside(frame, flow), expected, rtol=0, atol=1e-5)
     frame, flow = frame.double().requires_grad_(), (flow.double() * 3).requires_grad_()

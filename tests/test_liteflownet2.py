@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import GOLDEN
 
 import fleetflow
 from fleetflow.models import liteflownet2
@@ -140,8 +141,8 @@ def test_the_filter_is_the_published_one(shared):
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("level,prefix", [(4, "lfn2"), (3, "lfn2_l3")])
-def test_correlation_is_the_published_one(shared, level, prefix, plain):
-    golden = np.load(shared / "golden" / "ops_correlation.npz")
+def test_correlation_is_the_published_one(level, prefix, plain):
+    golden = np.load(GOLDEN / "ops_correlation.npz")
     one, two, expected = (torch.from_numpy(golden[f"{prefix}_{key}"]) for key in ("f1", "f2", "out"))
     network, seen = Matching(level), []
     (network.corr_up or network.layers).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import GOLDEN
 from torch import nn
 
 from fleetflow.evaluation.metrics import end_point_error
@@ -19,8 +20,8 @@ NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    with np.load(shared / "golden" / "losses.npz") as file:
+def golden():
+    with np.load(GOLDEN / "losses.npz") as file:
         return {name: torch.from_numpy(file[name]) for name in file.files if name != "meta_json"}
 
 

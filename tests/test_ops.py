@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 
 from fleetflow.ops import kernels
 from fleetflow.ops.correlation import local_correlation
@@ -120,8 +121,8 @@ def test_pixel_grid():
     assert grid.tolist() == [[[0, 1, 2], [0, 1, 2]], [[0, 0, 0], [1, 1, 1]]]
 
 
-def test_published_outputs(shared):
-    golden = np.load(shared / "golden" / "ops_correlation.npz")
+def test_published_outputs():
+    golden = np.load(GOLDEN / "ops_correlation.npz")
     tensor = {key: torch.from_numpy(golden[key]) for key in golden.files if golden[key].dtype == np.float32}
     volume = local_correlation(tensor["md4_f1"], tensor["md4_f2"], 4)
     torch.testing.assert_close(volume, tensor["md4_out"], rtol=0, atol=1e-6)

@@ -2,16 +2,15 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 
 from fleetflow.models.deq_flow import own_names
 from fleetflow.registry import models
 
-GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 
 from collect import CASES, STEP  # noqa: E402

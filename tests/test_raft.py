@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import GOLDEN
 
 import fleetflow
 from fleetflow.layers import residual_encoder
@@ -23,7 +24,7 @@ from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 
 COUNTS = {"raft": 5_257_536, "raft_small": 990_162, "gma": 5_879_873, "gma_heads2": 5_961_793}
-GOLDEN = [  # reference outputs, variant, name of the fill rule
+RECORDED = [  # reference outputs, variant, name of the fill rule
     ("raft_basic", "raft", "raft_basic"),
     ("raft_basic_odd", "raft", "raft_basic"),
     ("raft_basic_odd_kitti", "raft", "raft_basic"),
@@ -80,7 +81,7 @@ def watched(model) -> dict[str, list]:
     return seen
 
 
-@pytest.mark.parametrize("file,name,rule", GOLDEN, ids=[row[0] for row in GOLDEN])
+@pytest.mark.parametrize("file,name,rule", RECORDED, ids=[row[0] for row in RECORDED])
 def test_reproduces_the_official_outputs(shared, fill, file, name, rule):
     """Every stored intermediate first, so that a failure names its layer."""
     golden = {key: value for key, value in np.load(shared / "golden" / f"{file}.npz").items()}
@@ -324,8 +325,8 @@ def test_attention_beyond_the_embeddings_is_refused():
         GMA(content=False)
 
 
-def test_published_enlargements(shared):
-    golden = np.load(shared / "golden" / "ops_correlation.npz")
+def test_published_enlargements():
+    golden = np.load(GOLDEN / "ops_correlation.npz")
     flow, weights, convex, bilinear = (
         torch.from_numpy(golden[key]) for key in ("convex_flow", "convex_mask", "convex_out", "upflow8_out")
     )

@@ -1,9 +1,11 @@
 """Collects every fourth pixel of the official flows into flows.npz: python tests/golden/collect.py ../shared/golden.
 
-The inputs are closed formulas and the weights follow a rule (fill.py), so nothing else has to be stored.
+The inputs are closed formulas and the weights follow a rule (fill.py), so nothing else has to be stored. What official
+operators, losses and solvers make of small random numbers is taken as it is.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,8 +31,11 @@ CASES = {  # reference output: network, rule of fill.py, refinement iterations
 }
 
 
+WHOLE = ("deq_solvers.npz", "losses.npz", "ops_correlation.npz")
+
+
 def collect(source: Path, target: Path) -> None:
-    """Writes flows.npz, one array [h, w, 2] a case, and the official names of the DEQ networks' weights."""
+    """Writes flows.npz, one array [h, w, 2] a case, and the official names of the DEQ networks' weights; copies WHOLE."""
     flows, names = {}, {}
     for case, (_, rule, iterations) in CASES.items():
         stored = np.load(source / f"{case}.npz")
@@ -42,6 +47,8 @@ def collect(source: Path, target: Path) -> None:
         if rule.startswith("deq"):
             names[rule] = [row[:3] for row in json.loads((source / f"{rule}.keys.json").read_text())["state_dict"]]
     np.savez_compressed(target / "flows.npz", **flows)
+    for name in WHOLE:
+        shutil.copyfile(source / name, target / name)
     (target / "names.json").write_text(json.dumps(names, separators=(",", ":")))
 
 
