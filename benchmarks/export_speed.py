@@ -31,13 +31,14 @@ from fleetflow.models.weights import load
 from fleetflow.types import FleetflowError
 
 Predict = Callable[[np.ndarray, np.ndarray], object]
+BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def written(
     network: str, model: FlowModel, sizes: Sizes, folder: Path, compiler: bool, int8: bool
 ) -> dict[str, Path]:  # fmt: skip
-    """Returns the files of a network by their endings; those that the folder lacks are written."""
-    endings = (".onnx", ".xml", *(["_int8.xml"] if int8 else []), *([".pt2"] if compiler else []))
+    """Returns the files of a network by their endings, as `fleetflow export` writes them; those missing are written."""
+    endings = (".onnx", ".xml", "_bf16.xml", *(["_int8.xml"] if int8 else []), *([".pt2"] if compiler else []))
     files = {ending: folder / f"{network}_{sizes.height}x{sizes.width}{ending}" for ending in endings}
     said = {"network": network, "version": "", "sizes": sizes._asdict(), "iterations": model.iterations}
     if not all(files[ending].is_file() for ending in endings if ending in (".onnx", ".pt2")):
@@ -47,8 +48,14 @@ def written(
             write_compiled(program, files[".pt2"], said)
     if not files[".xml"].is_file():
         write_openvino(files[".onnx"], files[".xml"], said)
-    if int8 and not files["_int8.xml"].is_file():
-        write_openvino(files[".onnx"], files["_int8.xml"], said, int8_pairs=calibration.pairs("footage", sizes))
+    if not files["_bf16.xml"].is_file() or (int8 and not files["_int8.xml"].is_file()):
+        onnx = folder / f"{network}_products.onnx"
+        program = traced(plain(model), sizes, None, products=True)
+        write_onnx(program, onnx, said, ("image1", "image2"), ("flow",))
+        write_openvino(onnx, files["_bf16.xml"], said)
+        if int8:
+            write_openvino(onnx, files["_int8.xml"], said, int8_pairs=calibration.pairs("footage", sizes))
+        onnx.unlink()
     return files
 
 
@@ -66,19 +73,19 @@ def ways(
     yield "OpenVINO, float32", Session(files[".xml"], threads=threads)
     if int8:
         yield "OpenVINO, int8 and float32", Session(files["_int8.xml"], threads=threads)
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if BFLOAT16:
         yield "torch, ours, float32", Predictor(model, device="cpu", precision="fp32")
-        yield "OpenVINO, bfloat16", Session(files[".xml"], threads=threads, precision="bf16")
+        yield "OpenVINO, bfloat16", Session(files["_bf16.xml"], threads=threads, precision="bf16")
         if int8:
             yield "OpenVINO, int8 and bfloat16", Session(files["_int8.xml"], threads=threads, precision="bf16")
     if compiler:
         yield "AOTInductor", Session(files[".pt2"], threads=threads)
 
 
-def profile(file: Path, threads: int, image1: np.ndarray, image2: np.ndarray) -> None:
+def profile(file: Path, threads: int, precision: str, image1: np.ndarray, image2: np.ndarray) -> None:
     """Prints what share of an OpenVINO file's time each kind of operator takes: the least of eight runs of each."""
     core = openvino.Core()
-    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
+    config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
     request = core.compile_model(core.read_model(str(file)), "CPU", config).create_infer_request()
     least: dict[tuple[str, str], float] = {}
     for _ in range(8):
@@ -121,9 +128,10 @@ def main() -> None:
         if given.prepare:
             continue
         if given.profile:
-            for ending in (".xml",) if given.no_int8 else (".xml", "_int8.xml"):
+            kinds = {".xml": "f32", **({} if given.no_int8 else {"_int8.xml": "f32"})}
+            for ending, precision in {**kinds, **({"_bf16.xml": "bf16"} if BFLOAT16 else {})}.items():
                 file = given.folder / f"{network}_{sizes.height}x{sizes.width}{ending}"
-                profile(file, given.threads, image1, image2)
+                profile(file, given.threads, precision, image1, image2)
             continue
         functions = {name: lambda predict=predict: predict(image1, image2) for name, predict in found.items()}
         clock = time.process_time if given.processor else time.perf_counter

@@ -109,12 +109,12 @@ def traced_once():
         pytest.importorskip(package, reason="needs the export extra")
     known, real = {}, write.traced
 
-    def traced(model, sizes, iterations):
+    def traced(model, sizes, iterations, **how):
         weights = torch.stack([value.double().sum() for value in model.state_dict().values()]).sum().item()
-        key = (type(model), weights, sizes, iterations)
+        key = (type(model), weights, sizes, iterations, *how.values())
         if key not in known:
             known.clear()  # of the last network only
-            known[key] = real(model, sizes, iterations)
+            known[key] = real(model, sizes, iterations, **how)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:

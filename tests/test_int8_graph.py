@@ -7,7 +7,7 @@ openvino = pytest.importorskip("openvino", reason="needs the openvino extra")
 ops = pytest.importorskip("openvino.opset13")
 
 from fleetflow.export import quantize  # noqa: E402
-from fleetflow.export.int8_graph import quantize_parts, reach, shuffle_by_weights  # noqa: E402
+from fleetflow.export.int8_graph import quantize_parts, reach  # noqa: E402
 
 ONES = ([1, 1], [1, 1], [1, 1], [1, 1])  # strides, padding before and behind, dilations
 
@@ -64,25 +64,6 @@ def test_a_flow_stays_in_float():
     expected = computed(decoder(), far, still) - computed(decoder(), other, still)
     assert np.corrcoef(apart.flatten(), expected.flatten())[0, 1] > 0.5
     assert np.abs(apart).max() > 100 * np.abs(computed(model, other, still)).max()
-
-
-def quantized(value, reach: float):
-    limits = [ops.constant(np.float32(limit)) for limit in (-reach, reach, -reach, reach)]
-    return ops.fake_quantize(value, *limits, 255)
-
-
-def test_shuffles_go_into_weights():
-    image = ops.parameter([1, 12, 6, 7], np.float32, name="image")
-    shuffled = ops.shuffle_channels(quantized(image, 2.0), 1, 3)
-    dense = ops.convolution(shuffled, quantized(ops.constant(numbers(1, 5, 12, 3, 3)), 3.0), *ONES)
-    grouped = ops.group_convolution(shuffled, ops.constant(numbers(2, 3, 2, 4, 3, 3)), *ONES)
-    model = openvino.Model([ops.result(ops.concat([dense, grouped], 1))], [image], "shuffled")
-    given = numbers(4, 1, 12, 6, 7)
-    expected = computed(model, given)
-    shuffle_by_weights(model)
-    assert "ShuffleChannels" not in kinds(model) and kinds(model).count("Convolution") == 2
-    error = np.abs(computed(model, given) - expected).mean()
-    assert error < 0.02 * np.abs(expected).mean()  # what the runtime rounds; of channels in another order: 1.4
 
 
 def test_convolutions_on_coarse_planes_are_found():

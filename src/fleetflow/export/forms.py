@@ -17,6 +17,7 @@ from fleetflow.models import base
 from fleetflow.ops import all_pairs as pairs
 from fleetflow.ops import correlation, dilated_correlation, subtract_mean, warp
 from fleetflow.ops.all_pairs import AllPairs, pooled
+from fleetflow.types import Prediction
 
 TILE = 8  # pixels a side that share one product of a local correlation; of 4 and 8 the faster in both runtimes
 BLOCK = 16  # pixels of a row that share one of a dilated correlation; of 8, 16, 32 and 64 the fastest in both
@@ -65,10 +66,11 @@ def local_correlation(features1: Tensor, features2: Tensor, radius: int, keep: S
     count, channels, height, width = features1.shape
     rows, columns = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
     down, right, side, shifts = rows * TILE - height, columns * TILE - width, TILE + 2 * radius, 2 * radius + 1
-    first = _moved(F.pad(features1 / channels, (0, right, 0, down)), 0, 2, 3, 1)  # as convolutions in int8 write it
+    one, two = (features.permute(0, 2, 3, 1) for features in (features1, features2))  # as convolutions write them
+    first = F.pad(one / channels, (0, 0, 0, right, 0, down))
     first = _moved(first.reshape(count, rows, TILE, columns, TILE, channels), 0, 1, 3, 5, 2, 4)
     first = first.reshape(count, rows * columns, channels, TILE * TILE)
-    second = _moved(F.pad(features2, (radius, radius + right, radius, radius + down)), 0, 2, 3, 1)
+    second = F.pad(two, (0, 0, radius, radius + right, radius, radius + down))
     wide = columns * TILE + 2 * radius
     corners = (torch.arange(rows)[:, None] * wide + torch.arange(columns)).flatten() * TILE
     window = (torch.arange(side)[:, None] * wide + torch.arange(side)).flatten()
@@ -155,26 +157,41 @@ def _taps(at: Tensor, size: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
     return taps.clamp(min=0, max=size - 1), (1 - share) * known[:, :-1], share * known[:, 1:]
 
 
+def _rows(frame: Tensor) -> Tensor:
+    """A frame [N, C, H, W] as [N, 1, H, W C], the numbers as they lie in a picture."""
+    return frame.permute(0, 2, 3, 1).flatten(2)[:, None]
+
+
 def mean_color(frame1: Tensor, frame2: Tensor) -> Tensor:
-    """Returns what `ops.subtract_mean.mean_color` defines, [N, C, 1, 1]: means of rows, then their mean, corrected once.
+    """Returns what `ops.subtract_mean.mean_color` defines, [N, C, 1, 1]: means of columns, then their mean, corrected once.
 
     Runtimes add up numbers one by one in float32. All pixels of 128x192 at once are off by 5e-6 of the sum, which moved a
     flow of FastFlowNet by 0.05 px; the mean of what is left after subtracting a mean corrects it.
     """
-    rows = torch.stack((frame1, frame2)).mean(4, keepdim=True)
-    mean = rows.mean(3, keepdim=True)
-    return (mean + (rows - mean).mean(3, keepdim=True)).mean(0)
+    count, channels, _, width = frame1.shape
+    columns = [_rows(frame).mean((1, 2)).reshape(count, width, channels) for frame in (frame1, frame2)]
+    columns = (columns[0] + columns[1]) / 2
+    mean = columns.mean(1, keepdim=True)
+    return (mean + (columns - mean).mean(1, keepdim=True)).reshape(count, channels, 1, 1)
 
 
 def less_mean(frame: Tensor, mean: Tensor) -> Tensor:
-    """Returns what `ops.subtract_mean.subtract_mean` defines: runtimes choose the layout, and need no view as rows."""
-    return frame - mean.reshape(-1, frame.shape[1], 1, 1)
+    """Returns what `ops.subtract_mean.subtract_mean` defines, in rows of numbers, which need no other layout."""
+    count, channels, height, width = frame.shape
+    rows = _rows(frame) - mean.reshape(-1, 1, 1, channels).repeat(1, 1, 1, width)
+    return rows.reshape(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def seen_before(frame1: Tensor, frame2: Tensor, prediction: Prediction) -> Prediction:
+    """In place of `models.base._still`: graphs look at the bytes of pictures (`graph.shows_no_motion`)."""
+    return prediction
 
 
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns what `models.base.resize` defines.
 
-    A flow enlarged FOURFOLD is a convolution that writes the 16 pixels that come from one: an eighth of the time.
+    A flow enlarged FOURFOLD is a convolution that writes the 16 pixels that come from one, as they lie in memory: an
+    eighth of the time.
     """
     height, width = picture.shape[2:]
     known = all(isinstance(side, int) for side in (height, width, *size))
@@ -184,9 +201,13 @@ def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     for k in range(FOURFOLD):
         offset = (k + 0.5) / FOURFOLD - 0.5
         taps[k] = torch.tensor([max(-offset, 0), 1 - abs(offset), max(offset, 0)])
-    kernel = (taps[:, None, :, None] * taps[None, :, None, :]).reshape(-1, 1, 3, 3).repeat(picture.shape[1], 1, 1, 1)
+    kernel = taps[:, None, None, None, :, None] * taps[None, :, None, None, None, :]  # [y, x, to, from, 3, 3]
+    kernel = kernel * torch.eye(picture.shape[1])[:, :, None, None]
+    count, channels = picture.shape[:2]
     wide = F.pad(picture, (1, 1, 1, 1), mode="replicate")
-    return F.pixel_shuffle(F.conv2d(wide, kernel.to(picture), groups=picture.shape[1]), FOURFOLD)
+    found = F.conv2d(wide, kernel.flatten(0, 2).to(picture)).permute(0, 2, 3, 1)
+    found = _moved(found.reshape(count, height, width, FOURFOLD, FOURFOLD * channels), 0, 1, 3, 2, 4)
+    return found.reshape(count, *size, channels).permute(0, 3, 1, 2)
 
 
 FORMS: dict[Callable, Callable] = {
@@ -198,6 +219,7 @@ FORMS: dict[Callable, Callable] = {
     subtract_mean.mean_color: mean_color,
     subtract_mean.subtract_mean: less_mean,
     base.resize: resize,
+    base._still: seen_before,
 }
 
 

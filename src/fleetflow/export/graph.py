@@ -11,6 +11,7 @@ from torch.fx.experimental import _config as symbols
 from torch.nn.utils.parametrize import is_parametrized
 
 from fleetflow.deq import remove_norm
+from fleetflow.export.channels import order_by_weights
 from fleetflow.export.forms import for_runtimes
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.kernels import reference
@@ -58,13 +59,39 @@ class Graph(nn.Module):
     right and downwards, as a .flo file holds it.
     """
 
-    def __init__(self, model: FlowModel, iterations: int | None):
+    def __init__(self, model: FlowModel, iterations: int | None, as_bytes: bool):
         super().__init__()
-        self.model, self.iterations = model, model.iterations_of(iterations)
+        self.model, self.iterations, self.as_bytes = model, model.iterations_of(iterations), as_bytes
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
-        frames = [image.permute(0, 3, 1, 2).float() / 255 for image in (image1, image2)]
-        return self.model(*frames, iterations=self.iterations).flow.float().permute(0, 2, 3, 1)
+        flow = self.model(*frames_of(image1, image2), iterations=self.iterations).flow.float().permute(0, 2, 3, 1)
+        pictures = (image1, image2) if self.as_bytes else (image1.float(), image2.float())
+        still = shows_no_motion(*pictures)[:, None, None, None]
+        return flow.flatten(2)[:, None].masked_fill(still, 0).reshape(flow.shape)
+
+
+def frames_of(*images: Tensor) -> list[Tensor]:
+    """Returns pictures, uint8 [N, H, W, 3], as the frames that networks take, [N, 3, H, W] in [0, 1]."""
+    return [(image.float() / 255).permute(0, 3, 1, 2) for image in images]
+
+
+def shows_no_motion(image1: Tensor, image2: Tensor) -> Tensor:
+    """Returns [N] bool, as `models.base` asks of frames: whether pictures [N, H, W, 3] are the same, or one has one color.
+
+    Bytes are a quarter of the memory, and largest and smallest values of columns need no other layout.
+    """
+    count, height, width, channels = image1.shape
+    one, two = (image.reshape(count, 1, height, width * channels) for image in (image1, image2))
+    still = _everywhere(_everywhere(one == two, (1, 2), one.dtype), 1, one.dtype)
+    for rows in (one, two):
+        high, low = (ends.reshape(count, width, channels) for ends in (rows.amax((1, 2)), rows.amin((1, 2))))
+        still = still | _everywhere(high.amax(1) == low.amin(1), 1, one.dtype)
+    return still
+
+
+def _everywhere(found: Tensor, axes: int | tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """As `found.all(axes)`, which becomes sums or products of whole numbers: a smallest value is faster."""
+    return found.to(dtype).amin(axes) > 0
 
 
 def plain(model: FlowModel) -> FlowModel:
@@ -94,20 +121,23 @@ def _plain_search(step, rest, previous, iterations: int) -> tuple[list, dict]:
     return [rest], {}
 
 
-def trace(module: nn.Module, inputs: tuple[Tensor, ...], open_axes: tuple[dict[int, Dim], ...] | None):
+def trace(
+    module: nn.Module, inputs: tuple[Tensor, ...], open_axes: tuple[dict[int, Dim], ...] | None, products: bool = False
+) -> ExportedProgram:
     """Returns the exported program of a module, its operators in the forms that runtimes compute fast.
 
     Args:
         module: takes the inputs.
         inputs: that it is traced with.
         open_axes: for each input, axis -> its name and range; None fixes all shapes.
+        products: of matrices are cheap in the runtime: channels are moved by them.
 
     Raises:
         FleetflowError: where an axis cannot be open.
     """
     with torch.no_grad(), reference(), for_runtimes(), symbols.patch(backed_size_oblivious=True):  # pyright: ignore
         try:
-            return torch.export.export(
+            program = torch.export.export(
                 module.eval(),
                 inputs,
                 dynamic_shapes=open_axes,
@@ -119,10 +149,21 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], open_axes: tuple[dict[i
             raise FleetflowError(
                 f"the network cannot be traced with open sizes ({' '.join(reason.split())[:200]}); give --size HEIGHT WIDTH"
             ) from error
+    order_by_weights(program, products=products)
+    return program
 
 
-def traced(model: FlowModel, sizes: Sizes, iterations: int | None) -> ExportedProgram:
+def traced(
+    model: FlowModel, sizes: Sizes, iterations: int | None, *, products: bool = False, as_bytes: bool = True
+) -> ExportedProgram:
     """Returns the graph of a network that `plain` has prepared.
+
+    Args:
+        model: the network.
+        sizes: of the pictures.
+        iterations: of refinement.
+        products: as for `trace`.
+        as_bytes: the runtime compares bytes; TensorRT makes floats of them first.
 
     Raises:
         FleetflowError: where the network cannot take pictures of such sizes.
@@ -136,4 +177,6 @@ def traced(model: FlowModel, sizes: Sizes, iterations: int | None) -> ExportedPr
         axes[1] = Dim("height", min=sizes.least, max=LARGEST_SIDE)
         axes[2] = Dim("width", min=sizes.least, max=LARGEST_SIDE)
     picture = torch.randint(0, 256, (*sizes.example(), 3), dtype=torch.uint8)
-    return trace(Graph(model, iterations), (picture, picture.flip(0, 1)), (axes, axes) if axes else None)
+    return trace(
+        Graph(model, iterations, as_bytes), (picture, picture.flip(0, 1)), (axes, axes) if axes else None, products
+    )

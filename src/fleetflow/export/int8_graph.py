@@ -1,4 +1,4 @@
-"""What NNCF leaves: convolutions that read a concatenation, and channel shuffles.
+"""What NNCF leaves: convolutions that read a concatenation.
 
 What a decoder reads side by side (a correlation, features, a flow) has no range in common. Here each part has its own:
 it is divided by its range, and the weights are multiplied by it. A flow is no part of that: it stays in float, as a
@@ -97,53 +97,3 @@ def _quantized(weights: np.ndarray):
     largest = np.maximum(np.abs(weights).max((1, 2, 3), keepdims=True), 1e-9).astype(np.float32)
     low, high = ops.constant(-largest), ops.constant(largest)
     return ops.fake_quantize(ops.constant(weights.astype(np.float32)), low, high, low, high, LEVELS)
-
-
-def shuffle_by_weights(model) -> None:
-    """Puts channel shuffles between int8 convolutions into weights, in place; runtimes move bytes one by one.
-
-    A convolution that reads a shuffle has its weights the other way round, one in groups reads a 1x1 convolution that
-    moves the channels, in int8 again.
-    """
-    from openvino import opset13 as ops
-
-    for node in model.get_ordered_ops():
-        quantize = node.input_value(0).get_node() if node.get_type_name() == "ShuffleChannels" else None
-        if quantize is None or quantize.get_type_name() != "FakeQuantize":
-            continue
-        limits, count = quantize.input_values()[1:], channels_of(node.output(0))
-        if any(np.prod(limit.get_shape()) > 1 for limit in limits):
-            continue
-        order = (
-            np.arange(count).reshape(node.get_attributes()["group"], -1).T.flatten()
-        )  # what comes out, by what goes in
-        readers = list(node.output(0).get_target_inputs())
-        others = [reader for reader in readers if not _turned(reader, quantize, order)]
-        if others:
-            moves = np.zeros((count, count, 1, 1), np.float32)
-            moves[np.arange(count), order] = 1
-            moved = ops.convolution(quantize, _quantized(moves), [1, 1], [0, 0], [0, 0], [1, 1])
-            moved = ops.fake_quantize(moved, *limits, quantize.get_attributes()["levels"])
-            for reader in others:
-                reader.replace_source_output(moved.output(0))
-    model.validate_nodes_and_infer_types()
-
-
-def _turned(reader, source, order: np.ndarray) -> bool:
-    """Lets a convolution read what comes before a shuffle, its weights the other way round; False where it cannot."""
-    from openvino import opset13 as ops
-
-    node = reader.get_node()
-    if node.get_type_name() != "Convolution" or reader.get_index() != 0:
-        return False
-    link = node.input(1)
-    while link.get_source_output().get_node().get_type_name() in ("FakeQuantize", "Convert", "Multiply"):
-        link = link.get_source_output().get_node().input(0)
-    weights = link.get_source_output().get_node()
-    if weights.get_type_name() != "Constant" or weights.get_data().shape[1:2] != order.shape:
-        return False
-    before = np.empty_like(weights.get_data())
-    before[:, order] = weights.get_data()
-    link.replace_source_output(ops.constant(before).output(0))
-    reader.replace_source_output(source.output(0))
-    return True

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fleetflow.export.forms import for_runtimes
-from fleetflow.export.graph import Sizes, trace
+from fleetflow.export.graph import Sizes, frames_of, trace
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.kernels import reference
 from fleetflow.types import FleetflowError, size_of
@@ -44,8 +44,7 @@ class Encode(nn.Module):
         self.structure: Any = None  # of the features, known after the first call
 
     def forward(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, ...]:
-        frames = [image.permute(0, 3, 1, 2).float() / 255 for image in (image1, image2)]
-        frames = self.model.prepare(*frames)
+        frames = self.model.prepare(*frames_of(image1, image2))
         sides = padding(self.model, size_of(image1[..., 0]))
         frames = [F.pad(frame, sides, mode="replicate") for frame in frames]
         features, state = self.model.encode(*frames)

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fleetflow.export.int8_graph import FEW, channels_of, quantize_parts, reach, reads_parts, shuffle_by_weights
+from fleetflow.export.int8_graph import FEW, channels_of, quantize_parts, reach, reads_parts
 from fleetflow.export.onnx import require
 
 COARSE = 16  # pixels of the picture between numbers of a plane, from which on convolutions stay in float
 FLOW = 2  # channels of a flow; a picture has three
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
-MOVES = ("Reshape", "Transpose", "ShuffleChannels")  # of channels: what is moved may be int8 already
 
 
 def quantized(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]):
@@ -42,7 +41,6 @@ def quantized(model, pairs: Sequence[tuple[np.ndarray, np.ndarray]]):
         fast_bias_correction=True,
     )
     quantize_parts(model, known)
-    shuffle_by_weights(model)
     return model
 
 
@@ -59,8 +57,6 @@ def coarse(model, shape: tuple[int, ...]) -> set[str]:
 
 def _is_quantized(node) -> bool:
     """Whether NNCF may quantize an operation: a convolution that neither reads nor writes a flow, nor reads parts."""
-    if node.get_type_name() in MOVES:
-        return True
     if node.get_type_name() not in CONVOLUTIONS or reads_parts(node):
         return False
     return channels_of(node.input_value(0)) > FLOW and channels_of(node.output(0)) > FEW

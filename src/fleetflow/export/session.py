@@ -220,7 +220,7 @@ def _open_openvino(path: Path, threads: int, precision: str | None) -> tuple[Run
         compiled = core.compile_model(model, "CPU", config)
 
     def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        found = compiled(feeds)
+        found = compiled(feeds, share_outputs=True)  # copied below: the next call writes over them
         return [np.array(found[output]) for output in compiled.outputs]
 
     return run, about

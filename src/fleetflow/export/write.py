@@ -162,7 +162,9 @@ def _write(
 ) -> list[parity.Row]:  # fmt: skip
     """Writes one graph and returns its comparison with the network."""
     half = about["precision"] == "half"
-    program = traced(with_half_convolutions(model) if half and target != "openvino" else model, sizes, iterations)
+    products = about["precision"] in ("bf16", "int8")
+    converted = with_half_convolutions(model) if half and target != "openvino" else model
+    program = traced(converted, sizes, iterations, products=products, as_bytes=target != "tensorrt")
     onnx = file.with_suffix(".onnx")
     if target in ("onnx", "openvino", "tensorrt"):
         write_onnx(program, onnx, about, ("image1", "image2"), ("flow",))
