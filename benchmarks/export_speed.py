@@ -41,20 +41,25 @@ def written(
     endings = (".onnx", ".xml", "_bf16.xml", *(["_int8.xml"] if int8 else []), *([".pt2"] if compiler else []))
     files = {ending: folder / f"{network}_{sizes.height}x{sizes.width}{ending}" for ending in endings}
     said = {"network": network, "version": "", "sizes": sizes._asdict(), "iterations": model.iterations}
-    if not all(files[ending].is_file() for ending in endings if ending in (".onnx", ".pt2")):
+    missing, inputs, outputs = (
+        [ending for ending in endings if not files[ending].is_file()],
+        ("image1", "image2"),
+        ("flow",),
+    )
+    if ".onnx" in missing or ".pt2" in missing:
         program = traced(plain(model), sizes, None)
-        write_onnx(program, files[".onnx"], said, ("image1", "image2"), ("flow",))
+        write_onnx(program, files[".onnx"], said, inputs, outputs)
         if compiler:
             write_compiled(program, files[".pt2"], said)
-    if not files[".xml"].is_file():
-        write_openvino(files[".onnx"], files[".xml"], said)
-    if not files["_bf16.xml"].is_file() or (int8 and not files["_int8.xml"].is_file()):
-        onnx = folder / f"{network}_products.onnx"
-        program = traced(plain(model), sizes, None, products=True)
-        write_onnx(program, onnx, said, ("image1", "image2"), ("flow",))
-        write_openvino(onnx, files["_bf16.xml"], said)
-        if int8:
-            write_openvino(onnx, files["_int8.xml"], said, int8_pairs=calibration.pairs("footage", sizes))
+    for group, products in (([".xml"], False), (["_bf16.xml", "_int8.xml"], True)):
+        endings = [ending for ending in group if ending in missing]
+        if not endings:
+            continue
+        onnx = folder / f"{network}_for_openvino.onnx"
+        write_onnx(traced(plain(model), sizes, None, products=products, as_bytes=True), onnx, said, inputs, outputs)
+        for ending in endings:
+            pairs = calibration.pairs("footage", sizes) if ending == "_int8.xml" else None
+            write_openvino(onnx, files[ending], said, int8_pairs=pairs)
         onnx.unlink()
     return files
 

@@ -154,7 +154,7 @@ def trace(
 
 
 def traced(
-    model: FlowModel, sizes: Sizes, iterations: int | None, *, products: bool = False, as_bytes: bool = True
+    model: FlowModel, sizes: Sizes, iterations: int | None, *, products: bool = False, as_bytes: bool = False
 ) -> ExportedProgram:
     """Returns the graph of a network that `plain` has prepared.
 
@@ -163,7 +163,7 @@ def traced(
         sizes: of the pictures.
         iterations: of refinement.
         products: as for `trace`.
-        as_bytes: the runtime compares bytes; TensorRT makes floats of them first.
+        as_bytes: the runtime compares bytes, as OpenVINO does; others want floats made of them first, TensorRT for one.
 
     Raises:
         FleetflowError: where the network cannot take pictures of such sizes.

@@ -164,7 +164,7 @@ def _write(
     half = about["precision"] == "half"
     products = about["precision"] in ("bf16", "int8")
     converted = with_half_convolutions(model) if half and target != "openvino" else model
-    program = traced(converted, sizes, iterations, products=products, as_bytes=target != "tensorrt")
+    program = traced(converted, sizes, iterations, products=products, as_bytes=target == "openvino")
     onnx = file.with_suffix(".onnx")
     if target in ("onnx", "openvino", "tensorrt"):
         write_onnx(program, onnx, about, ("image1", "image2"), ("flow",))
