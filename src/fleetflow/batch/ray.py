@@ -130,7 +130,7 @@ def _connect() -> None:
         try:
             with warnings.catch_warnings(), _silence():
                 warnings.simplefilter("ignore")
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False)
             return
         except Exception as error:  # with a plain one Ray says that its processes have not come up in 30 s
             why = reason(error)
