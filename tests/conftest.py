@@ -26,8 +26,11 @@ GOLDEN = Path(__file__).parent / "golden"  # reference outputs that every clone 
 SLOW = os.environ.get("FLEETFLOW_SLOW") == "1"  # `make test-all`: every case of what otherwise runs in a few
 
 
-# Files whose few tests take long: they begin first, so that the workers end together.
-FIRST = ("io_fuzz", "batch_ray", "train", "train_faults", "capture", "gpu_run", "memory", "docs", "batch", "killed")
+# Files that take ten seconds and more: they begin first, so that the workers end together.
+FIRST = (
+    *("train", "export", "deq_flow", "adapt", "train_faults", "docs", "models", "batch_ray", "batch", "desk_faults"),
+    *("capture", "desk_browser", "triton", "video", "desk", "gpu_run", "memory", "benchmark", "raft", "io_fuzz"),
+)
 
 
 def hear_signals() -> None:
