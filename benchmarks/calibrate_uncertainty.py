@@ -39,6 +39,7 @@ Samples = list[tuple[str, Sample]]  # by group
 PIXELS = 1000  # of a pair that the fit sees
 FOLDS = 4  # of the clips
 KNOTS = 12  # of the bound
+SURE = 1.28  # standard errors that nine of ten means are not farther below the true one
 STEPS = 100  # of the fit, at most
 HIDDEN = 0.25  # probability from which a pixel counts as hidden, for F1
 UNVERIFIED = "ambush_4_final_0004"  # its truth is doubted, as in ship.py
@@ -103,18 +104,34 @@ def collect(predictor: Predictor, samples: Samples) -> Found:
 def fitted(sets: list[Found]) -> Confidence:
     """Returns the map that fits: the score by the likelihood of a Laplace distribution, the bounds by counting.
 
-    Errors of one clip are alike, so a bound counted on the clips that it was fitted to is too small for others. Each fold of
-    the clips is judged by a map of the others, and the bounds grow until nine of ten of these errors are below them.
+    A bound counted on the clips that it was fitted to is too small for others. Each fold of the clips is judged by a map of
+    the others, and the bounds grow as `limit` says.
     """
     rows = [rows for one in sets for rows in enumerate(zip(one.seen, one.error, one.hidden))]
-    apart = []  # natural logarithm of the share of its bound that an error takes
+    apart: dict[int, list[Tensor]] = {}  # by clip: natural logarithm of the share of its bound that an error takes
     for fold in range(FOLDS):
         rest = _fitted([row for number, row in rows if number % FOLDS != fold])
-        for seen, error, _ in (row for number, row in rows if number % FOLDS == fold):
-            apart.append((error.clamp(min=1e-3) / rest.uncertainty(seen.T[None, :, None])[0, 0]).log())
-    tenth, half = (torch.quantile(torch.cat(apart), share).item() for share in (0.9, 0.5))
+        for number, (seen, error, _) in rows:
+            if number % FOLDS == fold:
+                bound = rest.uncertainty(seen.T[None, :, None])[0, 0]
+                apart.setdefault(number, []).append((error.clamp(min=1e-3) / bound).log())
+    clips = [torch.cat(parts) for parts in apart.values()]
+    tenth, half = (limit(clips, share) for share in (0.9, 0.5))
     whole = _fitted([row for _, row in rows])
     return whole._replace(bound=tuple(value + tenth for value in whole.bound), half=math.exp(half - tenth))
+
+
+def limit(clips: list[Tensor], share: float) -> float:
+    """Returns the least value that we are sure, nine times out of ten, to be above `share` of the values of other clips.
+
+    Values of one clip are alike, so there are as many observations as clips: of each the share that is below counts, and
+    their mean less 1.28 of its standard errors must reach `share`.
+    """
+    for value in torch.quantile(torch.cat(clips), torch.linspace(share, 1, 401)).tolist():
+        below = torch.stack([(clip <= value).float().mean() for clip in clips])
+        if below.mean() - SURE * below.std() / math.sqrt(len(clips)) >= share:
+            return value
+    return max(clip.max().item() for clip in clips)
 
 
 def _fitted(rows: list[tuple[Tensor, Tensor, Tensor]]) -> Confidence:

@@ -11,16 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
 from fleetflow.io.table import Value
 from fleetflow.io.video import VideoReader
-from fleetflow.motion.algebra import inside
-from fleetflow.motion.camera import camera_flow, fit_similarity
 from fleetflow.motion.cuts import START, Look, is_cut
+from fleetflow.motion.evidence import NOISE, affine_flows, contrasts, fit_cameras, moved_beside
 from fleetflow.motion.tracks import Network
-from fleetflow.motion.warping import warp
 from fleetflow.types import FleetflowError
 
 WIDTH = 256  # pixels at which clips are looked at
@@ -28,15 +25,9 @@ RATE = 12.0  # looked-at frames a second
 RUNS, RUN = 4, 16  # parts of a clip whose flow is predicted, and pairs of each
 WHOLE = 12.0  # seconds up to which all of a clip is looked through for cuts and periods; of a longer one its runs alone
 
-NOISE = 0.15  # pixels between two looked-at frames: what is under it counts as no motion
 MOVES = 6.0  # px/s from which a pixel, or a part of the motion, counts as moving
 PERIODIC = 0.5  # strength from which a clip counts as periodic
 SHORTEST = 0.33  # seconds of a period
-SMOOTH = ImageFilter.BoxBlur(1)
-# How much less two pictures must differ once a motion is taken back: the whole picture, and places. Chosen on generated
-# clips, split=validation, where no camera that stands comes to 0.007.
-SHOWN, BESIDE = 0.0075, 0.05
-AROUND, CAPPED = 7, 20.0  # pixels around a place; levels of gray that a difference counts at most
 STILL = 0.05  # mean difference of small pictures, in deviations, that noise alone may make
 
 
@@ -198,66 +189,21 @@ def _runs(shots: list[list[_Frame]]) -> list[list[np.ndarray]]:
 
 def _measured(pictures: list[np.ndarray], network: Network) -> list[_Pair]:
     """What is measured of each two pictures, in their order, of one shot."""
-    flows = [np.nan_to_num(network(*pair)).astype(np.float32) for pair in zip(pictures, pictures[1:])]
-    gray = [np.asarray(Image.fromarray(each).convert("L").filter(SMOOTH), np.float32) for each in pictures]
-    fits = [fit_similarity(flow) for flow in flows]
-    if not _is_shown(fits, gray):
-        fits = [np.eye(3) for _ in flows]
-    cameras = [np.asarray(camera_flow(matrix, before.shape).value, np.float32) for matrix, before in zip(fits, gray)]
-    objects = _objects(flows, cameras, gray)
-    return [_pair(*each) for each in zip(pictures, fits, cameras, objects)]
-
-
-def _is_shown(fits: list[np.ndarray], gray: list[np.ndarray]) -> bool:
-    """Whether the pictures, all of them together, show the camera's motion.
-
-    Moved back by it, a picture must be more like the one before than as it is, and than moved the other way: reading
-    between pixels smooths noise, which makes it likelier in both directions.
-    """
-    as_it_is = back = away = 0.0
-    for matrix, before, after in zip(fits, gray, gray[1:]):
-        camera = np.asarray(camera_flow(matrix, before.shape).value, np.float32)
-        seen = inside(camera) & inside(-camera)
-        as_it_is, back, away = (
-            total + float(np.minimum(np.abs(before - other), CAPPED)[seen].sum())
-            for total, other in ((as_it_is, after), (back, warp(after, camera)), (away, warp(after, -camera)))
-        )
-    return back < (1 - SHOWN) * min(as_it_is, away)
-
-
-def _objects(flows: list[np.ndarray], cameras: list[np.ndarray], gray: list[np.ndarray]) -> list[np.ndarray]:
-    """The parts of the flows beside the camera's that the pictures show, 0 elsewhere.
-
-    Told as in `_is_shown`, place by place: by all pairs together, those that move most there before others, and by each.
-    """
-    left = [flow - camera for flow, camera in zip(flows, cameras)]
-    lengths = [np.linalg.norm(each, axis=-1) for each in left]
-    apart = [
-        [
-            _blurred(np.minimum(np.abs(before - warp(after, way)), CAPPED), AROUND)
-            for way in (camera + beside, camera, camera - beside)
-        ]
-        for camera, beside, before, after in zip(cameras, left, gray, gray[1:])
-    ]
-    weights = [np.minimum(length, 1) for length in lengths]
-    back, still, away = (
-        _blurred(np.mean([weight * each[k] for weight, each in zip(weights, apart)], 0), AROUND) for k in range(3)
-    )
-    somewhere = back < (1 - BESIDE) * np.maximum(np.minimum(still, away), 0.02)  # levels of gray, weighted
-    shown = [back < np.maximum(np.minimum(still, away), 0.3) for back, still, away in apart]
-    return [
-        np.where((here & somewhere & (length > NOISE))[..., None], beside, 0)
-        for here, length, beside in zip(shown, lengths, left)
-    ]
+    found = np.stack([np.nan_to_num(network(*pair)) for pair in zip(pictures, pictures[1:])])
+    flows = torch.from_numpy(found.astype(np.float32)).permute(0, 3, 1, 2)
+    planes = contrasts(pictures)
+    fits = fit_cameras(flows, planes)
+    cameras, objects = affine_flows(fits, flows.shape[2:]), moved_beside(flows, fits, planes)
+    return [_pair(*each) for each in zip(pictures, fits, cameras.numpy(), objects.numpy())]
 
 
 def _pair(first: np.ndarray, matrix: np.ndarray, camera: np.ndarray, objects: np.ndarray) -> _Pair:
-    lengths = np.linalg.norm(camera + objects, axis=-1)
-    middle = camera[camera.shape[0] // 2, camera.shape[1] // 2]
+    lengths = np.linalg.norm(camera + objects, axis=0)
+    middle = camera[:, camera.shape[1] // 2, camera.shape[2] // 2]
     return _Pair(
         motion=_over_noise(lengths),
-        camera=float(np.linalg.norm(camera, axis=-1).mean()),
-        objects=float(np.linalg.norm(objects, axis=-1).mean()),
+        camera=float(np.linalg.norm(camera, axis=0).mean()),
+        objects=float(np.linalg.norm(objects, axis=0).mean()),
         pan_x=float(middle[0]),
         pan_y=float(middle[1]),
         zoom=50 * float(np.log(np.linalg.det(matrix[:2, :2]))),
@@ -265,13 +211,6 @@ def _pair(first: np.ndarray, matrix: np.ndarray, camera: np.ndarray, objects: np
         lengths=lengths,
         detail=_detail(first),
     )
-
-
-def _blurred(plane: np.ndarray, radius: int = 3) -> np.ndarray:
-    """The plane [h, w] of means over squares of 2 radius + 1 pixels."""
-    tensor, side = torch.from_numpy(plane)[None, None], 2 * radius + 1
-    down = F.avg_pool2d(tensor, (side, 1), 1, (radius, 0), count_include_pad=False)  # two passes: a third of the time
-    return F.avg_pool2d(down, (1, side), 1, (0, radius), count_include_pad=False)[0, 0].numpy()
 
 
 def _over_noise(lengths: np.ndarray, noise: float = NOISE) -> float:
