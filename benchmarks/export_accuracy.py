@@ -99,8 +99,8 @@ def of_one_size(network: str, files: list[str]) -> tuple[tuple[int, int], dict[s
         name: Session(*name.split(":")[:1], threads=1, precision=name.partition(":")[2] or None) for name in files
     }
     (size,) = {(session.about["sizes"]["height"], session.about["sizes"]["width"]) for session in opened.values()}
-    torch_fp32 = Predictor(load(network), device="cpu", precision="fp32")
-    models = {"torch, float32": lambda image1, image2: torch_fp32(image1, image2).flow, **opened}
+    network_fp32 = Predictor(load(network), device="cpu", precision="fp32")
+    models = {"torch, float32": network_fp32, **opened}
     return size, {name: lambda model=model: fitted(model, size) for name, model in models.items()}
 
 

@@ -293,7 +293,7 @@ def test_the_cpp_of_the_guide(exported, tmp_path):
         "  std::ifstream file(name, std::ios::binary);\n"
         "  return {std::istreambuf_iterator<char>(file), {}};\n}\n"
         "int main(int, char** files) {\n"
-        '  auto request = ov::Core().compile_model(files[1], "CPU").create_infer_request();\n'
+        "  auto request = opened(files[1]);\n"
         '  auto image1 = bytes("a"), image2 = bytes("b");\n'
         "  auto found = flow(request, image1, image2, 128, 192);\n"
         '  std::ofstream("flow", std::ios::binary).write(reinterpret_cast<char*>(found.data()), 4 * found.size());\n}\n'
