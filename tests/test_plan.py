@@ -57,6 +57,7 @@ CHANGES = {
     "grow": print,
     "needs_weights": True,
     "generated_every": 4,
+    "echo": 2,
     "keep_best": True,
 }
 

@@ -161,7 +161,7 @@ def _open(
         for key, (place, lost) in expected.items()
         if absent[key]
     ]
-    tiny = 1e-6  # of a color difference: frames that do not change fit every reading alike
+    tiny = 1e-5  # of a color difference: frames that do not change fit every reading alike
     readings = {key: (other + tiny * n) / (ours + tiny * n) for key, (ours, other, n) in sums.items() if n >= ENOUGH}
     return opened, {key: ratio.item() for key, ratio in readings.items()}, problems, remarks
 

@@ -37,6 +37,7 @@ def described(stage: Stage) -> str:
         "norm frozen" if stage.freeze_norm else "",
         "needs weights" if stage.needs_weights else "",
         f"every {stage.generated_every}. batch generated" if stage.generated_every else "",
+        f"each generated pair {stage.echo} times" if stage.echo > 1 else "",
         "best weights kept" if stage.keep_best else "",
     ]
     pairs = _sets(stage.sources) if stage.sources else _generated(stage.mixture)
