@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 TORCH = torch==2.13.0
-# pytest workers; two threads each would fight over two cores. Each file is one worker's, in the order of tests/conftest.py
-WORKERS ?= 2
+# pytest workers of one thread, three for two cores: many tests wait for processes of their own. Each file is one
+# worker's, in the order of tests/conftest.py.
+WORKERS ?= 3
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all types fuzz wheel-test docs page lint format example clean

@@ -9,6 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -296,13 +297,16 @@ def _fitting(model: FlowModel, variant: str, candidates: list[dict[str, Tensor]]
 
 def _nearest(candidates: list[dict[str, Tensor]]) -> tuple[str, int]:
     """The network that differs least from what a file holds, and by how much."""
-    near = {}
-    for name in models:
-        with torch.device("meta"):
-            model = models[name]()
-        near[name] = min(len(_read_as(model, state)[1]) for state in candidates)
+    near = {name: min(len(_read_as(_without_memory(name), state)[1]) for state in candidates) for name in models}
     best = min(near, key=lambda name: near[name])
     return best, near[best]
+
+
+@cache
+def _without_memory(name: str) -> FlowModel:
+    """A network whose tensors have shapes and no values."""
+    with torch.device("meta"):
+        return models[name]()
 
 
 def _network_of(path: Path, candidates: list[dict[str, Tensor]]) -> str:
