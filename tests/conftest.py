@@ -97,20 +97,28 @@ def _one_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def _surfaces_are_drawn_once(request, tmp_path_factory):
-    """Procedural surfaces, seconds of drawing, come from a file of the session, which the workers of pytest share."""
-    draw, place = textures.procedural, tmp_path_factory.getbasetemp()
+    """Procedural surfaces, seconds of drawing, come from a file of the session, which the workers of pytest share.
+
+    Three of each kind, all of them if slow.
+    """
+    draw, draw_plain, place = textures.procedural, textures.plain_surfaces, tmp_path_factory.getbasetemp()
     place = place.parent if hasattr(request.config, "workerinput") else place
 
     def procedural(count: int = 48, seed: int = 0) -> textures.Textures:
         path = place / f"surfaces-{count}-{seed}.pt"
         if not path.exists():
-            write_atomically(path, lambda temporary: torch.save(tuple(draw(count, seed)), temporary))
+            write_atomically(path, lambda temporary: torch.save(tuple(draw(few(count, 12), seed)), temporary))
         return textures.Textures(*torch.load(path, mmap=True))
 
+    def few(count: int, most: int) -> int:
+        return count if SLOW else min(count, most)
+
     once = lru_cache(maxsize=1)(procedural)
+    plain = lru_cache(maxsize=1)(lambda count=24, seed=0: draw_plain(few(count, 9), seed))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(footage, "procedural", procedural)
-        patch.setattr(photographs, "plain_surfaces", lru_cache(maxsize=1)(textures.plain_surfaces))
+        patch.setattr(textures, "plain_surfaces", plain)
+        patch.setattr(photographs, "plain_surfaces", plain)
         for module in (generate, loop, video_reuse):
             patch.setattr(module, "default_textures", once)
         yield

@@ -213,7 +213,7 @@ def test_a_loss_that_rewards_zero_flow_is_stopped(folder, tmp_path, monkeypatch,
         batch=1,
         measure_every=4,
         size=(64, 64),
-        learning_rate=0.012,
+        learning_rate=0.05,
         report=quiet,
     )
     assert why in outcome.stopped

@@ -1,6 +1,6 @@
 """io under damaged files: each reader gives a proper result or a FleetflowError of one line, and takes little memory.
 
-Ten seconds in all, divided among the readers, from a fixed seed; `make test-all` takes a minute, and `make fuzz` runs
+Six seconds in all, divided among the readers, from a fixed seed; `make test-all` takes a minute, and `make fuzz` runs
 longer, from another seed each time: FLEETFLOW_FUZZ_SECONDS and FLEETFLOW_FUZZ_SEED. A failure names the file that shows
 it.
 """
@@ -29,7 +29,7 @@ from fleetflow.io.images import read_deep_image, read_image, read_mask, write_im
 from fleetflow.io.video import VideoReader
 from fleetflow.types import FleetflowError
 
-SECONDS = float(os.environ.get("FLEETFLOW_FUZZ_SECONDS", "50" if SLOW else "10"))
+SECONDS = float(os.environ.get("FLEETFLOW_FUZZ_SECONDS", "50" if SLOW else "6"))
 SEED = int(os.environ.get("FLEETFLOW_FUZZ_SEED", "0"))
 MEMORY = 4 * 2**20  # bytes for a flow; the files here have some hundred, which DEFLATE can blow up by 1032 at most
 RESIDENT = 2**30  # bytes that this process may grow by, decoders included

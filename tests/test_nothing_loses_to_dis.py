@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import results
+from conftest import SLOW
 
 import fleetflow
 from fleetflow.data.dataset import Files
@@ -20,7 +21,7 @@ from fleetflow.models import weights
 
 WEIGHTS = sorted((Path(weights.__file__).parents[1] / "weights").glob("*.safetensors"))
 NAMES = [path.stem for path in WEIGHTS]
-FEW = ("eth3d", "middlebury-stereo")  # sets of real pairs, three in all
+FEW = ("middlebury-stereo", "eth3d")[: 2 if SLOW else 1]  # sets of real pairs, of two and of one
 
 
 def product(row: dict[str, float]) -> float:
@@ -35,9 +36,9 @@ def kept(files: Files) -> Files:
 
 @pytest.fixture(scope="module")
 def clips():
-    """Two pairs of each class, surfaces without photographs, and what DIS makes of them."""
+    """A pair of each class (two if slow), surfaces without photographs, and what DIS makes of them."""
     pytest.importorskip("cv2")
-    held = kept(footage(split="validation", limit=2, size="144x256"))
+    held = kept(footage(split="validation", limit=2 if SLOW else 1, size="144x256"))
     return held, product(evaluate(classical(DIS), held)["mean of sets"])
 
 
@@ -62,7 +63,7 @@ def test_by_the_scores_in_the_header(path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_on_real_pairs(name, shared):
-    """Two sets, measured again: what the header says is what the weights do, and it is better than DIS."""
+    """A set or two, measured again: what the header says is what the weights do, and it is better than DIS."""
     files = pairs(shared / "data")
     files.pairs = [pair for pair in files.pairs if pair.group in FEW]
     table = evaluate(fleetflow.Predictor(fleetflow.load(name), device="cpu", precision="fp32"), files)

@@ -40,11 +40,11 @@ def plan_of(*batches: Batches, **changes) -> Recipe:
     return Recipe("fastflownet", (dataclasses.replace(GENERATED, batches=batches, **changes),), "a test")
 
 
-TINY = plan_of(Batches(3, 2, 64, 64), Batches(3, 2, 64, 128))
+TINY = plan_of(Batches(2, 2, 64, 64), Batches(2, 2, 64, 128))
 TWO = Recipe(
     "fastflownet",
     tuple(
-        dataclasses.replace(GENERATED, name=name, batches=(Batches(3, 2, 64, 64),), init=init)
+        dataclasses.replace(GENERATED, name=name, batches=(Batches(2, 2, 64, 64),), init=init)
         for name, init in (("one", GENERATED.init), ("two", None))
     ),
     "a test",
@@ -76,10 +76,10 @@ def photographs(folder: Path, count: int = 3) -> Path:
 def test_resuming_gives_the_losses_of_an_uninterrupted_run(tiny, tmp_path, precision):
     options = {"precision": precision, "workers": 0, "report": quiet}
     whole = job.train("tiny", folder=tmp_path / "whole", **options)
-    job.train("tiny", folder=tmp_path / "parts", steps=2, **options)
-    job.train("tiny", folder=tmp_path / "parts", steps=4, resume=True, **options)
+    job.train("tiny", folder=tmp_path / "parts", steps=1, **options)
+    job.train("tiny", folder=tmp_path / "parts", steps=3, resume=True, **options)
     parts = job.train("tiny", folder=tmp_path / "parts", resume=True, **options)
-    assert whole.step == parts.step == 6
+    assert whole.step == parts.step == 4
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
     one, two = (weights.read_state(outcome.weights) for outcome in (whole, parts))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -303,7 +303,7 @@ def test_resuming_inside_a_stage_that_grew_from_another(tmp_path, monkeypatch):
     monkeypatch.setitem(recipes.RECIPES, "grown", plan)
     options = {"workers": 0, "report": quiet, "precision": "fp32"}
     job.train("grown", folder=tmp_path / "whole", **options)
-    job.train("grown", folder=tmp_path / "parts", steps=4, **options)
+    job.train("grown", folder=tmp_path / "parts", steps=3, **options)
     job.train("grown", folder=tmp_path / "parts", resume=True, **options)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
     with pytest.raises(FleetflowError, match="give them with --start"):
@@ -455,7 +455,7 @@ def test_settings_change_a_recipe():
     plan = changed(TWO, {"learning_rate": "1e-4", "batch": "4", "steps": "10", "freeze_norm": "true"})
     assert plan.steps == 10 and all(stage.steps == 5 for stage in plan.stages)
     assert all(stage.learning_rate == 1e-4 and stage.batches[0].batch == 4 for stage in plan.stages)
-    assert plan.stages[0].freeze_norm is True and TWO.steps == 6
+    assert plan.stages[0].freeze_norm is True and TWO.steps == 4
     assert changed(TWO, {"iterations": "12"}).stages[0].iterations == 12
     assert changed(recipes.recipe("raft"), {"ema": "0.99"}).stages[0].ema == 0.99  # a number, though it says 0
     assert changed(TWO, {"clip": "inf", "validate_every": "0", "weight_decay": "0"}).stages[0].validate_every == 0
@@ -463,8 +463,8 @@ def test_settings_change_a_recipe():
         ("learnign_rate", "1", "did you mean"),
         ("batch", "many", "expected a whole number from 1 on, such as 2"),
         ("batch", "0", "from 1 on"),
-        ("steps", "0", "from 2 on, such as 6"),
-        ("steps", "1", "from 2 on, such as 6"),
+        ("steps", "0", "from 2 on, such as 4"),
+        ("steps", "1", "from 2 on, such as 4"),
         ("height", "-64", "from 1 on"),
         ("learning_rate", "-1", "a number from"),
         ("learning_rate", "nan", "a number from"),
@@ -479,19 +479,19 @@ def test_settings_change_a_recipe():
 def test_stages_follow_each_other_and_resume_at_their_border(tiny, tmp_path):
     options = {"workers": 0, "report": quiet, "precision": "fp32"}
     whole = job.train("two", folder=tmp_path / "whole", **options)
-    assert whole.step == 6 and (tmp_path / "whole" / "one.safetensors").exists()
-    for steps in (3, 5, 6):
-        job.train("two", folder=tmp_path / "parts", steps=steps, resume=steps > 3, **options)
+    assert whole.step == 4 and (tmp_path / "whole" / "one.safetensors").exists()
+    for steps in (2, 3, 4):
+        job.train("two", folder=tmp_path / "parts", steps=steps, resume=steps > 2, **options)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
     header = weights.header(whole.weights)
-    assert header["stage"] == "two" and int(header["samples"]) == 12
+    assert header["stage"] == "two" and int(header["samples"]) == 8
     with pytest.raises(FleetflowError, match="--start"):  # a later stage does not begin with random weights
         job.train("two", folder=tmp_path / "random", stage="two", **options)
     assert not list((tmp_path / "random").glob("*"))
     one = {**options, "stage": "two", "start": (f"fastflownet:{tmp_path / 'whole' / 'one.safetensors'}",)}
     job.train("two", folder=tmp_path / "alone", **one)
-    assert len(losses_of(tmp_path / "alone")) == 3
-    assert job.train("two", folder=tmp_path / "less", settings={"steps": "2"}, **one).steps == 2
+    assert len(losses_of(tmp_path / "alone")) == 2
+    assert job.train("two", folder=tmp_path / "less", settings={"steps": "1"}, **one).steps == 1
     with pytest.raises(FleetflowError, match="did you mean"):
         job.train("two", folder=tmp_path / "none", stage="too", **options)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fleetflow.models.weights import header, shipped
+from fleetflow.models.weights import header, shipped, without_memory
 from fleetflow.ops.kernels import reference
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError
@@ -45,8 +45,7 @@ def rows(fresh: bool = False) -> list[Row]:
 
 
 def _row(name: str, cost: int) -> Row:
-    with torch.device("meta"):
-        model = models[name]()
+    model = without_memory(name)
     summary = inspect.cleandoc(models[name].__doc__ or "").split("\n\n")[0].replace("\n", " ")
     return Row(
         name=name,

@@ -297,14 +297,14 @@ def _fitting(model: FlowModel, variant: str, candidates: list[dict[str, Tensor]]
 
 def _nearest(candidates: list[dict[str, Tensor]]) -> tuple[str, int]:
     """The network that differs least from what a file holds, and by how much."""
-    near = {name: min(len(_read_as(_without_memory(name), state)[1]) for state in candidates) for name in models}
+    near = {name: min(len(_read_as(without_memory(name), state)[1]) for state in candidates) for name in models}
     best = min(near, key=lambda name: near[name])
     return best, near[best]
 
 
 @cache
-def _without_memory(name: str) -> FlowModel:
-    """A network whose tensors have shapes and no values."""
+def without_memory(name: str) -> FlowModel:
+    """Returns a network whose tensors have shapes and no values, the same one at each call."""
     with torch.device("meta"):
         return models[name]()
 

@@ -10,14 +10,12 @@ network and optimizer, and it costs no stored data.
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from fleetflow.data.dataset import Files
 from fleetflow.data.generate.worlds import MIXTURE
 from fleetflow.io.images import read_image
 from fleetflow.models import weights
 from fleetflow.models.spec import ModelSpec
-from fleetflow.registry import models, unknown
+from fleetflow.registry import unknown
 from fleetflow.training import schedules
 from fleetflow.training.recipe import Batches, Recipe, Stage
 from fleetflow.training.recipes import RECIPES
@@ -100,8 +98,7 @@ def crop_for(network: str, files: Files, largest: Batches) -> tuple[int, int]:
     Raises:
         FleetflowError: the frames are smaller than the stride.
     """
-    with torch.device("meta"):
-        stride = models[network]().stride
+    stride = weights.without_memory(network).stride
     looked_at = files.pairs[:: max(1, len(files) // LOOKED_AT)]
     sizes = [read_image(pair.frame1).shape[:2] for pair in looked_at]
     height, width = (min(size[axis] for size in sizes) // stride * stride for axis in (0, 1))
