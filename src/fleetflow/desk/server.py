@@ -33,9 +33,10 @@ from fleetflow.desk.jobs import CANCELLED, DONE, ENDED, Job, Queue, compute, eve
 from fleetflow.desk.jobs import Request as JobRequest
 from fleetflow.desk.sessions import Limits, Session, Sessions, cleaned, looked_at, receive
 from fleetflow.desk.tracks import follow
+from fleetflow.evaluation.calls import has_weights
 from fleetflow.io.atomic import reason
-from fleetflow.models.catalog import rows
-from fleetflow.registry import unknown
+from fleetflow.models.catalog import row
+from fleetflow.registry import models, unknown
 from fleetflow.types import FleetflowError
 
 STATIC = Path(str(resources.files("fleetflow.desk") / "static"))
@@ -55,7 +56,7 @@ class Desk:
         self.folder, self.limits, self.token = folder, limits, token
         self.sessions = Sessions(folder, limits)
         self.queue = Queue(self._compute)
-        self.networks = [row for row in rows() if row.weights]
+        self.networks = [row(name) for name in models if has_weights(name)]
         self._at_once = anyio.CapacityLimiter(AT_ONCE)
 
     def _compute(self, job: Job) -> None:

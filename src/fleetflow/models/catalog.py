@@ -41,16 +41,17 @@ class Row(NamedTuple):
 
 def rows(fresh: bool = False) -> list[Row]:
     """Returns one row for each registered network, by name; `fresh` counts the multiply-adds of all of them anew."""
-    return [_row(name, count(name) if fresh else multiply_adds(name)) for name in models]
+    return [row(name, fresh) for name in models]
 
 
-def _row(name: str, cost: int) -> Row:
+def row(name: str, fresh: bool = False) -> Row:
+    """Returns the row of one network; its multiply-adds are those that are stored, or `fresh` ones."""
     model = without_memory(name)
     summary = inspect.cleandoc(models[name].__doc__ or "").split("\n\n")[0].replace("\n", " ")
     return Row(
         name=name,
         parameters=sum(weight.numel() for weight in model.parameters()),
-        multiply_adds=cost,
+        multiply_adds=count(name) if fresh else multiply_adds(name),
         iterations=model.iterations,
         grid=model.grid,
         weights=_weights(name),
