@@ -53,9 +53,9 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def fill(shared):
+def fill():
     """The module that makes the deterministic weights of the reference outputs."""
-    sys.path.insert(0, str(shared / "golden"))
+    sys.path.insert(0, str(GOLDEN))
     import fill
 
     return fill
