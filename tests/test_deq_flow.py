@@ -192,16 +192,16 @@ RUNS = [
     ("deq_flow_v1_b", "anderson", (6, 12)),
     ("deq_flow_v1_b", "broyden", (6, 12)),
     ("deq_flow_v1_b_odd", "anderson", (6, 12)),
-    ("deq_flow_v1_b_odd", "broyden", (6, 12)),
 ]
-RUNS_OF_HUGE = [
+REQUESTED_RUNS = [
+    ("deq_flow_v1_b_odd", "broyden", (6, 12)),
     ("deq_flow_v1_h", "anderson", (6, 54)),
     ("deq_flow_v1_h", "broyden", (6, 12, 24)),
     ("deq_flow_v2_h", "anderson", (6, 12)),
     ("deq_flow_v2_h", "broyden", (6, 12)),
     ("deq_flow_v2_h", "naive", (6,)),
 ]
-RUNS += RUNS_OF_HUGE if SLOW else []
+RUNS += REQUESTED_RUNS if SLOW else []
 
 
 @pytest.mark.parametrize("file,solver,thresholds", RUNS, ids=[f"{file}-{solver}" for file, solver, _ in RUNS])

@@ -14,7 +14,7 @@ from fleetflow.inference.memory import keep_freed
 from fleetflow.models.lightflow import LightFlow
 from fleetflow.inference.predictor import Predictor
 predict = Predictor(LightFlow(), device="cpu")
-image = np.zeros((448, 1024, 3), np.uint8)
+image = np.zeros((224, 1024, 3), np.uint8)
 for _ in range(3):
     predict(image, image)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -36,9 +36,9 @@ def predicted(**environment):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_a_prediction_touches_no_new_memory_unless_the_user_says_so():
     kept, pages = predicted()
-    assert kept and pages < 1_000  # 4 KB each; frames and flow alone are 3,600
+    assert kept and pages < 1_000  # 4 KB each; frames and flow alone are 1,800
     kept, pages = predicted(MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072")
-    assert not kept and pages > 2_000
+    assert not kept and pages > 1_000
 
 
 VARIED = """
@@ -70,7 +70,7 @@ from fleetflow.inference.predictor import Predictor
 from fleetflow.registry import models
 memory = None if sys.argv[1] == "0" else parse_bytes(sys.argv[1])
 predict = Predictor(models["fastflownet"](), device="cpu", precision="fp32", memory=memory)
-image = np.zeros((1280, 1600, 3), np.uint8)
+image = np.zeros((1120, 1400, 3), np.uint8)
 predict(image, image)
 status = dict(line.split(":") for line in open("/proc/self/status"))
 print(int(status["VmHWM"].split()[0]) // 1024)

@@ -88,7 +88,7 @@ def test_trains(name, dtype):
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", RUN)
 def test_saves_and_loads(networks, name, tmp_path):
     path = tmp_path / "own.safetensors"
     weights.save(networks[name], path, {"network": name, "license": "Apache-2.0"}, dtype=torch.float32)

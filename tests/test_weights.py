@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SLOW
 from test_liteflownet2 import as_released
 
 import fleetflow
@@ -292,6 +293,8 @@ def in_wrappings(state: dict) -> dict[str, object]:
 def test_common_wrappings_are_read_and_nothing_is_executed(model, tmp_path, monkeypatch, old):
     monkeypatch.chdir(tmp_path)
     for name, content in in_wrappings(model.state_dict()).items():
+        if old and not SLOW and name not in ("lightning", "nested twice", "parameters", "an unknown class beside"):
+            continue
         torch.save(content, "wrapped.pth", _use_new_zipfile_serialization=not old)
         loaded = fleetflow.load("fastflownet:wrapped.pth").state_dict()
         for key, value in model.state_dict().items():
