@@ -28,8 +28,9 @@ SLOW = os.environ.get("FLEETFLOW_SLOW") == "1"  # `make test-all`: every case of
 
 # Files that take ten seconds and more: they begin first, so that the workers end together.
 FIRST = (
-    *("train", "export", "deq_flow", "adapt", "train_faults", "docs", "models", "batch_ray", "batch", "desk_faults"),
-    *("capture", "desk_browser", "triton", "video", "desk", "gpu_run", "memory", "benchmark", "raft", "io_fuzz"),
+    *("train", "export", "adapt", "deq_flow", "train_faults", "triton", "models", "batch_ray", "capture", "recipes"),
+    *("desk_browser", "nothing_loses_to_dis", "docs", "memory", "predictor", "raft", "batch", "desk_faults"),
+    *("flownet", "benchmark"),
 )
 
 
