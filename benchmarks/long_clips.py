@@ -16,6 +16,8 @@ from fleetflow.data.generate.clip import clip, places, shaken, tracks
 from fleetflow.data.generate.draw import Draw
 from fleetflow.data.generate.render import pixel_places, project
 from fleetflow.data.generate.textures import Textures, procedural
+from fleetflow.motion.camera import fit_similarity
+from fleetflow.motion.evidence import affine_flows
 from fleetflow.types import Sample
 
 DRAWN = (288, 512)  # height and width that the worlds are drawn for
@@ -28,7 +30,8 @@ class LongClip(NamedTuple):
     samples: list[Sample]  # T - 1 pairs
     tracks: np.ndarray  # [N, T, 2] pixels, of the points asked for
     visible: np.ndarray  # bool [N, T]
-    camera: np.ndarray  # [T - 1] mean pixels by which what lies behind moves, from frame to frame
+    camera: np.ndarray  # [T - 1] mean pixels by which what lies behind moves, from frame to frame; of a street, which
+    # has no one thing behind, what pan, zoom and roll explain of the motion
     objects: np.ndarray  # [T - 1] mean pixels by which the frame moves beside that
 
 
@@ -79,6 +82,9 @@ def long_clip(
     paths, seen = tracks(scene, where, outlines, points, size)
     frames = [to_images(pair)[0] for pair in samples] + [to_images(samples[-1])[1]]
     behind = [_flow(later[:, 0] @ torch.linalg.inv(now[:, 0]), size) for now, later in zip(where, where[1:])]
+    if name == "drive":
+        fits = [fit_similarity(pair.flow.permute(1, 2, 0).numpy(), pair.valid.numpy()) for pair in samples]
+        behind = list(affine_flows(fits, size))
     objects = [float((pair.flow - flow).norm(dim=0)[pair.valid].mean()) for pair, flow in zip(samples, behind)]
     follows = [float(flow.norm(dim=0).mean()) for flow in behind]
     return LongClip(frames, samples, paths.numpy(), seen.numpy(), np.array(follows), np.array(objects))

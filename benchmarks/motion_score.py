@@ -100,7 +100,7 @@ def cost(frames: list[np.ndarray], network, dis, runs: int = 3) -> dict[str, flo
         "dis at the size of the clip": least(lambda: [dis(a, b) for a, b in zip(frames, frames[1:])]),
         "cuts": least(lambda: [is_cut(frame, START) for frame in frames]),
     }
-    return {"pixels": list(frames[0].shape[:2]), "ms": times}
+    return {"pixels": list(frames[0].shape[:2]), "ms": {name: round(value, 1) for name, value in times.items()}}
 
 
 def main() -> None:
@@ -136,7 +136,9 @@ def main() -> None:
         print(label, result["spearman"][label], flush=True)
     result["cuts"] = f1_of_cuts(clips, given.split)
     print("cuts", result["cuts"], flush=True)
-    result["cost"] = cost(clips[names[0]].frames, network, networks["dis"])
+    frames = clips[names[0]].frames
+    large = [np.asarray(Image.fromarray(frame).resize((1280, 720))) for frame in frames]
+    result["cost"] = [cost(each, network, networks["dis"]) for each in (frames, large)]
     print("cost", json.dumps(result["cost"]))
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")

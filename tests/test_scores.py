@@ -13,6 +13,7 @@ from fleetflow import FleetflowError
 from fleetflow.cli import main as cli
 from fleetflow.io.table import write_table
 from fleetflow.io.video import VideoWriter
+from fleetflow.motion.evidence import contrasts, fit_cameras, moved_beside
 from fleetflow.motion.scores import caption, row_of, score
 from fleetflow.visualise import contact_sheet
 
@@ -182,3 +183,41 @@ def test_clips_side_by_side_give_the_same_table(tmp_path):
 def test_a_sheet_has_rows_of_six():
     sheet = contact_sheet([np.zeros((9, 16, 3), np.uint8)] * 7 + [None], ["name\nfigures"] * 8, width=96)
     assert sheet.shape[1] == 6 * 104 + 8 and (sheet[8:60, 8:100] == 0).all() and (sheet[-8:] == 255).all()
+
+
+def shifted(picture: Image.Image, x: float) -> np.ndarray:
+    """uint8 [HEIGHT, WIDTH, 3]: a window of a larger picture, x pixels further to the right."""
+    window = picture.transform(
+        (WIDTH, HEIGHT), Image.Transform.AFFINE, (1, 0, 20 + x, 0, 1, 10), Image.Resampling.BICUBIC
+    )
+    return np.asarray(window)
+
+
+def test_a_slow_camera_in_noise_shows_over_several_pairs():
+    generator, pace, count = np.random.default_rng(8), 0.1, 12
+    coarse = Image.fromarray(generator.integers(100, 130, (20, 32, 3)).astype(np.uint8))
+    scene = coarse.resize((WIDTH + 40, HEIGHT + 20), Image.Resampling.BICUBIC)
+    noise = generator.normal(0, 8, (count, HEIGHT, WIDTH, 3))
+    frames = [np.clip(shifted(scene, pace * k) + noise[k], 0, 255).astype(np.uint8) for k in range(count)]
+    planes = contrasts(frames)
+    flows = torch.tensor((-pace, 0.0)).view(1, 2, 1, 1).expand(count - 1, 2, HEIGHT, WIDTH)
+    assert all(np.array_equal(fit, np.eye(3)) for fit in fit_cameras(flows[:1], planes[:2]))
+    assert [fit[0, 2] for fit in fit_cameras(flows, planes)] == pytest.approx([-pace] * (count - 1), abs=0.001)
+
+
+@pytest.mark.parametrize("strength, counts", [(2, False), (60, True)])
+def test_frozen_grain_on_plain_ground_is_no_object(strength, counts):
+    """The camera follows what fills the lower half: an object if it has texture, plain ground and a coder's work if not."""
+    generator, count, pace = np.random.default_rng(9), 6, 4
+    upper = generator.integers(0, 256, (HEIGHT // 2, WIDTH + 40)).astype(np.uint8)
+    lower = np.clip(generator.normal(90, strength, (HEIGHT // 2, WIDTH)), 0, 255).astype(np.uint8)
+    frames = [
+        np.concatenate((upper[:, pace * k : pace * k + WIDTH], lower))[..., None].repeat(3, 2) for k in range(count)
+    ]
+    flows = torch.zeros(count - 1, 2, HEIGHT, WIDTH)
+    flows[:, 0, : HEIGHT // 2] = -pace
+    camera = np.eye(3)
+    camera[0, 2] = -pace
+    found = moved_beside(flows, [camera] * (count - 1), contrasts(frames))[:, :, HEIGHT // 2 + 30 :, 30:-30]
+    share = float((found.norm(dim=1) > pace / 2).float().mean())
+    assert share > 0.9 if counts else share < 0.05

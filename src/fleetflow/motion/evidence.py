@@ -5,6 +5,7 @@ reading between pixels smooths noise, which makes pictures likelier in both dire
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -17,15 +18,21 @@ from fleetflow.ops.warp import inside, pixel_grid, warp
 
 SMOOTH = ImageFilter.BoxBlur(1)
 NEARBY = 16  # pixels around a place whose mean is its brightness
-TEXTURE, LEAST = 1.5, 0.1  # levels of gray a pixel that count as half a texture; weight of a pixel that has none
+# Levels of gray a pixel, over noise, that count as half a texture, and the most that is noise; weight of no texture.
+TEXTURE, LEAST = 1.5, 0.02
 EDGE, MIDDLE = 0.15, 0.3  # share of the picture that is near its edges; weight of what is not
 STEP = 6  # of the pixels that a fit looks at
 # How much less pictures must differ once a motion is taken back: the whole picture, and places. Chosen on generated
-# clips, split=validation.
-SHOWN, BESIDE = 0.02, 0.05
-AROUND, CAPPED = 7, 20.0  # pixels around a place; levels of gray that a difference counts at most
+# clips, split=validation, like the rest.
+SHOWN, BESIDE = 0.025, 0.05
+LONG = 8  # pairs over which a camera is followed that a pair alone does not show: a slow one, or one in noise
+AROUND, CAPPED = 13, 20.0  # pixels around a place; levels of gray that a difference counts at most
 CHAINED = 3  # pairs over which what moves beside the camera is followed: noise does not go on, motion does
-NOISE = 0.15  # pixels between two pictures: what is under it counts as no motion
+NOISE = 0.2  # pixels between two pictures: what is under it counts as no motion
+RESTING, BARE = (
+    0.6,
+    0.2,
+)  # share of the camera's motion under which a place rests; of a texture, under which it is plain
 
 
 def contrasts(pictures: Sequence[np.ndarray]) -> Tensor:
@@ -42,15 +49,20 @@ def contrasts(pictures: Sequence[np.ndarray]) -> Tensor:
 def fit_cameras(flows: Tensor, planes: Tensor) -> list[np.ndarray]:
     """Returns the pan, zoom and roll of each flow, float64 [3, 3]; none at all, if the pictures do not show them.
 
-    What has texture says most of it, and what is near the edges of the picture, where seldom anything else moves.
+    Where two pictures that follow each other do not, those LONG pairs apart may; then it is the mean over these. What has
+    texture says most of it, and what is near the edges of the picture, where seldom anything else moves.
 
     Args:
         flows: [T - 1, 2, h, w] pixels from each picture to the next.
         planes: [T, 1, h, w] of `contrasts`.
     """
-    weights = _weights(planes[:-1]).numpy()
-    fits = [fit_similarity(flow, each, STEP) for flow, each in zip(flows.permute(0, 2, 3, 1).numpy(), weights)]
-    return fits if _is_shown(affine_flows(fits, flows.shape[2:]), planes) else [np.eye(3) for _ in fits]
+    weights = (_textures(planes[:-1]) + LEAST)[:, 0] * _edges(planes)
+    fits = [fit_similarity(*each, STEP) for each in zip(flows.permute(0, 2, 3, 1).numpy(), weights.numpy())]
+    for count in (1, min(LONG, len(fits))):
+        if _is_shown(affine_flows(_followed(fits, count), flows.shape[2:]), planes):
+            starts = [min(k, len(fits) - count) for k in range(len(fits))]
+            return [np.mean(fits[start : start + count], 0) for start in starts]
+    return [np.eye(3) for _ in fits]
 
 
 def affine_flows(matrices: Sequence[np.ndarray], size: tuple[int, ...]) -> Tensor:
@@ -64,53 +76,74 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
     """Returns [T - 1, 2, h, w] pixels: the parts of the flows beside the camera's that the pictures show, 0 elsewhere.
 
     Told place by place from what a pixel does over CHAINED pairs, by all of them together, those that move most there
-    before others, and by each. Arguments as of `fit_cameras`.
+    before others, and by each. Plain places that rest while the camera moves do not count: coders freeze their grain.
+    Arguments as of `fit_cameras`.
     """
     pairs, size = len(flows), flows.shape[2:]
     count = min(CHAINED, pairs)
     starts = pairs - count + 1
-    whole, turned = flows[:starts], list(cameras[:starts])
+    whole = flows[:starts]
     for k in range(1, count):
         whole = whole + warp(flows[k : k + starts], whole)
-        turned = [later @ before for later, before in zip(cameras[k:], turned)]
-    camera = affine_flows(turned, size)
+    camera = affine_flows(_followed(cameras, count), size)
     beside = whole - camera
     length = beside.norm(dim=1, keepdim=True)
     first, last = planes[:starts], planes[count:]
-    back, still, away = (
-        blurred(_apart(first, warp(last, way)), AROUND) for way in (camera + beside, camera, camera - beside)
-    )
-    weight = length.clamp(max=1)
+    ways = (whole, camera, camera - beside)
+    seen = torch.stack([inside(way) for way in ways]).all(0)[:, None]  # what leaves the picture says nothing
+    back, still, away = (blurred(_apart(first, warp(last, way)) * seen, AROUND) for way in ways)
+    rests = whole.norm(dim=1, keepdim=True) < RESTING * camera.norm(dim=1, keepdim=True)
+    counts = ~rests | (blurred(_textures(first), NEARBY) > BARE)
+    weight = length.clamp(max=1) * counts
     all_back, all_still, all_away = (
         blurred((weight * each).mean(0, keepdim=True), AROUND) for each in (back, still, away)
     )
     somewhere = all_back < (1 - BESIDE) * torch.minimum(all_still, all_away).clamp(min=0.02)  # levels of gray, weighted
     here = back < torch.minimum(still, away).clamp(min=0.3)
-    found = beside / count * (here & somewhere & (length > NOISE * count))
+    found = beside / count * (here & somewhere & counts & (length > NOISE * count))
     return found[[min(k, starts - 1) for k in range(pairs)]]
 
 
 def blurred(planes: Tensor, radius: int) -> Tensor:
     """Returns the means [N, C, h, w] over squares of 2 radius + 1 pixels, as far as they are in the picture."""
-    side = 2 * radius + 1
-    down = F.avg_pool2d(planes, (side, 1), 1, (radius, 0), count_include_pad=False)  # two passes: a third of the time
-    return F.avg_pool2d(down, (1, side), 1, (0, radius), count_include_pad=False)
+    for axis in (2, 3):
+        size = planes.shape[axis]
+        place = torch.arange(size)
+        first, last = (place - radius).clamp(min=0), (place + radius + 1).clamp(max=size)
+        sums = torch.cat((torch.zeros_like(planes.narrow(axis, 0, 1)), planes.cumsum(axis)), axis)
+        share = (1 / (last - first)).view((-1, 1) if axis == 2 else (-1,))
+        planes = (sums.index_select(axis, last) - sums.index_select(axis, first)) * share
+    return planes
 
 
-def _weights(planes: Tensor) -> Tensor:
-    """[N, h, w] how much the flow of each pixel says of the camera."""
-    height, width = planes.shape[2:]
+def _textures(planes: Tensor) -> Tensor:
+    """[N, 1, h, w] 0 to 1: how much of a texture each place has, over the noise of the picture."""
     right = F.pad((planes[..., 2:] - planes[..., :-2]) / 2, (1, 1))
     down = F.pad((planes[..., 2:, :] - planes[..., :-2, :]) / 2, (0, 0, 1, 1))
-    strength = blurred(right**2 + down**2, 2)[:, 0]
+    strength = blurred(right**2 + down**2, 2)
+    noise = strength[..., ::3, ::3].flatten(1).median(1).values.clamp(max=TEXTURE**2)  # most of a plain picture
+    strength = (strength - noise[:, None, None, None]).clamp(min=0)
+    return strength / (strength + TEXTURE**2)
+
+
+def _edges(planes: Tensor) -> Tensor:
+    """[h, w] weights: places near the edges of the picture before others."""
+    height, width = planes.shape[2:]
     x, y = pixel_grid(height, width, planes)
     away = torch.minimum(torch.minimum(x, width - 1 - x) / width, torch.minimum(y, height - 1 - y) / height)
-    return (LEAST + strength / (strength + TEXTURE**2)) * torch.where(away < EDGE, 1.0, MIDDLE)
+    return torch.where(away < EDGE, 1.0, MIDDLE)
+
+
+def _followed(cameras: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """The motions [3, 3] over `count` pairs, from each picture on that has so many behind it."""
+    return [
+        reduce(lambda before, later: later @ before, cameras[k : k + count]) for k in range(len(cameras) - count + 1)
+    ]
 
 
 def _is_shown(cameras: Tensor, planes: Tensor) -> bool:
-    """Whether the pictures, all of them together, show the camera's motion."""
-    first, last = planes[:-1], planes[1:]
+    """Whether the pictures, all of them together, show the camera's motions [N, 2, h, w] from the first N to the last."""
+    first, last = planes[: len(cameras)], planes[-len(cameras) :]
     seen = (inside(cameras) & inside(-cameras))[:, None]
     as_it_is, back, away = (
         float(_apart(first, other)[seen].sum()) for other in (last, warp(last, cameras), warp(last, -cameras))
