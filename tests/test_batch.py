@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -631,8 +632,9 @@ def test_workers_and_run_are_killed_and_nothing_shows_it(clips, whole, tmp_path)
             ended |= workers
             if results() > seen and workers:
                 seen = results()
-                os.kill(min(workers), signal.SIGKILL)
-                killed += 1
+                with suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(min(workers), signal.SIGKILL)
+                    killed += 1
             if restart == 0 and killed >= 2 and results() >= 4:
                 process.kill()
             time.sleep(0.05)
