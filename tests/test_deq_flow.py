@@ -193,7 +193,7 @@ RUNS = [
     ("deq_flow_v1_b", "broyden", (6, 12)),
     ("deq_flow_v1_b_odd", "anderson", (6, 12)),
 ]
-REQUESTED_RUNS = [
+RUNS_IF_SLOW = [
     ("deq_flow_v1_b_odd", "broyden", (6, 12)),
     ("deq_flow_v1_h", "anderson", (6, 54)),
     ("deq_flow_v1_h", "broyden", (6, 12, 24)),
@@ -201,7 +201,7 @@ REQUESTED_RUNS = [
     ("deq_flow_v2_h", "broyden", (6, 12)),
     ("deq_flow_v2_h", "naive", (6,)),
 ]
-RUNS += REQUESTED_RUNS if SLOW else []
+RUNS += RUNS_IF_SLOW if SLOW else []
 
 
 @pytest.mark.parametrize("file,solver,thresholds", RUNS, ids=[f"{file}-{solver}" for file, solver, _ in RUNS])

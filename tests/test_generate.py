@@ -304,7 +304,8 @@ def test_textures_from_a_folder(tmp_path):
     image[..., 1] = 200
     write_image(tmp_path / "deep" / "green.png", image.numpy())
     textures = photographs(tmp_path)
-    assert textures.count == 1 and textures.table.shape == (textures.total * sum((SIDE >> k) ** 2 for k in range(5)), 4)
+    assert textures.count == 1 and textures.plain > 0 and textures.total == 1 + textures.plain
+    assert textures.table.shape == (textures.total * sum((SIDE >> k) ** 2 for k in range(5)), 4)
     torch.testing.assert_close(textures.table[0].float(), torch.tensor([0, 200 / 255, 0, 0]), rtol=0, atol=1e-3)
     assert level_start(torch.tensor([0, 1]), 1).tolist() == [0, SIDE**2]
 

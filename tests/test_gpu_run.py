@@ -46,7 +46,8 @@ def test_the_dry_run(tmp_path, monkeypatch):
         assert any("eager_ms" in row for row in rows["networks"]) and rows["kernels"]
     assert 1e6 < found["weights_bytes"] <= gpu_run.WEIGHTS
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left - {"gpu_run.log"} == {"gpu_run.json", "weights.safetensors"}
+    log = {"gpu_run.log"} if SLOW else set()  # of the processes
+    assert left == {"gpu_run.json", "weights.safetensors"} | log
 
 
 def test_a_phase_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch):

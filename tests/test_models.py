@@ -16,8 +16,6 @@ from fleetflow.types import FleetflowError, Prediction, Sample
 
 LARGE = 9_500_000  # parameters; larger networks are checked without running them
 NAMES = models.names()
-
-
 ON_META = {name: weights.without_memory(name) for name in NAMES}
 SIZES = {name: sum(weight.numel() for weight in ON_META[name].parameters()) for name in NAMES}
 SMALL = [name for name in NAMES if SIZES[name] < LARGE]

@@ -136,7 +136,7 @@ def test_published_outputs():
 def test_registered_operators_are_sound(last):
     """Schema, shapes, strides, gradients and what the compiler makes of them agree with what runs.
 
-    Of channels-last maps alone the last two, unless slow: the compiler takes seconds.
+    Gradients and the compiler see channels-last maps alone, unless slow: they take seconds.
     """
     how = {} if last or SLOW else {"test_utils": ("test_schema", "test_faketensor")}
     a, b, flow = inputs(9, 13, dtype=torch.float32, last=last)

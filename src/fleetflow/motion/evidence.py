@@ -29,10 +29,8 @@ LONG = 8  # pairs over which a camera is followed that a pair alone does not sho
 AROUND, CAPPED = 13, 20.0  # pixels around a place; levels of gray that a difference counts at most
 CHAINED = 3  # pairs over which what moves beside the camera is followed: noise does not go on, motion does
 NOISE = 0.2  # pixels between two pictures: what is under it counts as no motion
-RESTING, BARE = (
-    0.6,
-    0.2,
-)  # share of the camera's motion under which a place rests; of a texture, under which it is plain
+# Share of the camera's motion under which a place rests; of a texture, under which it is plain.
+RESTING, BARE = 0.6, 0.2
 
 
 def contrasts(pictures: Sequence[np.ndarray]) -> Tensor:
@@ -77,7 +75,9 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
 
     Told place by place from what a pixel does over CHAINED pairs, by all of them together, those that move most there
     before others, and by each. Plain places that rest while the camera moves do not count: coders freeze their grain.
-    Arguments as of `fit_cameras`.
+    Where the pictures cannot tell, in what leaves them and in areas of one brightness, the flow is believed.
+
+    Arguments as of `fit_cameras`, and the fit of each flow, [3, 3].
     """
     pairs, size = len(flows), flows.shape[2:]
     count = min(CHAINED, pairs)
@@ -90,7 +90,7 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
     length = beside.norm(dim=1, keepdim=True)
     first, last = planes[:starts], planes[count:]
     ways = (whole, camera, camera - beside)
-    seen = torch.stack([inside(way) for way in ways]).all(0)[:, None]  # what leaves the picture says nothing
+    seen = torch.stack([inside(way) for way in ways]).all(0)[:, None]  # what leaves it speaks for no way
     back, still, away = (blurred(_apart(first, warp(last, way)) * seen, AROUND) for way in ways)
     rests = whole.norm(dim=1, keepdim=True) < RESTING * camera.norm(dim=1, keepdim=True)
     counts = ~rests | (blurred(_textures(first), NEARBY) > BARE)
