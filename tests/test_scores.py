@@ -221,3 +221,10 @@ def test_frozen_grain_on_plain_ground_is_no_object(strength, counts):
     found = moved_beside(flows, [camera] * (count - 1), contrasts(frames))[:, :, HEIGHT // 2 + 30 :, 30:-30]
     share = float((found.norm(dim=1) > pace / 2).float().mean())
     assert share > 0.9 if counts else share < 0.05
+
+
+def test_a_flow_out_of_the_picture_is_no_object():
+    planes = contrasts(filmed([(300, 150)] * 6))
+    flows = torch.zeros(5, 2, HEIGHT, WIDTH)
+    flows[:, 0, :, -76:] = 40
+    assert float(moved_beside(flows, [np.eye(3)] * 5, planes).norm(dim=1).mean()) < 0.1  # pixels; the flow has 12

@@ -26,6 +26,7 @@ STEP = 6  # of the pixels that a fit looks at
 # clips, split=validation, like the rest.
 SHOWN, BESIDE = 0.025, 0.05
 LONG = 8  # pairs over which a camera is followed that a pair alone does not show: a slow one, or one in noise
+STAYS = 0.25  # share of what moves around a place that must stay in the picture
 AROUND, CAPPED = 13, 20.0  # pixels around a place; levels of gray that a difference counts at most
 CHAINED = 3  # pairs over which what moves beside the camera is followed: noise does not go on, motion does
 NOISE = 0.2  # pixels between two pictures: what is under it counts as no motion
@@ -75,7 +76,7 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
 
     Told place by place from what a pixel does over CHAINED pairs, by all of them together, those that move most there
     before others, and by each. Plain places that rest while the camera moves do not count: coders freeze their grain.
-    Where the pictures cannot tell, in what leaves them and in areas of one brightness, the flow is believed.
+    Where all around moves out of the picture nothing counts; in areas of one brightness the flow is believed.
 
     Arguments as of `fit_cameras`, and the fit of each flow, [3, 3].
     """
@@ -100,7 +101,9 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
     )
     somewhere = all_back < (1 - BESIDE) * torch.minimum(all_still, all_away).clamp(min=0.02)  # levels of gray, weighted
     here = back < torch.minimum(still, away).clamp(min=0.3)
-    found = beside / count * (here & somewhere & counts & (length > NOISE * count))
+    moves = length > NOISE * count
+    stays = blurred((moves & seen).float(), AROUND) > STAYS * blurred(moves.float(), AROUND)
+    found = beside / count * (here & somewhere & counts & moves & stays)
     return found[[min(k, starts - 1) for k in range(pairs)]]
 
 
