@@ -205,24 +205,6 @@ def test_a_slow_camera_in_noise_shows_over_several_pairs():
     assert [fit[0, 2] for fit in fit_cameras(flows, planes)] == pytest.approx([-pace] * (count - 1), abs=0.001)
 
 
-@pytest.mark.parametrize("strength, counts", [(2, False), (60, True)])
-def test_frozen_grain_on_plain_ground_is_no_object(strength, counts):
-    """The camera follows what fills the lower half: an object if it has texture, plain ground and a coder's work if not."""
-    generator, count, pace = np.random.default_rng(9), 6, 4
-    upper = generator.integers(0, 256, (HEIGHT // 2, WIDTH + 40)).astype(np.uint8)
-    lower = np.clip(generator.normal(90, strength, (HEIGHT // 2, WIDTH)), 0, 255).astype(np.uint8)
-    frames = [
-        np.concatenate((upper[:, pace * k : pace * k + WIDTH], lower))[..., None].repeat(3, 2) for k in range(count)
-    ]
-    flows = torch.zeros(count - 1, 2, HEIGHT, WIDTH)
-    flows[:, 0, : HEIGHT // 2] = -pace
-    camera = np.eye(3)
-    camera[0, 2] = -pace
-    found = moved_beside(flows, [camera] * (count - 1), contrasts(frames))[:, :, HEIGHT // 2 + 30 :, 30:-30]
-    share = float((found.norm(dim=1) > pace / 2).float().mean())
-    assert share > 0.9 if counts else share < 0.05
-
-
 def test_a_flow_out_of_the_picture_is_no_object():
     planes = contrasts(filmed([(300, 150)] * 6))
     flows = torch.zeros(5, 2, HEIGHT, WIDTH)

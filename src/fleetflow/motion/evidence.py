@@ -30,8 +30,6 @@ STAYS = 0.25  # share of what moves around a place that must stay in the picture
 AROUND, CAPPED = 13, 20.0  # pixels around a place; levels of gray that a difference counts at most
 CHAINED = 3  # pairs over which what moves beside the camera is followed: noise does not go on, motion does
 NOISE = 0.2  # pixels between two pictures: what is under it counts as no motion
-# Share of the camera's motion under which a place rests; of a texture, under which it is plain.
-RESTING, BARE = 0.6, 0.2
 
 
 def contrasts(pictures: Sequence[np.ndarray]) -> Tensor:
@@ -75,8 +73,8 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
     """Returns [T - 1, 2, h, w] pixels: the parts of the flows beside the camera's that the pictures show, 0 elsewhere.
 
     Told place by place from what a pixel does over CHAINED pairs, by all of them together, those that move most there
-    before others, and by each. Plain places that rest while the camera moves do not count: coders freeze their grain.
-    Where all around moves out of the picture nothing counts; in areas of one brightness the flow is believed.
+    before others, and by each. Where all around moves out of the picture nothing counts; in areas of one brightness the
+    flow is believed.
 
     Arguments as of `fit_cameras`, and the fit of each flow, [3, 3].
     """
@@ -93,9 +91,7 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
     ways = (whole, camera, camera - beside)
     seen = torch.stack([inside(way) for way in ways]).all(0)[:, None]  # what leaves it speaks for no way
     back, still, away = (blurred(_apart(first, warp(last, way)) * seen, AROUND) for way in ways)
-    rests = whole.norm(dim=1, keepdim=True) < RESTING * camera.norm(dim=1, keepdim=True)
-    counts = ~rests | (blurred(_textures(first), NEARBY) > BARE)
-    weight = length.clamp(max=1) * counts
+    weight = length.clamp(max=1)
     all_back, all_still, all_away = (
         blurred((weight * each).mean(0, keepdim=True), AROUND) for each in (back, still, away)
     )
@@ -103,7 +99,7 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
     here = back < torch.minimum(still, away).clamp(min=0.3)
     moves = length > NOISE * count
     stays = blurred((moves & seen).float(), AROUND) > STAYS * blurred(moves.float(), AROUND)
-    found = beside / count * (here & somewhere & counts & moves & stays)
+    found = beside / count * (here & somewhere & moves & stays)
     return found[[min(k, starts - 1) for k in range(pairs)]]
 
 
