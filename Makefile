@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 TORCH = torch==2.13.0
 # pytest workers of one thread, three for two cores: many tests wait for processes of their own. Each file is one
-# worker's, in the order of tests/conftest.py.
+# worker's, in the order of tests/conftest.py. Bytecode is kept whatever the environment says: some hundred processes
+# import the package.
 WORKERS ?= 3
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all types fuzz wheel-test docs page lint format example clean
 
