@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 TORCH = torch==2.13.0
 # pytest workers of one thread, three for two cores: many tests wait for processes of their own. Each file is one
-# worker's, in the order of tests/conftest.py. Bytecode is kept whatever the environment says: some hundred processes
-# import the package.
+# worker's, in the order of tests/conftest.py. Bytecode is kept whatever the environment says: many processes import
+# the package.
 WORKERS ?= 3
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
