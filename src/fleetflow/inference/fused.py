@@ -105,8 +105,8 @@ class FusedGRU(_Packing):
             z, r = _plus(seen, *gates).sigmoid_().chunk(2, 1)
             state = seen[:, :width]  # of this step; in `seen` the candidate finds what is not reset, and then the next
             state.mul_(r)
-            change = _plus(seen, *candidate).tanh_().to(hidden.dtype).sub_(hidden)
-            hidden = torch.addcmul(hidden, z.to(hidden.dtype), change)  # as wide as it is given
+            change = _plus(seen, *candidate).tanh_()
+            hidden = torch.lerp(hidden, change.to(hidden.dtype), z.to(hidden.dtype))  # as wide as it is given
             state.copy_(hidden)
         return hidden
 
