@@ -1,5 +1,6 @@
 """Videos: times, seeking, HDR and 10 bits, cut files of every container; what test_io.py does not hold."""
 
+import re
 import socket
 import threading
 import time
@@ -376,6 +377,30 @@ def test_a_live_stream(videos):
         fleetflow.read_video("tcp://127.0.0.1:1", every=2)
     with pytest.raises(FleetflowError, match=r"^tcp://127.0.0.1:1 cannot be opened \(.*\); check that it is there$"):
         fleetflow.read_video("tcp://127.0.0.1:1")
+
+
+def test_a_live_stream_that_falls_silent(videos, monkeypatch):
+    """A sender that ends is no problem; one that says nothing for a while first has been lost."""
+    if "a.ts" not in videos:
+        pytest.skip("no encoder for MPEG-TS")
+    monkeypatch.setattr("fleetflow.io.live._SILENCE", 0.5)
+    path, pictures = videos["a.ts"]
+    for silence, problem in ((0, None), (1.5, "sent no picture for")):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def send(server=server, silence=silence) -> None:
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(path.read_bytes())
+                    time.sleep(silence)
+
+            thread = threading.Thread(target=send)
+            thread.start()
+            with fleetflow.read_video(f"tcp://127.0.0.1:{server.getsockname()[1]}") as reader:
+                assert len(list(reader)) == len(pictures)
+            thread.join()
+        assert (problem is None) == (reader.problem is None)
+        assert problem is None or re.match(rf"tcp://[\d.:]+ {problem} \d s, and then ended", reader.problem)
 
 
 def test_a_live_stream_without_pictures(tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -20,6 +21,8 @@ from fleetflow.types import FleetflowError
 _CAMERAS = {"linux": ("video4linux2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 _GRACE = 2 * 10.0  # seconds in which a thread that reads must have ended after it was told to
 _PATIENCE = 10.0  # seconds without a picture after which a stream has ended
+_KEPT = 16  # pictures that a decoder keeps back until it knows that no more come
+_SILENCE = 2.0  # seconds without a picture before an end that tell a sender which was lost from one which has finished
 
 
 class LiveReader:
@@ -58,14 +61,23 @@ class LiveReader:
 
     def __iter__(self) -> Iterator[Frame]:
         step = 1 / float(self.fps)
-        origin, time = None, -step
+        origin, at = None, -step
+        silence, since = 0.0, 0  # the last one that was long, and the pictures since
+        asked = time.monotonic()
         try:
             for index, frame in enumerate(self._container.decode(video=0)):
+                waited = time.monotonic() - asked
+                silence, since = (waited, 0) if waited > _SILENCE else (silence, since + 1)
                 seconds = index * step if frame.time is None else frame.time
-                if origin is None or seconds - origin <= time:
-                    origin = seconds - (time + step)
-                time = seconds - origin
-                yield as_frame(displayed(frame), time, index)
+                if origin is None or seconds - origin <= at:
+                    origin = seconds - (at + step)
+                at = seconds - origin
+                yield as_frame(displayed(frame), at, index)
+                asked = time.monotonic()
+            waited = time.monotonic() - asked
+            if waited > _SILENCE or silence and since < _KEPT:
+                wait = max(waited, silence)
+                self.problem = f"{self.name} sent no picture for {wait:.0f} s, and then ended; its sender may be gone"
         except FFmpegError as error:
             self.problem = f"{self.name} ended ({reason(error)})"
         finally:
