@@ -16,8 +16,7 @@ from fleetflow.data.generate.clip import clip, places, shaken, tracks
 from fleetflow.data.generate.draw import Draw
 from fleetflow.data.generate.render import pixel_places, project
 from fleetflow.data.generate.textures import Textures, procedural
-from fleetflow.motion.camera import fit_similarity
-from fleetflow.motion.evidence import affine_flows
+from fleetflow.motion.camera import affine_flows, fit_similarity
 from fleetflow.types import Sample
 
 DRAWN = (288, 512)  # height and width that the worlds are drawn for

@@ -210,3 +210,37 @@ def test_a_flow_out_of_the_picture_is_no_object():
     flows = torch.zeros(5, 2, HEIGHT, WIDTH)
     flows[:, 0, :, -76:] = 40
     assert float(moved_beside(flows, [np.eye(3)] * 5, planes).norm(dim=1).mean()) < 0.1  # pixels; the flow has 12
+
+
+@pytest.mark.parametrize("large_in_front", [True, False])
+def test_what_covers_another_motion_is_not_the_camera(large_in_front):
+    """The left three quarters of the picture move by 3 pixels, the rest by -1: the camera is what is covered."""
+    left, right = wide(1), wide(2)
+    frames, edges = [], []
+    for k in range(10):
+        # where the left part ends: it is moved along, or is covered from the right
+        edge = 180 + 3 * k if large_in_front else 200 - k
+        frame = right[:HEIGHT, 300 + k : 300 + k + WIDTH].copy()
+        frame[:, :edge] = left[:HEIGHT, 300 - 3 * k : 300 - 3 * k + edge]
+        frames.append(frame)
+        edges.append(edge)
+    flows = torch.zeros(9, 2, HEIGHT, WIDTH)
+    for k, edge in enumerate(edges[:9]):
+        flows[k, 0, :, :edge], flows[k, 0, :, edge:] = 3, -1
+    cameras = fit_cameras(flows, contrasts(frames))
+    expected = -1 if large_in_front else 3
+    assert np.allclose([camera[0, 2] for camera in cameras], expected, atol=0.1)
+
+
+def test_what_lies_behind_is_still_where_the_pictures_do_not_show_that_it_moves():
+    """A plate before a plain wall, on which the network continues a part of the plate's motion."""
+    frames, flows = [], torch.zeros(9, 2, HEIGHT, WIDTH)
+    noise = np.random.default_rng(0)
+    for k in range(10):
+        frame = np.full((HEIGHT, WIDTH, 3), 128.0) + noise.normal(0, 2, (HEIGHT, WIDTH, 1))
+        edge = 140 + 4 * k
+        frame[:, :edge] = wide(1)[:HEIGHT, 300 - 4 * k : 300 - 4 * k + edge]
+        frames.append(frame.clip(0, 255).astype(np.uint8))
+        if k < 9:
+            flows[k, 0, :, :edge], flows[k, 0, :, edge:] = 4, 1.5
+    assert all(np.array_equal(camera, np.eye(3)) for camera in fit_cameras(flows, contrasts(frames)))

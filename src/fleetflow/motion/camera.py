@@ -1,5 +1,6 @@
 """The camera's part of a flow: a homography or an epipolar geometry that most of it agrees with, and what is left."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +85,13 @@ def residual_motion(flow: Picture, matrix: np.ndarray) -> Masked:
     vectors = as_tensor(flow, "flow", 2)
     camera = _of_matrix(torch.as_tensor(np.asarray(matrix, np.float64)), size_of(vectors))
     return Masked(like(vectors - camera.to(vectors), flow), like(mask_of(None, vectors), flow))
+
+
+def affine_flows(matrices: Sequence[np.ndarray], size: tuple[int, ...]) -> torch.Tensor:
+    """Returns the flows [N, 2, h, w] of N affine motions [3, 3] of pictures of a size (h, w)."""
+    each = torch.from_numpy(np.stack(matrices)).float()
+    grid = pixel_grid(size[0], size[1], each)
+    return torch.einsum("nij,jhw->nihw", each[:, :2, :2], grid) + each[:, :2, 2, None, None] - grid
 
 
 def _median(values: np.ndarray, weights: np.ndarray) -> float:

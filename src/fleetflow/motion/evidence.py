@@ -5,7 +5,6 @@ reading between pixels smooths noise, which makes pictures likelier in both dire
 """
 
 from collections.abc import Sequence
-from functools import reduce
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from fleetflow.motion.camera import fit_similarity
+from fleetflow.motion.camera import affine_flows, fit_similarity
+from fleetflow.motion.layers import STEP, apart, followed, motion_behind
 from fleetflow.ops.warp import inside, pixel_grid, warp
 
 SMOOTH = ImageFilter.BoxBlur(1)
@@ -21,13 +21,12 @@ NEARBY = 16  # pixels around a place whose mean is its brightness
 # Levels of gray a pixel, over noise, that count as half a texture, and the most that is noise; weight of no texture.
 TEXTURE, LEAST = 1.5, 0.02
 EDGE, MIDDLE = 0.15, 0.3  # share of the picture that is near its edges; weight of what is not
-STEP = 6  # of the pixels that a fit looks at
 # How much less pictures must differ once a motion is taken back: the whole picture, and places. Chosen on generated
 # clips, split=validation, like the rest.
 SHOWN, BESIDE = 0.025, 0.05
 LONG = 8  # pairs over which a camera is followed that a pair alone does not show: a slow one, or one in noise
 STAYS = 0.25  # share of what moves around a place that must stay in the picture
-AROUND, CAPPED = 13, 20.0  # pixels around a place; levels of gray that a difference counts at most
+AROUND = 13  # pixels around a place
 CHAINED = 3  # pairs over which what moves beside the camera is followed: noise does not go on, motion does
 NOISE = 0.2  # pixels between two pictures: what is under it counts as no motion
 
@@ -47,26 +46,23 @@ def fit_cameras(flows: Tensor, planes: Tensor) -> list[np.ndarray]:
     """Returns the pan, zoom and roll of each flow, float64 [3, 3]; none at all, if the pictures do not show them.
 
     Where two pictures that follow each other do not, those LONG pairs apart may; then it is the mean over these. What has
-    texture says most of it, and what is near the edges of the picture, where seldom anything else moves.
+    texture says most of it, and what is near the edges of the picture, where seldom anything else moves. What covers
+    another motion is not the camera's (`motion_behind`).
 
     Args:
         flows: [T - 1, 2, h, w] pixels from each picture to the next.
         planes: [T, 1, h, w] of `contrasts`.
     """
-    weights = (_textures(planes[:-1]) + LEAST)[:, 0] * _edges(planes)
-    fits = [fit_similarity(*each, STEP) for each in zip(flows.permute(0, 2, 3, 1).numpy(), weights.numpy())]
+    weights = (_textures(planes[:-1]) + LEAST)[:, 0]
+    vectors = flows.permute(0, 2, 3, 1).numpy()
+    fits = [fit_similarity(*each, STEP) for each in zip(vectors, (weights * _edges(planes)).numpy())]
+    cameras = [np.eye(3) for _ in fits]
     for count in (1, min(LONG, len(fits))):
-        if _is_shown(affine_flows(_followed(fits, count), flows.shape[2:]), planes):
+        if _is_shown(affine_flows(followed(fits, count), flows.shape[2:]), planes):
             starts = [min(k, len(fits) - count) for k in range(len(fits))]
-            return [np.mean(fits[start : start + count], 0) for start in starts]
-    return [np.eye(3) for _ in fits]
-
-
-def affine_flows(matrices: Sequence[np.ndarray], size: tuple[int, ...]) -> Tensor:
-    """Returns the flows [N, 2, h, w] of N affine motions [3, 3] of pictures of a size (h, w)."""
-    each = torch.from_numpy(np.stack(matrices)).float()
-    grid = pixel_grid(size[0], size[1], each)
-    return torch.einsum("nij,jhw->nihw", each[:, :2, :2], grid) + each[:, :2, 2, None, None] - grid
+            cameras = [np.mean(fits[start : start + count], 0) for start in starts]
+            break
+    return motion_behind(cameras, fits, flows, planes, weights)
 
 
 def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -> Tensor:
@@ -84,13 +80,13 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
     whole = flows[:starts]
     for k in range(1, count):
         whole = whole + warp(flows[k : k + starts], whole)
-    camera = affine_flows(_followed(cameras, count), size)
+    camera = affine_flows(followed(cameras, count), size)
     beside = whole - camera
     length = beside.norm(dim=1, keepdim=True)
     first, last = planes[:starts], planes[count:]
     ways = (whole, camera, camera - beside)
     seen = torch.stack([inside(way) for way in ways]).all(0)[:, None]  # what leaves it speaks for no way
-    back, still, away = (blurred(_apart(first, warp(last, way)) * seen, AROUND) for way in ways)
+    back, still, away = (blurred(apart(first, warp(last, way)) * seen, AROUND) for way in ways)
     weight = length.clamp(max=1)
     all_back, all_still, all_away = (
         blurred((weight * each).mean(0, keepdim=True), AROUND) for each in (back, still, away)
@@ -133,22 +129,11 @@ def _edges(planes: Tensor) -> Tensor:
     return torch.where(away < EDGE, 1.0, MIDDLE)
 
 
-def _followed(cameras: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """The motions [3, 3] over `count` pairs, from each picture on that has so many behind it."""
-    return [
-        reduce(lambda before, later: later @ before, cameras[k : k + count]) for k in range(len(cameras) - count + 1)
-    ]
-
-
 def _is_shown(cameras: Tensor, planes: Tensor) -> bool:
     """Whether the pictures, all of them together, show the camera's motions [N, 2, h, w] from the first N to the last."""
     first, last = planes[: len(cameras)], planes[-len(cameras) :]
     seen = (inside(cameras) & inside(-cameras))[:, None]
     as_it_is, back, away = (
-        float(_apart(first, other)[seen].sum()) for other in (last, warp(last, cameras), warp(last, -cameras))
+        float(apart(first, other)[seen].sum()) for other in (last, warp(last, cameras), warp(last, -cameras))
     )
     return back < (1 - SHOWN) * min(as_it_is, away)
-
-
-def _apart(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).abs().clamp(max=CAPPED)

@@ -15,8 +15,9 @@ from PIL import Image, ImageFilter
 
 from fleetflow.io.table import Value
 from fleetflow.io.video import VideoReader
+from fleetflow.motion.camera import affine_flows
 from fleetflow.motion.cuts import START, Look, is_cut
-from fleetflow.motion.evidence import NOISE, affine_flows, contrasts, fit_cameras, moved_beside
+from fleetflow.motion.evidence import NOISE, contrasts, fit_cameras, moved_beside
 from fleetflow.motion.tracks import Network
 from fleetflow.types import FleetflowError
 

@@ -1,0 +1,141 @@
+"""Two motions in one picture, and which of them lies behind.
+
+What moves before something else covers it: a place of a later picture that both motions lead to shows the one in front.
+So a thing that fills most of the picture is not taken for the camera.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fleetflow.motion.camera import affine_flows, fit_similarity
+from fleetflow.ops.warp import warp
+
+STEP = 6  # of the pixels that a fit looks at
+APART, SHARE = 1.0, 0.1  # pixels, and share of the first motion, by which another motion differs from it at least
+FEWEST = 0.01  # share of the weights that another motion needs
+OWN = 0.4  # share of the way to the other motion, up to which a flow belongs to the one that is nearer
+FAR, NEAR = 6, 3  # pairs: over many, more is covered; over few, a motion is followed more exactly
+# Chosen on generated clips, split=validation. How much likelier pictures must be with one motion in front, and on which
+# share of the picture; how much likelier the motion behind must make them than none does, where it is seen.
+COVERS, CONTESTED, SHOWN = 0.1, 0.0025, 0.1
+CAPPED = 20.0  # levels of gray that a difference counts at most
+
+
+class Layer(NamedTuple):
+    """A motion over some pairs, and where it is seen."""
+
+    motions: list[np.ndarray]  # [3, 3] of each pair
+    places: list[Tensor]  # bool [h, w] in the first picture of each; as before in pairs that show one motion only
+
+
+def motion_behind(
+    cameras: Sequence[np.ndarray], fits: Sequence[np.ndarray], flows: Tensor, planes: Tensor, weights: Tensor
+) -> list[np.ndarray]:
+    """Returns the motion of what lies behind, [3, 3] for each pair: `cameras`, unless these cover another motion.
+
+    Args:
+        cameras: the motions [3, 3] that are taken for the camera's.
+        fits: the motion [3, 3] that most of each flow agrees with; `cameras` may be smoother, or none at all.
+        flows: [T - 1, 2, h, w] pixels from each picture to the next.
+        planes: [T, 1, h, w] the pictures.
+        weights: [T - 1, h, w] how much each pixel counts.
+    """
+    if all(np.array_equal(camera, np.eye(3)) for camera in cameras):
+        return list(cameras)  # what stands still covers things, too, as a street does not move with its cars
+    layers = _layers(fits, flows, weights)
+    given = affine_flows(cameras, flows.shape[2:])
+    off = [float((given - affine_flows(layer.motions, flows.shape[2:])).norm(dim=1).mean()) for layer in layers]
+    front, behind = layers if off[0] < off[1] else layers[::-1]
+    if not _covers(front, behind, planes):
+        return list(cameras)
+    return behind.motions if _is_shown(front, behind, planes) else [np.eye(3) for _ in cameras]
+
+
+def followed(motions: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """Returns the motions [3, 3] over `count` pairs, from each picture on that has so many behind it."""
+    return [
+        reduce(lambda before, later: later @ before, motions[k : k + count]) for k in range(len(motions) - count + 1)
+    ]
+
+
+def apart(one: Tensor, other: Tensor) -> Tensor:
+    """Returns how many levels of gray pictures differ, up to CAPPED."""
+    return (one - other).abs().clamp(max=CAPPED)
+
+
+def _layers(fits: Sequence[np.ndarray], flows: Tensor, weights: Tensor) -> list[Layer]:
+    """Two layers, each of them the same thing in all pairs."""
+    layers = [Layer([], []), Layer([], [])]
+    last = [torch.zeros(flows.shape[2:], dtype=torch.bool)] * 2
+    for flow, weight, fit in zip(flows, weights, fits):
+        motions, places = _two_motions(flow, weight, fit)
+        if not places:
+            places = last
+        elif _common(places[::-1], last) > _common(places, last):
+            motions, places = motions[::-1], places[::-1]
+        last = places
+        for layer, motion, place in zip(layers, motions, places):
+            layer.motions.append(motion)
+            layer.places.append(place)
+    return layers
+
+
+def _two_motions(flow: Tensor, weight: Tensor, fit: np.ndarray) -> tuple[list[np.ndarray], list[Tensor]]:
+    """The motion given, the one that most of the rest agrees with, and where they are seen; twice the first, and no
+    places, if there is no rest."""
+    size = flow.shape[1:]
+    first = affine_flows([fit], size)[0]
+    missed = (flow - first).norm(dim=0)
+    rest = weight * (missed > (SHARE * first.norm(dim=0)).clamp(min=APART))
+    looked = (slice(STEP // 2, None, STEP), slice(STEP // 2, None, STEP))
+    if float(rest[looked].sum()) <= FEWEST * float(weight[looked].sum()):
+        return [fit, fit], []
+    other = fit_similarity(flow.permute(1, 2, 0).numpy(), rest.numpy(), STEP)
+    second = affine_flows([other], size)[0]
+    second_missed = (flow - second).norm(dim=0)
+    near = torch.minimum(missed, second_missed) < OWN * (first - second).norm(dim=0)
+    return [fit, other], [near & (missed < second_missed), near & (second_missed < missed)]
+
+
+def _common(one: Sequence[Tensor], other: Sequence[Tensor]) -> int:
+    return sum(int((now & before).sum()) for now, before in zip(one, other))
+
+
+def _covers(front: Layer, behind: Layer, planes: Tensor) -> bool:
+    """Whether later pictures show `front` where both motions lead."""
+    count = min(FAR, len(front.motions))
+    first, last = planes[: len(planes) - count], planes[count:]
+    both = _later(front, count) & _later(behind, count)
+    in_front, at_back = (float(apart(last, warp(first, _back(layer, count)))[both].sum()) for layer in (front, behind))
+    return float(both.float().mean()) > CONTESTED and at_back - in_front > COVERS * (at_back + in_front)
+
+
+def _is_shown(front: Layer, behind: Layer, planes: Tensor) -> bool:
+    """Whether pictures show the motion behind where that is seen, beside what the one in front comes to cover."""
+    count = min(NEAR, len(front.motions))
+    first, last = planes[: len(planes) - count], planes[count:]
+    ways = affine_flows(followed(behind.motions, count), planes.shape[2:])
+    ways = (torch.zeros_like(ways), ways, -ways)
+    free = 1 - _later(front, count).float()
+    seen = (
+        torch.stack([warp(free, way) == 1 for way in ways]).all(0) & torch.stack(behind.places[: len(first)])[:, None]
+    )
+    as_it_is, back, away = (float(apart(first, warp(last, way))[seen].sum()) for way in ways)
+    return back < (1 - SHOWN) * min(as_it_is, away)
+
+
+def _later(layer: Layer, count: int) -> Tensor:
+    """[N, 1, h, w] bool: where what is seen of a layer is after `count` pairs."""
+    places = torch.stack(layer.places[: len(layer.places) - count + 1])[:, None].float()
+    return warp(places, _back(layer, count)) > 0.5
+
+
+def _back(layer: Layer, count: int) -> Tensor:
+    """[N, 2, h, w] pixels from each picture that has `count` pairs before it to where things were."""
+    motions = [np.linalg.inv(motion) for motion in followed(layer.motions, count)]
+    return affine_flows(motions, tuple(layer.places[0].shape))
