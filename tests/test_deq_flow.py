@@ -3,6 +3,7 @@
 Set FLEETFLOW_SLOW=1 for all recorded runs, those of the huge networks too (minutes); all of them pass.
 """
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -457,6 +458,17 @@ def test_residual_is_the_error_of_the_fixed_point(shared, filled, image):
     torch.testing.assert_close(few.residual[:, 4::8, 4::8], change, rtol=0.2, atol=0.02)
     assert few.residual.mean() > 5 * many.residual.mean() > 0
     assert torch.equal(few.state[1], f(z)[1] if image else z[1])
+
+
+def test_residual_does_not_depend_on_the_order_in_memory(tiny):
+    """A predictor keeps channels last."""
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.rand(2, 3, 128, 160, generator=generator) for _ in range(2))
+    with torch.no_grad():
+        plain = tiny(one, two, iterations=6)
+        last = copy.deepcopy(tiny).to(memory_format=torch.channels_last)(one, two, iterations=6)
+    torch.testing.assert_close(last.residual, plain.residual, rtol=1e-3, atol=1e-4)
+    assert plain.residual.std() > 0.01
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 200), (131, 70)])

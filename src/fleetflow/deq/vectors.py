@@ -11,11 +11,7 @@ S = TypeVar("S", bound=State)  # one of them, throughout
 
 
 class Layout(Generic[S]):
-    """How a tensor [N, ...], or a tuple of them, lies in one vector [N, D] of float32 or wider.
-
-    Numbers lie in the order that z0 has in memory, so that channels-last parts are neither packed nor unpacked by copies
-    that change the order.
-    """
+    """How a tensor [N, ...], or a tuple of them, lies in one vector [N, D] of float32 or wider."""
 
     def __init__(self, z0: S):
         self.single = isinstance(z0, Tensor)
@@ -30,7 +26,6 @@ class Layout(Generic[S]):
         self.shapes = [part.shape[1:] for part in parts]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.dtypes = [part.dtype for part in parts]
-        self.channels_last = [_channels_last(part) for part in parts]
         self.dtype = torch.float32
         for dtype in self.dtypes:
             self.dtype = torch.promote_types(self.dtype, dtype)
@@ -38,8 +33,7 @@ class Layout(Generic[S]):
     def pack(self, z: S) -> Tensor:
         """Returns [N, D]."""
         parts = (z,) if isinstance(z, Tensor) else z
-        ordered = [part.permute(0, 2, 3, 1) if last else part for part, last in zip(parts, self.channels_last)]
-        flat = [part.reshape(part.shape[0], size).to(self.dtype) for part, size in zip(ordered, self.sizes)]
+        flat = [part.reshape(part.shape[0], size).to(self.dtype) for part, size in zip(parts, self.sizes)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
     def unpack(self, vector: Tensor) -> S:
@@ -47,8 +41,7 @@ class Layout(Generic[S]):
         flat = vector.split(self.sizes, 1)
         rows = vector.shape[0]
         parts: Any = tuple(
-            (_from_channels_last(part, shape) if last else part.reshape(rows, *shape)).to(dtype)
-            for part, shape, last, dtype in zip(flat, self.shapes, self.channels_last, self.dtypes)
+            part.reshape(rows, *shape).to(dtype) for part, shape, dtype in zip(flat, self.shapes, self.dtypes)
         )
         return parts[0] if self.single else parts
 
@@ -94,16 +87,6 @@ def write(buffer: Tensor, slot: int, value: Tensor) -> Tensor:
     buffer = buffer.clone() if torch.is_grad_enabled() else buffer
     buffer[:, slot] = value
     return buffer
-
-
-def _channels_last(part: Tensor) -> bool:
-    return part.ndim == 4 and part.is_contiguous(memory_format=torch.channels_last) and not part.is_contiguous()
-
-
-def _from_channels_last(flat: Tensor, shape: torch.Size) -> Tensor:
-    """[N, C H W] in the order of channels-last memory as [N, C, H, W]."""
-    channels, height, width = shape
-    return flat.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _shapes(parts: Sequence) -> str:

@@ -62,12 +62,13 @@ class LiveReader:
     def __iter__(self) -> Iterator[Frame]:
         step = 1 / float(self.fps)
         origin, at = None, -step
+        long = max(_SILENCE, 3 * step)
         silence, since = 0.0, 0  # the last one that was long, and the pictures since
         asked = time.monotonic()
         try:
             for index, frame in enumerate(self._container.decode(video=0)):
                 waited = time.monotonic() - asked
-                silence, since = (waited, 0) if waited > _SILENCE else (silence, since + 1)
+                silence, since = (waited, 0) if waited > long and index else (silence, since + 1)
                 seconds = index * step if frame.time is None else frame.time
                 if origin is None or seconds - origin <= at:
                     origin = seconds - (at + step)
@@ -75,7 +76,7 @@ class LiveReader:
                 yield as_frame(displayed(frame), at, index)
                 asked = time.monotonic()
             waited = time.monotonic() - asked
-            if waited > _SILENCE or silence and since < _KEPT:
+            if waited > long or silence and since < _KEPT:
                 wait = max(waited, silence)
                 self.problem = f"{self.name} sent no picture for {wait:.0f} s, and then ended; its sender may be gone"
         except FFmpegError as error:

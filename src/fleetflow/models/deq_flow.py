@@ -239,15 +239,19 @@ class DEQFlow(RefiningModel):
         return partial(self.step, features), rest
 
     def solve(self, f: Callable[[State], State], z: State, iterations: int) -> tuple[list[State], Tensor]:
-        """Returns the states to be decoded, the fixed point last, and f(z) - z [N, C, h, w] there."""
+        """Returns the states to be decoded, the fixed point last, and f(z) - z [N, C, h, w] there.
+
+        The search sees the hidden state as [N, h, w, C], as the layers leave it in memory: in its vectors the numbers lie
+        in their order, so that nothing is transposed on the way there and back.
+        """
         choice = self.equilibrium
         result = Result(choice.gradient if self.training else None, choice.image)
         keep = tuple(k for k in choice.keep if k < iterations) if self.training else ()
-        size, states = z[0].shape[-2:], []
+        z, states = _turned(z), []
         slices = zip((0, *keep), (*keep, iterations)) if choice.sliced else [(0, iterations)]
         for first, last in slices:
             solution = fixed_point(
-                f,
+                lambda z: _turned(f(_turned_back(z))),
                 z,
                 choice.solver,
                 result,
@@ -256,11 +260,10 @@ class DEQFlow(RefiningModel):
                 relative=choice.relative,
                 keep=() if choice.sliced else keep,
             )
-            states += [*solution.kept, solution.value]
-            found, change = (vector.view(len(vector), -1, *size) for vector in (result.found, result.change))
-            z = solution.value if choice.sliced == "trained" else (found[:, :-2], found[:, -2:])
+            states += [_turned_back(state) for state in (*solution.kept, solution.value)]
+            z = solution.value if choice.sliced == "trained" else _parts(result.found, z)
             z = z[0].detach(), z[1].detach()
-        return states, change
+        return states, torch.cat(_turned_back(_parts(result.change, z)), 1)
 
     def search(
         self, step: Callable[[State], State], rest: State, previous: Prediction | None, iterations: int
@@ -278,6 +281,20 @@ class DEQFlow(RefiningModel):
                     "the first step of the network is not finite; expected finite frames and weights: look at both"
                 ) from error
         return states, {"state": tuple(part.detach() for part in states[-1]), "residual": change.norm(dim=1)}
+
+
+def _turned(state: State) -> State:
+    return state[0].permute(0, 2, 3, 1), state[1]
+
+
+def _turned_back(state: State) -> State:
+    return state[0].permute(0, 3, 1, 2), state[1]
+
+
+def _parts(vector: Tensor, like: State) -> State:
+    """The parts of a state of which the search made a vector [N, D]."""
+    hidden, flow = vector.tensor_split((like[0][0].numel(),), 1)
+    return hidden.reshape(like[0].shape), flow.reshape(like[1].shape)
 
 
 def _started(previous: Prediction | None, cold: State) -> State:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fleetflow.motion.camera import affine_flows, fit_similarity
@@ -18,8 +19,10 @@ from fleetflow.ops.warp import warp
 STEP = 6  # of the pixels that a fit looks at
 APART, SHARE = 1.0, 0.1  # pixels, and share of the first motion, by which another motion differs from it at least
 FEWEST = 0.01  # share of the weights that another motion needs
+AROUND = 16  # pixels around a thing in which it changes the contrasts of what lies beside it
+WIDE = 0.15  # share of the picture that what lies behind must have
 OWN = 0.4  # share of the way to the other motion, up to which a flow belongs to the one that is nearer
-FAR, NEAR = 6, 3  # pairs: over many, more is covered; over few, a motion is followed more exactly
+MANY, FEW = 6, 3  # pairs: over many, more is covered; over few, a motion is followed more exactly
 # Chosen on generated clips, split=validation. How much likelier pictures must be with one motion in front, and on which
 # share of the picture; how much likelier the motion behind must make them than none does, where it is seen.
 COVERS, CONTESTED, SHOWN = 0.1, 0.0025, 0.1
@@ -36,17 +39,18 @@ class Layer(NamedTuple):
 def motion_behind(
     cameras: Sequence[np.ndarray], fits: Sequence[np.ndarray], flows: Tensor, planes: Tensor, weights: Tensor
 ) -> list[np.ndarray]:
-    """Returns the motion of what lies behind, [3, 3] for each pair: `cameras`, unless these cover another motion.
+    """Returns the motion of what lies behind, [3, 3] for each pair: `cameras`, unless these cover another motion; no motion
+    (the identity), if they do and pictures do not show that what is covered moves.
 
     Args:
         cameras: the motions [3, 3] that are taken for the camera's.
-        fits: the motion [3, 3] that most of each flow agrees with; `cameras` may be smoother, or none at all.
+        fits: the motion [3, 3] that most of each flow agrees with; `cameras` may be means of several.
         flows: [T - 1, 2, h, w] pixels from each picture to the next.
         planes: [T, 1, h, w] the pictures.
         weights: [T - 1, h, w] how much each pixel counts.
     """
     if all(np.array_equal(camera, np.eye(3)) for camera in cameras):
-        return list(cameras)  # what stands still covers things, too, as a street does not move with its cars
+        return list(cameras)  # most of the picture stands still: that is the background, whatever it covers
     layers = _layers(fits, flows, weights)
     given = affine_flows(cameras, flows.shape[2:])
     off = [float((given - affine_flows(layer.motions, flows.shape[2:])).norm(dim=1).mean()) for layer in layers]
@@ -69,15 +73,17 @@ def apart(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _layers(fits: Sequence[np.ndarray], flows: Tensor, weights: Tensor) -> list[Layer]:
-    """Two layers, each of them the same thing in all pairs."""
+    """Two layers, each of them the same thing in all pairs; where a pair shows one motion only, the other is guessed."""
     layers = [Layer([], []), Layer([], [])]
-    last = [torch.zeros(flows.shape[2:], dtype=torch.bool)] * 2
+    last, beside, order = [torch.zeros(flows.shape[2:], dtype=torch.bool)] * 2, np.eye(3), 1
     for flow, weight, fit in zip(flows, weights, fits):
         motions, places = _two_motions(flow, weight, fit)
-        if not places:
-            places = last
-        elif _common(places[::-1], last) > _common(places, last):
-            motions, places = motions[::-1], places[::-1]
+        if not places:  # the motion that most agreed with before, and the other one as it was beside that
+            motions, places = [fit, beside @ fit][::order], last
+        else:
+            order = -1 if _common(places[::-1], last) > _common(places, last) else 1
+            beside = motions[1] @ np.linalg.pinv(fit)
+            motions, places = motions[::order], places[::order]
         last = places
         for layer, motion, place in zip(layers, motions, places):
             layer.motions.append(motion)
@@ -108,22 +114,25 @@ def _common(one: Sequence[Tensor], other: Sequence[Tensor]) -> int:
 
 def _covers(front: Layer, behind: Layer, planes: Tensor) -> bool:
     """Whether later pictures show `front` where both motions lead."""
-    count = min(FAR, len(front.motions))
+    count = min(MANY, len(front.motions))
     first, last = planes[: len(planes) - count], planes[count:]
     both = _later(front, count) & _later(behind, count)
     in_front, at_back = (float(apart(last, warp(first, _back(layer, count)))[both].sum()) for layer in (front, behind))
-    return float(both.float().mean()) > CONTESTED and at_back - in_front > COVERS * (at_back + in_front)
+    wide = float(torch.stack(behind.places).float().mean()) > WIDE
+    return wide and float(both.float().mean()) > CONTESTED and at_back - in_front > COVERS * (at_back + in_front)
 
 
 def _is_shown(front: Layer, behind: Layer, planes: Tensor) -> bool:
     """Whether pictures show the motion behind where that is seen, beside what the one in front comes to cover."""
-    count = min(NEAR, len(front.motions))
+    count = min(FEW, len(front.motions))
     first, last = planes[: len(planes) - count], planes[count:]
     ways = affine_flows(followed(behind.motions, count), planes.shape[2:])
     ways = (torch.zeros_like(ways), ways, -ways)
-    free = 1 - _later(front, count).float()
+    covered = torch.maximum(_later(front, count).float(), torch.stack(front.places[: len(first)])[:, None].float())
+    free = 1 - F.max_pool2d(covered, 2 * AROUND + 1, stride=1, padding=AROUND)
     seen = (
-        torch.stack([warp(free, way) == 1 for way in ways]).all(0) & torch.stack(behind.places[: len(first)])[:, None]
+        torch.stack([warp(free, way) > 0.999 for way in ways]).all(0)
+        & torch.stack(behind.places[: len(first)])[:, None]
     )
     as_it_is, back, away = (float(apart(first, warp(last, way))[seen].sum()) for way in ways)
     return back < (1 - SHOWN) * min(as_it_is, away)
@@ -137,5 +146,5 @@ def _later(layer: Layer, count: int) -> Tensor:
 
 def _back(layer: Layer, count: int) -> Tensor:
     """[N, 2, h, w] pixels from each picture that has `count` pairs before it to where things were."""
-    motions = [np.linalg.inv(motion) for motion in followed(layer.motions, count)]
+    motions = [np.linalg.pinv(motion) for motion in followed(layer.motions, count)]
     return affine_flows(motions, tuple(layer.places[0].shape))
