@@ -247,11 +247,11 @@ class DEQFlow(RefiningModel):
         choice = self.equilibrium
         result = Result(choice.gradient if self.training else None, choice.image)
         keep = tuple(k for k in choice.keep if k < iterations) if self.training else ()
-        z, states = _turned(z), []
+        z, states = _channels_last(z), []
         slices = zip((0, *keep), (*keep, iterations)) if choice.sliced else [(0, iterations)]
         for first, last in slices:
             solution = fixed_point(
-                lambda z: _turned(f(_turned_back(z))),
+                lambda z: _channels_last(f(_channels_first(z))),
                 z,
                 choice.solver,
                 result,
@@ -260,10 +260,10 @@ class DEQFlow(RefiningModel):
                 relative=choice.relative,
                 keep=() if choice.sliced else keep,
             )
-            states += [_turned_back(state) for state in (*solution.kept, solution.value)]
+            states += [_channels_first(state) for state in (*solution.kept, solution.value)]
             z = solution.value if choice.sliced == "trained" else _parts(result.found, z)
             z = z[0].detach(), z[1].detach()
-        return states, torch.cat(_turned_back(_parts(result.change, z)), 1)
+        return states, torch.cat(_channels_first(_parts(result.change, z)), 1)
 
     def search(
         self, step: Callable[[State], State], rest: State, previous: Prediction | None, iterations: int
@@ -283,11 +283,11 @@ class DEQFlow(RefiningModel):
         return states, {"state": tuple(part.detach() for part in states[-1]), "residual": change.norm(dim=1)}
 
 
-def _turned(state: State) -> State:
+def _channels_last(state: State) -> State:
     return state[0].permute(0, 2, 3, 1), state[1]
 
 
-def _turned_back(state: State) -> State:
+def _channels_first(state: State) -> State:
     return state[0].permute(0, 3, 1, 2), state[1]
 
 

@@ -13,11 +13,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from fleetflow.motion.camera import affine_flows, fit_similarity
-from fleetflow.motion.layers import STEP, apart, followed, motion_behind
+from fleetflow.motion.layers import NEARBY, STEP, apart, followed, is_shown, motion_behind
 from fleetflow.ops.warp import inside, pixel_grid, warp
 
 SMOOTH = ImageFilter.BoxBlur(1)
-NEARBY = 16  # pixels around a place whose mean is its brightness
 # Levels of gray a pixel, over noise, that count as half a texture, and the most that is noise; weight of no texture.
 TEXTURE, LEAST = 1.5, 0.02
 EDGE, MIDDLE = 0.15, 0.3  # share of the picture that is near its edges; weight of what is not
@@ -58,7 +57,8 @@ def fit_cameras(flows: Tensor, planes: Tensor) -> list[np.ndarray]:
     fits = [fit_similarity(*each, STEP) for each in zip(vectors, (weights * _edges(planes)).numpy())]
     cameras = [np.eye(3) for _ in fits]
     for count in (1, min(LONG, len(fits))):
-        if _is_shown(affine_flows(followed(fits, count), flows.shape[2:]), planes):
+        ways = affine_flows(followed(fits, count), flows.shape[2:])
+        if is_shown(ways, planes, (inside(ways) & inside(-ways))[:, None], SHOWN):
             starts = [min(k, len(fits) - count) for k in range(len(fits))]
             cameras = [np.mean(fits[start : start + count], 0) for start in starts]
             break
@@ -127,13 +127,3 @@ def _edges(planes: Tensor) -> Tensor:
     x, y = pixel_grid(height, width, planes)
     away = torch.minimum(torch.minimum(x, width - 1 - x) / width, torch.minimum(y, height - 1 - y) / height)
     return torch.where(away < EDGE, 1.0, MIDDLE)
-
-
-def _is_shown(cameras: Tensor, planes: Tensor) -> bool:
-    """Whether the pictures, all of them together, show the camera's motions [N, 2, h, w] from the first N to the last."""
-    first, last = planes[: len(cameras)], planes[-len(cameras) :]
-    seen = (inside(cameras) & inside(-cameras))[:, None]
-    as_it_is, back, away = (
-        float(apart(first, other)[seen].sum()) for other in (last, warp(last, cameras), warp(last, -cameras))
-    )
-    return back < (1 - SHOWN) * min(as_it_is, away)

@@ -17,15 +17,15 @@ from fleetflow.motion.camera import affine_flows, fit_similarity
 from fleetflow.ops.warp import warp
 
 STEP = 6  # of the pixels that a fit looks at
-APART, SHARE = 1.0, 0.1  # pixels, and share of the first motion, by which another motion differs from it at least
+DIFFERENT, SHARE = 1.0, 0.1  # pixels, and share of the first motion, by which another motion differs from it at least
 FEWEST = 0.01  # share of the weights that another motion needs
-AROUND = 16  # pixels around a thing in which it changes the contrasts of what lies beside it
+NEARBY = 16  # pixels around a place whose mean is its brightness: so far a thing changes what lies beside it
 WIDE = 0.15  # share of the picture that what lies behind must have
 OWN = 0.4  # share of the way to the other motion, up to which a flow belongs to the one that is nearer
 MANY, FEW = 6, 3  # pairs: over many, more is covered; over few, a motion is followed more exactly
 # Chosen on generated clips, split=validation. How much likelier pictures must be with one motion in front, and on which
 # share of the picture; how much likelier the motion behind must make them than none does, where it is seen.
-COVERS, CONTESTED, SHOWN = 0.1, 0.0025, 0.1
+COVERS, CONTESTED, MOVES = 0.1, 0.0025, 0.1
 CAPPED = 20.0  # levels of gray that a difference counts at most
 
 
@@ -39,8 +39,9 @@ class Layer(NamedTuple):
 def motion_behind(
     cameras: Sequence[np.ndarray], fits: Sequence[np.ndarray], flows: Tensor, planes: Tensor, weights: Tensor
 ) -> list[np.ndarray]:
-    """Returns the motion of what lies behind, [3, 3] for each pair: `cameras`, unless these cover another motion; no motion
-    (the identity), if they do and pictures do not show that what is covered moves.
+    """Returns the motion of what lies behind, [3, 3] for each pair: `cameras`, unless these cover another motion.
+
+    Where they do, and the pictures do not show that what is covered moves, it is none: the identity.
 
     Args:
         cameras: the motions [3, 3] that are taken for the camera's.
@@ -57,7 +58,7 @@ def motion_behind(
     front, behind = layers if off[0] < off[1] else layers[::-1]
     if not _covers(front, behind, planes):
         return list(cameras)
-    return behind.motions if _is_shown(front, behind, planes) else [np.eye(3) for _ in cameras]
+    return behind.motions if _moves(front, behind, planes) else [np.eye(3) for _ in cameras]
 
 
 def followed(motions: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
@@ -70,6 +71,22 @@ def followed(motions: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
 def apart(one: Tensor, other: Tensor) -> Tensor:
     """Returns how many levels of gray pictures differ, up to CAPPED."""
     return (one - other).abs().clamp(max=CAPPED)
+
+
+def is_shown(ways: Tensor, planes: Tensor, seen: Tensor, margin: float) -> bool:
+    """Returns whether pictures are more alike once motions are taken back than as they are, and than moved the other way.
+
+    Args:
+        ways: [N, 2, h, w] pixels from the first N pictures to the last N.
+        planes: [T, 1, h, w] the pictures.
+        seen: bool [N, 1, h, w], where to look.
+        margin: by which share they must be more alike, all of them together.
+    """
+    first, last = planes[: len(ways)], planes[-len(ways) :]
+    as_it_is, back, away = (
+        float(apart(first, other)[seen].sum()) for other in (last, warp(last, ways), warp(last, -ways))
+    )
+    return back < (1 - margin) * min(as_it_is, away)
 
 
 def _layers(fits: Sequence[np.ndarray], flows: Tensor, weights: Tensor) -> list[Layer]:
@@ -97,7 +114,7 @@ def _two_motions(flow: Tensor, weight: Tensor, fit: np.ndarray) -> tuple[list[np
     size = flow.shape[1:]
     first = affine_flows([fit], size)[0]
     missed = (flow - first).norm(dim=0)
-    rest = weight * (missed > (SHARE * first.norm(dim=0)).clamp(min=APART))
+    rest = weight * (missed > (SHARE * first.norm(dim=0)).clamp(min=DIFFERENT))
     looked = (slice(STEP // 2, None, STEP), slice(STEP // 2, None, STEP))
     if float(rest[looked].sum()) <= FEWEST * float(weight[looked].sum()):
         return [fit, fit], []
@@ -122,20 +139,15 @@ def _covers(front: Layer, behind: Layer, planes: Tensor) -> bool:
     return wide and float(both.float().mean()) > CONTESTED and at_back - in_front > COVERS * (at_back + in_front)
 
 
-def _is_shown(front: Layer, behind: Layer, planes: Tensor) -> bool:
+def _moves(front: Layer, behind: Layer, planes: Tensor) -> bool:
     """Whether pictures show the motion behind where that is seen, beside what the one in front comes to cover."""
     count = min(FEW, len(front.motions))
-    first, last = planes[: len(planes) - count], planes[count:]
     ways = affine_flows(followed(behind.motions, count), planes.shape[2:])
-    ways = (torch.zeros_like(ways), ways, -ways)
-    covered = torch.maximum(_later(front, count).float(), torch.stack(front.places[: len(first)])[:, None].float())
-    free = 1 - F.max_pool2d(covered, 2 * AROUND + 1, stride=1, padding=AROUND)
-    seen = (
-        torch.stack([warp(free, way) > 0.999 for way in ways]).all(0)
-        & torch.stack(behind.places[: len(first)])[:, None]
-    )
-    as_it_is, back, away = (float(apart(first, warp(last, way))[seen].sum()) for way in ways)
-    return back < (1 - SHOWN) * min(as_it_is, away)
+    front_places, places = (torch.stack(layer.places[: len(ways)])[:, None] for layer in (front, behind))
+    covered = (_later(front, count) | front_places).float()
+    free = 1 - F.max_pool2d(covered, 2 * NEARBY + 1, stride=1, padding=NEARBY)
+    in_the_open = torch.stack([warp(free, way) > 0.999 for way in (torch.zeros_like(ways), ways, -ways)]).all(0)
+    return is_shown(ways, planes, in_the_open & places, MOVES)
 
 
 def _later(layer: Layer, count: int) -> Tensor:

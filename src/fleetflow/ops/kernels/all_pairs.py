@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from fleetflow.ops import all_pairs as definition
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, AllPairs, pooled
 
-LINE = 16  # numbers: rows that begin where lines of the cache do are written in two thirds of the time
+LINE = 16  # numbers of float32 in a line of the cache: with rows of whole lines the product takes 0.8 of the time
 PAD = 10  # zeros before each column of a stored volume: what a window of radius 4 needs
 TILE = 16  # measured on one CPU core at 56x128: 8 and 16 alike for a smooth flow, 16 better for a rough one
 LARGEST_BOX = 4096  # pixels of frame2; beyond, separate windows are as fast as the product
