@@ -26,9 +26,9 @@ from fleetflow.evaluation.video_reuse import (
 )
 from fleetflow.layers.attention import Attention
 from fleetflow.layers.upsample import convex_upsample
-from fleetflow.models.base import resize
 from fleetflow.models.deq_flow import ANDERSON, BROYDEN, PLAIN, Equilibrium, _started, own_names
 from fleetflow.models.weights import without_memory
+from fleetflow.ops.resize import resize
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction
 

@@ -24,11 +24,11 @@ from fleetflow.export.graph import Sizes, plain
 from fleetflow.export.session import Session
 from fleetflow.export.tensorrt import build_script
 from fleetflow.io.images import write_image
-from fleetflow.models.base import resize
 from fleetflow.models.weights import load
 from fleetflow.ops.all_pairs import all_pairs, lookup
 from fleetflow.ops.correlation import local_correlation
 from fleetflow.ops.dilated_correlation import dilated_correlation
+from fleetflow.ops.resize import resize
 from fleetflow.ops.subtract_mean import mean_color, subtract_mean
 from fleetflow.ops.warp import warp
 from fleetflow.registry import models
@@ -157,12 +157,10 @@ def spoil(file: Path, kind: str) -> None:
 
     model = onnx.load(str(file))
     if kind == "sampling":
-        found = [node for node in model.graph.node if node.op_type == "Resize"]
-        assert found
-        for node in found:
-            kept = [attribute for attribute in node.attribute if attribute.name not in ("mode", "nearest_mode")]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("mode", "nearest")])
+        last = [node for node in model.graph.node if node.op_type == "Resize"][-1]
+        kept = [attribute for attribute in last.attribute if attribute.name != "nearest_mode"]
+        del last.attribute[:]
+        last.attribute.extend([*kept, helper.make_attribute("nearest_mode", "ceil")])
     else:
         for node in model.graph.node:
             node.input[:] = ["turned" if name == "image1" else name for name in node.input]

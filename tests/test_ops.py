@@ -8,6 +8,7 @@ from conftest import GOLDEN, SLOW
 from fleetflow.ops import kernels
 from fleetflow.ops.correlation import local_correlation
 from fleetflow.ops.dilated_correlation import dilated_correlation
+from fleetflow.ops.resize import resize
 from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.ops.warp import pixel_grid, warp
 
@@ -63,6 +64,29 @@ def test_parity_in_low_precision(dtype, tolerance):
         plain = warp(a, flow.float())
     assert warp(a, flow.float()).dtype == dtype
     torch.testing.assert_close(warp(a, flow.float()), plain, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-5), (torch.bfloat16, 0)])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (32, 68), (37, 68), (375, 1242), (9, 17), (8, 40), (11, 5), (4, 4)])
+def test_a_flow_is_resized_as_torch_does_it(size, last, dtype, tolerance):
+    """torch and ours place rows in float32, which is 1e-5 of a row of 375."""
+    _, _, flow = inputs(8, 17, dtype=dtype, last=last)
+    flow = flow.detach().to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    with kernels.reference():
+        plain = resize(flow, size)
+    fast = resize(flow, size)
+    assert fast.dtype == dtype and fast.shape == (2, 2, *size)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=tolerance)
+
+
+def test_a_flow_that_grows_is_resized_the_fast_way(monkeypatch):
+    """Else the test above compares torch with itself."""
+    flow = inputs(8, 17, dtype=torch.float32)[2]
+    monkeypatch.setattr("fleetflow.ops.resize._higher", lambda planes, height: planes.new_zeros(1))
+    assert resize(flow.detach(), (9, 17)).shape == (1,)
+    for given, size in ((flow, (9, 17)), (flow.detach(), (8, 40)), (flow.detach().bfloat16(), (9, 17))):
+        assert resize(given, size).shape == (2, 2, *size)
 
 
 def test_gradients_in_double_precision():

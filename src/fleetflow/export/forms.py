@@ -16,6 +16,7 @@ from torch import Tensor
 from fleetflow.models import base
 from fleetflow.ops import all_pairs as pairs
 from fleetflow.ops import correlation, dilated_correlation, subtract_mean, warp
+from fleetflow.ops import resize as resizing
 from fleetflow.ops.all_pairs import AllPairs, pooled
 from fleetflow.types import Prediction
 
@@ -188,7 +189,7 @@ def seen_before(frame1: Tensor, frame2: Tensor, prediction: Prediction) -> Predi
 
 
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns what `models.base.resize` defines.
+    """Returns what `ops.resize.resize` defines.
 
     A flow enlarged FOURFOLD is a convolution that writes the 16 pixels that come from one, as they lie in memory: an
     eighth of the time.
@@ -218,7 +219,7 @@ FORMS: dict[Callable, Callable] = {
     pairs.lookup: lookup,
     subtract_mean.mean_color: mean_color,
     subtract_mean.subtract_mean: less_mean,
-    base.resize: resize,
+    resizing.resize: resize,
     base._still: seen_before,
 }
 

@@ -30,9 +30,10 @@ from fleetflow.inference.memory import (
 from fleetflow.inference.memory import available as available_memory
 from fleetflow.inference.tiles import SMALLEST, tiled
 from fleetflow.io.images import read_image
-from fleetflow.models.base import Clip, FlowModel, resize
+from fleetflow.models.base import Clip, FlowModel
 from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import is_reference
+from fleetflow.ops.resize import resize
 from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
 Picture = np.ndarray | str | os.PathLike  # uint8 [H, W, 3] RGB (gray [H, W] and RGBA work too), or a file

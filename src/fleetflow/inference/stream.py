@@ -17,11 +17,12 @@ from fleetflow.inference.pace import Effort, Pace
 from fleetflow.inference.predictor import Picture, Predictor, as_rgb
 from fleetflow.io.live import Newest
 from fleetflow.layers.warm_start import reduced
-from fleetflow.models.base import Clip, FlowModel, resize
+from fleetflow.models.base import Clip, FlowModel
 from fleetflow.motion.confidence import confidence_of, judged
 from fleetflow.motion.cuts import CutState, is_cut
 from fleetflow.motion.splatting import splat_tensors
 from fleetflow.ops.constant import constant
+from fleetflow.ops.resize import resize
 from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
 CARRIED = 8  # pixels: of so coarse a grid is the last flow, when it is moved along by itself

@@ -1,9 +1,9 @@
 """Frames that are too small for RAFT's correlation pyramid: enlarged before the network, and the flow reduced after."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fleetflow.ops.constant import constant
+from fleetflow.ops.resize import resize
 
 SMALLEST = 128  # pixels of a frame's side; below, the coarsest level of the pyramid would be a single pixel
 
@@ -20,7 +20,7 @@ def enlarged(frame: Tensor) -> Tensor:
         return frame
     factor = SMALLEST / min(height, width)
     size = tuple(max(side, SMALLEST, min(int(side * factor), 4 * SMALLEST) // 8 * 8) for side in (height, width))
-    return F.interpolate(frame, size=size, mode="bilinear", align_corners=False)
+    return resize(frame, size)
 
 
 def reduced_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
@@ -29,4 +29,4 @@ def reduced_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == tuple(size):
         return flow
     factors = constant((size[1] / width, size[0] / height), flow)[:, None, None]
-    return F.interpolate(flow, size=tuple(size), mode="bilinear", align_corners=False) * factors
+    return resize(flow, size) * factors

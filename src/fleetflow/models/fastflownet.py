@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fleetflow.models.base import FlowModel, resize
+from fleetflow.models.base import FlowModel
 from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.resize import resize
 from fleetflow.ops.subtract_mean import mean_color, subtract_mean
 from fleetflow.ops.warp import warp
 from fleetflow.ops.widened import widened

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from fleetflow.models.base import FlowModel
 from fleetflow.ops.constant import constant
 from fleetflow.ops.dilated_correlation import dilated_correlation
+from fleetflow.ops.resize import resize
 from fleetflow.ops.subtract_mean import mean_color, subtract_mean
 from fleetflow.ops.warp import pixel_grid, warp
 from fleetflow.registry import models
@@ -136,7 +137,10 @@ def _initialize(network: nn.Module) -> None:
 
 def _enlarge(flow: Tensor, mode: str) -> Tensor:
     """Returns the flow on a grid four times as fine, its values unchanged."""
-    return F.interpolate(flow, scale_factor=4, mode=mode, align_corners=False if mode == "bilinear" else None)
+    if mode == "nearest":
+        return F.interpolate(flow, scale_factor=4)
+    height, width = size_of(flow)
+    return resize(flow, (4 * height, 4 * width))
 
 
 def _prediction(flows: tuple[Tensor, ...], mode: str, training: bool) -> Prediction:

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fleetflow.models.base import FlowModel, resize
+from fleetflow.models.base import FlowModel
 from fleetflow.ops.constant import constant
+from fleetflow.ops.resize import resize
 from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction, size_of
@@ -87,8 +88,8 @@ def own_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _repeat(picture: Tensor, factor: int) -> Tensor:
-    return F.interpolate(picture, scale_factor=factor, mode="nearest") if factor > 1 else picture
+def _twice_as_large(picture: Tensor) -> Tensor:
+    return F.interpolate(picture, scale_factor=2, mode="nearest")
 
 
 class LightFlow(FlowModel):
@@ -143,7 +144,7 @@ class LightFlow(FlowModel):
             (level2, self.conv11, self.conv16),
         )
         for skip, decode, predict in rest:
-            features = decode(torch.cat((_repeat(features, 2), skip), 1))
+            features = decode(torch.cat((_twice_as_large(features), skip), 1))
             flows.append(predict(features))
         return tuple(flow.float().contiguous() for flow in flows)
 
@@ -158,7 +159,7 @@ class LightFlow(FlowModel):
         if self.training and count * height * width == self.stride**2:
             raise FleetflowError("batch normalization learns from two cells at least; take a larger batch or frames")
         flows = self.flows(torch.cat((frame1, frame2), 1))
-        mean = reduce(torch.add, (_repeat(flow, 2 ** (level - 2)) for level, flow in zip(LEVELS, flows))) / len(flows)
+        mean = reduce(lambda coarser, flow: _twice_as_large(coarser) + flow, flows) / len(flows)
         full = resize(FLOW_SCALE * mean, size_of(frame1))
         if not self.training:
             return Prediction(full)

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from fleetflow.layers.masked_warp import masked_warp
 from fleetflow.layers.resize_8bit import resize_8bit
-from fleetflow.models.base import FlowModel, resize, rounded_up
+from fleetflow.models.base import FlowModel, rounded_up
 from fleetflow.ops.constant import constant
 from fleetflow.ops.correlation import local_correlation
+from fleetflow.ops.resize import resize
 from fleetflow.ops.subtract_mean import subtract_mean
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction, size_of
