@@ -19,6 +19,7 @@ from conftest import SLOW, in_child, kill_points, killed_at
 
 from fleetflow.cli.main import main
 from fleetflow.data.datasets.folder import folder as folder_pairs
+from fleetflow.data.workers import Ahead
 from fleetflow.io.atomic import lock_folder
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
@@ -269,6 +270,24 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(FleetflowError, match="a worker process that makes pairs died .SIGKILL|signal SIGKILL") as error:
         job.train("long", folder=tmp_path / "run", **{**OPTIONS, "workers": 1})
     assert "\n" not in str(error.value)
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        return (torch.full((1,), index),)
+
+
+def test_a_worker_that_dies_while_it_hands_over_is_one_line(monkeypatch):
+    def reset(self, *_, **__):
+        os.kill(self._workers[0].pid, signal.SIGKILL)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    items = Ahead(Numbers(), range(9), workers=1)
+    assert next(items)[0] == 0
+    monkeypatch.setattr(type(items._items), "_try_get_data", reset)
+    with pytest.raises(FleetflowError, match="died .signal SIGKILL"):
+        next(items)
+    signal.raise_signal(signal.SIGCHLD)  # torch, which would raise at it, no longer watches the worker
 
 
 def test_without_shared_memory(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import signal
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from fleetflow.io.atomic import reason
 from fleetflow.types import FleetflowError
 
 AHEAD = 4  # items that each worker keeps ready
+# When a worker dies torch raises a RuntimeError, wherever this process is; a worker that hands over an item is missed first.
+LOST = (RuntimeError, ConnectionError, EOFError)
 
 
 class Ahead:
@@ -53,16 +56,27 @@ class Ahead:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if not isinstance(error, RuntimeError):  # what torch raises, wherever this process is, when a worker dies
+        if not isinstance(error, LOST):
             return
-        codes = [worker.exitcode for worker in getattr(self._items, "_workers", ())]
-        died = [code for code in codes if code]
+        try:
+            died = self._died()
+        except RuntimeError:  # torch speaks up at the signal that a worker has ended, once, and it can be here
+            died = self._died()
         if died:
+            with suppress(RuntimeError):
+                self._items._shutdown_workers()  # then it no longer watches them
             how = f"signal {signal.Signals(-died[0]).name}" if died[0] < 0 else f"exit status {died[0]}"
             raise FleetflowError(
                 f"a worker process that makes pairs died ({how}), perhaps for want of memory; "
                 "use fewer --workers, or 0, which makes them in the process itself"
             ) from None
+
+    def _died(self) -> list[int]:
+        """The exit statuses of workers that have failed, or do so within a second: their pipes close before they end."""
+        workers = {worker.sentinel: worker for worker in getattr(self._items, "_workers", ())}
+        for sentinel in wait(list(workers), timeout=1) if workers else ():
+            workers[sentinel].join(1)
+        return [worker.exitcode for worker in workers.values() if worker.exitcode]
 
 
 class _Handed(Dataset):
