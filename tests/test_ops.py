@@ -66,13 +66,10 @@ def test_parity_in_low_precision(dtype, tolerance):
     torch.testing.assert_close(warp(a, flow.float()), plain, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-5), (torch.bfloat16, 0)])
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-12), (torch.bfloat16, 0)])
 @pytest.mark.parametrize("size", [(1, 1), (32, 68), (37, 68), (375, 1242), (9, 17), (8, 40), (11, 5), (4, 4)])
-def test_a_flow_is_resized_as_torch_does_it(size, last, dtype, tolerance):
-    """torch and ours place rows in float32, which is 1e-5 of a row of 375."""
-    _, _, flow = inputs(8, 17, dtype=dtype, last=last)
-    flow = flow.detach().to(memory_format=torch.channels_last if last else torch.contiguous_format)
+def test_a_flow_is_resized_as_torch_does_it(size, dtype, tolerance):
+    flow = inputs(8, 17, dtype=dtype)[2].detach().to(memory_format=torch.channels_last)
     with kernels.reference():
         plain = resize(flow, size)
     fast = resize(flow, size)
@@ -84,8 +81,8 @@ def test_a_flow_that_grows_is_resized_the_fast_way(monkeypatch):
     """Else the test above compares torch with itself."""
     flow = inputs(8, 17, dtype=torch.float32)[2]
     monkeypatch.setattr("fleetflow.ops.resize._higher", lambda planes, height: planes.new_zeros(1))
-    assert resize(flow.detach(), (9, 17)).shape == (1,)
-    for given, size in ((flow, (9, 17)), (flow.detach(), (8, 40)), (flow.detach().bfloat16(), (9, 17))):
+    assert resize(flow.detach(), (16, 17)).shape == (1,)
+    for given, size in ((flow, (16, 17)), (flow.detach(), (15, 40)), (flow.detach().bfloat16(), (16, 17))):
         assert resize(given, size).shape == (2, 2, *size)
 
 

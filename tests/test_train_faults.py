@@ -18,8 +18,8 @@ import torch
 from conftest import SLOW, in_child, kill_points, killed_at
 
 from fleetflow.cli.main import main
+from fleetflow.data import workers
 from fleetflow.data.datasets.folder import folder as folder_pairs
-from fleetflow.data.workers import Ahead
 from fleetflow.io.atomic import lock_folder
 from fleetflow.io.flow import write_flow
 from fleetflow.io.images import write_image
@@ -278,16 +278,26 @@ class Numbers(torch.utils.data.Dataset):
 
 
 def test_a_worker_that_dies_while_it_hands_over_is_one_line(monkeypatch):
+    """Its pipe breaks before torch hears that it has ended, and raises an error of its own."""
+    seen = workers.wait
+
     def reset(self, *_, **__):
-        os.kill(self._workers[0].pid, signal.SIGKILL)
+        worker = self._workers[0].pid
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        os.kill(worker, signal.SIGKILL)
+        os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    items = Ahead(Numbers(), range(9), workers=1)
+    def heard(*arguments):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        return seen(*arguments)
+
+    items = workers.Ahead(Numbers(), range(9), workers=1)
     assert next(items)[0] == 0
     monkeypatch.setattr(type(items._items), "_try_get_data", reset)
+    monkeypatch.setattr(workers, "wait", heard)
     with pytest.raises(FleetflowError, match="died .signal SIGKILL"):
         next(items)
-    signal.raise_signal(signal.SIGCHLD)  # torch, which would raise at it, no longer watches the worker
 
 
 def test_without_shared_memory(tmp_path, monkeypatch):

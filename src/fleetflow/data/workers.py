@@ -58,23 +58,22 @@ class Ahead:
     def __exit__(self, kind, error, trace) -> None:
         if not isinstance(error, LOST):
             return
+        patience = 0 if isinstance(error, RuntimeError) else 1
         try:
-            died = self._died()
+            died = self._died(patience)
         except RuntimeError:  # torch speaks up at the signal that a worker has ended, once, and it can be here
-            died = self._died()
+            died = self._died(patience)
         if died:
-            with suppress(RuntimeError):
-                self._items._shutdown_workers()  # then it no longer watches them
             how = f"signal {signal.Signals(-died[0]).name}" if died[0] < 0 else f"exit status {died[0]}"
             raise FleetflowError(
                 f"a worker process that makes pairs died ({how}), perhaps for want of memory; "
                 "use fewer --workers, or 0, which makes them in the process itself"
             ) from None
 
-    def _died(self) -> list[int]:
-        """The exit statuses of workers that have failed, or do so within a second: their pipes close before they end."""
+    def _died(self, patience: float) -> list[int]:
+        """The exit statuses of workers that have failed, or do so within `patience` seconds: their pipes close first."""
         workers = {worker.sentinel: worker for worker in getattr(self._items, "_workers", ())}
-        for sentinel in wait(list(workers), timeout=1) if workers else ():
+        for sentinel in wait(list(workers), patience) if workers else ():
             workers[sentinel].join(1)
         return [worker.exitcode for worker in workers.values() if worker.exitcode]
 

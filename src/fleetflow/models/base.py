@@ -18,7 +18,7 @@ from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
 FITS = ("pad", "pad_bottom", "scale")
 LOWEST, HIGHEST = -0.5, 1.5  # of a pixel: black is 0, white is 1, and resampling may overshoot
-SPARSE = 64  # pixels: one of so many rows and columns is looked at first, to see whether a pair may show no motion
+SPARSE = 32  # pixels: one of so many rows and columns is looked at first, to see whether a pair may show no motion
 
 
 class Clip(NamedTuple):

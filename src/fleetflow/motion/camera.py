@@ -170,7 +170,13 @@ def fit_similarity(flow: np.ndarray, weights: np.ndarray | None = None, step: in
         scale = max(_median(missed, prior), 0.01)  # square pixels
         weight = np.tile(prior / np.square(1 + missed / scale), 2)[:, None]
         found = np.linalg.solve(design.T @ (weight * design) + 1e-9 * np.eye(4), design.T @ (weight[:, 0] * wanted))
-    grow, turn, *pan = found
+    return similarity(*found.tolist(), (height, width))
+
+
+def similarity(grow: float, turn: float, right: float, down: float, size: tuple[int, ...]) -> np.ndarray:
+    """Returns a motion [3, 3] about the middle of a picture of a size (h, w): u = grow x - turn y + right, v = turn x +
+    grow y + down, with x and y from the middle."""
+    middle = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
     matrix = np.array([[1 + grow, -turn, 0], [turn, 1 + grow, 0], [0, 0, 1]])
-    matrix[:2, 2] = middle + pan - matrix[:2, :2] @ middle
+    matrix[:2, 2] = middle + (right, down) - matrix[:2, :2] @ middle
     return matrix

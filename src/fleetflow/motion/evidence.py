@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from fleetflow.motion.alignment import aligned, apart
 from fleetflow.motion.camera import affine_flows, fit_similarity
-from fleetflow.motion.layers import NEARBY, STEP, apart, followed, is_shown, motion_behind
+from fleetflow.motion.layers import NEARBY, STEP, followed, is_shown, motion_behind
 from fleetflow.ops.warp import inside, pixel_grid, warp
 
 SMOOTH = ImageFilter.BoxBlur(1)
@@ -55,6 +56,7 @@ def fit_cameras(flows: Tensor, planes: Tensor) -> list[np.ndarray]:
     weights = (_textures(planes[:-1]) + LEAST)[:, 0]
     vectors = flows.permute(0, 2, 3, 1).numpy()
     fits = [fit_similarity(*each, STEP) for each in zip(vectors, (weights * _edges(planes)).numpy())]
+    fits = aligned(fits, planes[:-1], planes[1:])
     cameras = [np.eye(3) for _ in fits]
     for count in (1, min(LONG, len(fits))):
         ways = affine_flows(followed(fits, count), flows.shape[2:])

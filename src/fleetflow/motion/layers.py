@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fleetflow.motion.alignment import aligned, apart
 from fleetflow.motion.camera import affine_flows, fit_similarity
 from fleetflow.ops.warp import warp
 
@@ -26,7 +27,6 @@ MANY, FEW = 6, 3  # pairs: over many, more is covered; over few, a motion is fol
 # Chosen on generated clips, split=validation. How much likelier pictures must be with one motion in front, and on which
 # share of the picture; how much likelier the motion behind must make them than none does, where it is seen.
 COVERS, CONTESTED, MOVES = 0.1, 0.0025, 0.1
-CAPPED = 20.0  # levels of gray that a difference counts at most
 
 
 class Layer(NamedTuple):
@@ -52,7 +52,7 @@ def motion_behind(
     """
     if all(np.array_equal(camera, np.eye(3)) for camera in cameras):
         return list(cameras)  # most of the picture stands still: that is the background, whatever it covers
-    layers = _layers(fits, flows, weights)
+    layers = _layers(fits, flows, planes, weights)
     given = affine_flows(cameras, flows.shape[2:])
     off = [float((given - affine_flows(layer.motions, flows.shape[2:])).norm(dim=1).mean()) for layer in layers]
     front, behind = layers if off[0] < off[1] else layers[::-1]
@@ -66,11 +66,6 @@ def followed(motions: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     return [
         reduce(lambda before, later: later @ before, motions[k : k + count]) for k in range(len(motions) - count + 1)
     ]
-
-
-def apart(one: Tensor, other: Tensor) -> Tensor:
-    """Returns how many levels of gray pictures differ, up to CAPPED."""
-    return (one - other).abs().clamp(max=CAPPED)
 
 
 def is_shown(ways: Tensor, planes: Tensor, seen: Tensor, margin: float) -> bool:
@@ -89,7 +84,7 @@ def is_shown(ways: Tensor, planes: Tensor, seen: Tensor, margin: float) -> bool:
     return back < (1 - margin) * min(as_it_is, away)
 
 
-def _layers(fits: Sequence[np.ndarray], flows: Tensor, weights: Tensor) -> list[Layer]:
+def _layers(fits: Sequence[np.ndarray], flows: Tensor, planes: Tensor, weights: Tensor) -> list[Layer]:
     """Two layers, each of them the same thing in all pairs; where a pair shows one motion only, the other is guessed."""
     layers = [Layer([], []), Layer([], [])]
     last, beside, order = [torch.zeros(flows.shape[2:], dtype=torch.bool)] * 2, np.eye(3), 1
@@ -105,7 +100,12 @@ def _layers(fits: Sequence[np.ndarray], flows: Tensor, weights: Tensor) -> list[
         for layer, motion, place in zip(layers, motions, places):
             layer.motions.append(motion)
             layer.places.append(place)
-    return layers
+    places = [torch.stack(layer.places)[:, None] for layer in layers]
+    alone = [own & ~(_nearby(other.float()) > 0) for own, other in zip(places, places[::-1])]
+    return [
+        layer._replace(motions=aligned(layer.motions, planes[:-1], planes[1:], where))
+        for layer, where in zip(layers, alone)
+    ]
 
 
 def _two_motions(flow: Tensor, weight: Tensor, fit: np.ndarray) -> tuple[list[np.ndarray], list[Tensor]]:
@@ -145,9 +145,14 @@ def _moves(front: Layer, behind: Layer, planes: Tensor) -> bool:
     ways = affine_flows(followed(behind.motions, count), planes.shape[2:])
     front_places, places = (torch.stack(layer.places[: len(ways)])[:, None] for layer in (front, behind))
     covered = (_later(front, count) | front_places).float()
-    free = 1 - F.max_pool2d(covered, 2 * NEARBY + 1, stride=1, padding=NEARBY)
+    free = 1 - _nearby(covered)
     in_the_open = torch.stack([warp(free, way) > 0.999 for way in (torch.zeros_like(ways), ways, -ways)]).all(0)
     return is_shown(ways, planes, in_the_open & places, MOVES)
+
+
+def _nearby(places: Tensor) -> Tensor:
+    """[N, 1, h, w] the largest value up to NEARBY away."""
+    return F.max_pool2d(places, 2 * NEARBY + 1, stride=1, padding=NEARBY)
 
 
 def _later(layer: Layer, count: int) -> Tensor:
