@@ -31,7 +31,7 @@ class LongClip(NamedTuple):
     visible: np.ndarray  # bool [N, T]
     camera: np.ndarray  # [T - 1] mean pixels by which what lies behind moves, from frame to frame; of a street, which
     # has no one thing behind, what pan, zoom and roll explain of the motion
-    objects: np.ndarray  # [T - 1] mean pixels by which the frame moves beside that
+    objects: np.ndarray  # [T - 1] mean pixels by which the frame moves beside that; not a number where nothing is known
 
 
 def long_clip(
@@ -82,7 +82,12 @@ def long_clip(
     frames = [to_images(pair)[0] for pair in samples] + [to_images(samples[-1])[1]]
     behind = [_flow(later[:, 0] @ torch.linalg.inv(now[:, 0]), size) for now, later in zip(where, where[1:])]
     if name == "drive":
-        fits = [fit_similarity(pair.flow.permute(1, 2, 0).numpy(), pair.valid.numpy()) for pair in samples]
+        fits = [
+            fit_similarity(pair.flow.permute(1, 2, 0).numpy(), pair.valid.numpy())
+            if pair.valid.any()
+            else np.full((3, 3), np.nan)
+            for pair in samples
+        ]
         behind = list(affine_flows(fits, size))
     objects = [float((pair.flow - flow).norm(dim=0)[pair.valid].mean()) for pair, flow in zip(samples, behind)]
     follows = [float(flow.norm(dim=0).mean()) for flow in behind]

@@ -118,7 +118,8 @@ def main() -> None:
     clips = {name: drawn_clip(name, split=given.split, count=12, slower=0.5, scale=1.0) for name in names}
     scale = RATE * WIDTH / clips[names[0]].frames[0].shape[1]
     true = {
-        part: [scale * float(getattr(clip, part).mean()) for clip in clips.values()] for part in ("camera", "objects")
+        part: [scale * float(np.nanmean(getattr(clip, part))) for clip in clips.values()]
+        for part in ("camera", "objects")
     }
     true["shown objects"] = [scale * shown_objects(clip) for clip in clips.values()]
     result: dict = {"model": given.model, "split": given.split, "clips": len(clips), "spearman": {}}

@@ -296,8 +296,11 @@ def test_a_worker_that_dies_while_it_hands_over_is_one_line(monkeypatch):
     assert next(items)[0] == 0
     monkeypatch.setattr(type(items._items), "_try_get_data", reset)
     monkeypatch.setattr(workers, "wait", heard)
-    with pytest.raises(FleetflowError, match="died .signal SIGKILL"):
-        next(items)
+    try:
+        with pytest.raises(FleetflowError, match="died .signal SIGKILL"):
+            next(items)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
 def test_without_shared_memory(tmp_path, monkeypatch):

@@ -177,6 +177,6 @@ def similarity(grow: float, turn: float, right: float, down: float, size: tuple[
     """Returns a motion [3, 3] about the middle of a picture of a size (h, w): u = grow x - turn y + right, v = turn x +
     grow y + down, with x and y from the middle."""
     middle = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
-    matrix = np.array([[1 + grow, -turn, 0], [turn, 1 + grow, 0], [0, 0, 1]])
+    matrix = np.array([[1 + grow, -turn, 0], [turn, 1 + grow, 0], [0, 0, 1]], np.float64)
     matrix[:2, 2] = middle + (right, down) - matrix[:2, :2] @ middle
     return matrix

@@ -1,29 +1,29 @@
 """What pictures show of a motion that a network found in them: noise and plain surfaces have flows, too.
 
 A motion is shown where pictures are more alike once it is taken back than as they are, and than moved the other way:
-reading between pixels smooths noise, which makes pictures likelier in both directions.
+reading between pixels smooths noise, which makes pictures likelier in both directions. Cameras are fitted to the pictures, too
+(`aligned`), so for them "than as they are" says little, and "than moved the other way" the most.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from fleetflow.motion.alignment import aligned, apart
+from fleetflow.motion.alignment import aligned, apart, gradients
 from fleetflow.motion.camera import affine_flows, fit_similarity
-from fleetflow.motion.layers import NEARBY, STEP, followed, is_shown, motion_behind
+from fleetflow.motion.layers import NEARBY, SHOWN, STEP, followed, is_shown, motion_behind
 from fleetflow.ops.warp import inside, pixel_grid, warp
 
 SMOOTH = ImageFilter.BoxBlur(1)
 # Levels of gray a pixel, over noise, that count as half a texture, and the most that is noise; weight of no texture.
 TEXTURE, LEAST = 1.5, 0.02
 EDGE, MIDDLE = 0.15, 0.3  # share of the picture that is near its edges; weight of what is not
-# How much less pictures must differ once a motion is taken back: the whole picture, and places. Chosen on generated
-# clips, split=validation, like the rest.
-SHOWN, BESIDE = 0.025, 0.05
+BESIDE = (
+    0.05  # how much less places must differ once a motion is taken back. Chosen on split=validation, like the rest.
+)
 LONG = 8  # pairs over which a camera is followed that a pair alone does not show: a slow one, or one in noise
 STAYS = 0.25  # share of what moves around a place that must stay in the picture
 AROUND = 13  # pixels around a place
@@ -115,8 +115,7 @@ def blurred(planes: Tensor, radius: int) -> Tensor:
 
 def _textures(planes: Tensor) -> Tensor:
     """[N, 1, h, w] 0 to 1: how much of a texture each place has, over the noise of the picture."""
-    right = F.pad((planes[..., 2:] - planes[..., :-2]) / 2, (1, 1))
-    down = F.pad((planes[..., 2:, :] - planes[..., :-2, :]) / 2, (0, 0, 1, 1))
+    right, down = gradients(planes)
     strength = blurred(right**2 + down**2, 2)
     noise = strength[..., ::3, ::3].flatten(1).median(1).values.clamp(max=TEXTURE**2)  # most of a plain picture
     strength = (strength - noise[:, None, None, None]).clamp(min=0)

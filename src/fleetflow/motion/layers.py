@@ -27,6 +27,7 @@ MANY, FEW = 6, 3  # pairs: over many, more is covered; over few, a motion is fol
 # Chosen on generated clips, split=validation. How much likelier pictures must be with one motion in front, and on which
 # share of the picture; how much likelier the motion behind must make them than none does, where it is seen.
 COVERS, CONTESTED, MOVES = 0.1, 0.0025, 0.1
+SHOWN = 0.025  # how much less whole pictures must differ once a motion is taken back
 
 
 class Layer(NamedTuple):
@@ -41,7 +42,8 @@ def motion_behind(
 ) -> list[np.ndarray]:
     """Returns the motion of what lies behind, [3, 3] for each pair: `cameras`, unless these cover another motion.
 
-    Where they do, and the pictures do not show that what is covered moves, it is none: the identity.
+    Where they do, and the pictures do not show that what is covered moves, it is none: the identity; unless they show that
+    it moves as what covers it does.
 
     Args:
         cameras: the motions [3, 3] that are taken for the camera's.
@@ -58,7 +60,10 @@ def motion_behind(
     front, behind = layers if off[0] < off[1] else layers[::-1]
     if not _covers(front, behind, planes):
         return list(cameras)
-    return behind.motions if _moves(front, behind, planes) else [np.eye(3) for _ in cameras]
+    if _shown_behind(behind.motions, front, behind, planes, FEW, MOVES):
+        return behind.motions
+    together = _shown_behind(front.motions, front, behind, planes, 1, SHOWN)  # then there is one layer
+    return list(cameras) if together else [np.eye(3) for _ in cameras]
 
 
 def followed(motions: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
@@ -100,11 +105,9 @@ def _layers(fits: Sequence[np.ndarray], flows: Tensor, planes: Tensor, weights: 
         for layer, motion, place in zip(layers, motions, places):
             layer.motions.append(motion)
             layer.places.append(place)
-    places = [torch.stack(layer.places)[:, None] for layer in layers]
-    alone = [own & ~(_nearby(other.float()) > 0) for own, other in zip(places, places[::-1])]
     return [
-        layer._replace(motions=aligned(layer.motions, planes[:-1], planes[1:], where))
-        for layer, where in zip(layers, alone)
+        layer._replace(motions=aligned(layer.motions, planes[:-1], planes[1:], _alone(layer, other)))
+        for layer, other in zip(layers, layers[::-1])
     ]
 
 
@@ -139,15 +142,23 @@ def _covers(front: Layer, behind: Layer, planes: Tensor) -> bool:
     return wide and float(both.float().mean()) > CONTESTED and at_back - in_front > COVERS * (at_back + in_front)
 
 
-def _moves(front: Layer, behind: Layer, planes: Tensor) -> bool:
-    """Whether pictures show the motion behind where that is seen, beside what the one in front comes to cover."""
-    count = min(FEW, len(front.motions))
-    ways = affine_flows(followed(behind.motions, count), planes.shape[2:])
+def _shown_behind(
+    motions: Sequence[np.ndarray], front: Layer, behind: Layer, planes: Tensor, count: int, margin: float
+) -> bool:
+    """Whether pictures `count` pairs apart show motions where `behind` is seen, beside what `front` comes to cover."""
+    count = min(count, len(motions))
+    ways = affine_flows(followed(motions, count), planes.shape[2:])
     front_places, places = (torch.stack(layer.places[: len(ways)])[:, None] for layer in (front, behind))
     covered = (_later(front, count) | front_places).float()
     free = 1 - _nearby(covered)
     in_the_open = torch.stack([warp(free, way) > 0.999 for way in (torch.zeros_like(ways), ways, -ways)]).all(0)
-    return is_shown(ways, planes, in_the_open & places, MOVES)
+    return is_shown(ways, planes, in_the_open & places, margin)
+
+
+def _alone(layer: Layer, other: Layer) -> Tensor:
+    """[N, 1, h, w] bool: where a layer is seen, beside what the other one changes."""
+    own, others = (torch.stack(each.places)[:, None] for each in (layer, other))
+    return own & (_nearby(others.float()) == 0)
 
 
 def _nearby(places: Tensor) -> Tensor:
