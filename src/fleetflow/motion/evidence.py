@@ -84,7 +84,7 @@ def moved_beside(flows: Tensor, cameras: Sequence[np.ndarray], planes: Tensor) -
         whole = whole + warp(flows[k : k + starts], whole)
     camera = affine_flows(followed(cameras, count), size)
     beside = whole - camera
-    length = beside.norm(dim=1, keepdim=True)
+    length = torch.hypot(beside[:, :1], beside[:, 1:])
     first, last = planes[:starts], planes[count:]
     ways = (whole, camera, camera - beside)
     seen = torch.stack([inside(way) for way in ways]).all(0)[:, None]  # what leaves it speaks for no way

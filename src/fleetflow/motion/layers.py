@@ -56,7 +56,8 @@ def motion_behind(
         return list(cameras)  # most of the picture stands still: that is the background, whatever it covers
     layers = _layers(fits, flows, planes, weights)
     given = affine_flows(cameras, flows.shape[2:])
-    off = [float((given - affine_flows(layer.motions, flows.shape[2:])).norm(dim=1).mean()) for layer in layers]
+    apart_from = [given - affine_flows(layer.motions, flows.shape[2:]) for layer in layers]
+    off = [float(torch.hypot(each[:, 0], each[:, 1]).mean()) for each in apart_from]
     front, behind = layers if off[0] < off[1] else layers[::-1]
     if not _covers(front, behind, planes):
         return list(cameras)
@@ -116,15 +117,15 @@ def _two_motions(flow: Tensor, weight: Tensor, fit: np.ndarray) -> tuple[list[np
     places, if there is no rest."""
     size = flow.shape[1:]
     first = affine_flows([fit], size)[0]
-    missed = (flow - first).norm(dim=0)
-    rest = weight * (missed > (SHARE * first.norm(dim=0)).clamp(min=DIFFERENT))
+    missed = torch.hypot(*(flow - first))
+    rest = weight * (missed > (SHARE * torch.hypot(*first)).clamp(min=DIFFERENT))
     looked = (slice(STEP // 2, None, STEP), slice(STEP // 2, None, STEP))
     if float(rest[looked].sum()) <= FEWEST * float(weight[looked].sum()):
         return [fit, fit], []
     other = fit_similarity(flow.permute(1, 2, 0).numpy(), rest.numpy(), STEP)
     second = affine_flows([other], size)[0]
-    second_missed = (flow - second).norm(dim=0)
-    near = torch.minimum(missed, second_missed) < OWN * (first - second).norm(dim=0)
+    second_missed = torch.hypot(*(flow - second))
+    near = torch.minimum(missed, second_missed) < OWN * torch.hypot(*(first - second))
     return [fit, other], [near & (missed < second_missed), near & (second_missed < missed)]
 
 
@@ -163,7 +164,9 @@ def _alone(layer: Layer, other: Layer) -> Tensor:
 
 def _nearby(places: Tensor) -> Tensor:
     """[N, 1, h, w] the largest value up to NEARBY away."""
-    return F.max_pool2d(places, 2 * NEARBY + 1, stride=1, padding=NEARBY)
+    for window, around in (((2 * NEARBY + 1, 1), (NEARBY, 0)), ((1, 2 * NEARBY + 1), (0, NEARBY))):
+        places = F.max_pool2d(places, window, stride=1, padding=around)
+    return places
 
 
 def _later(layer: Layer, count: int) -> Tensor:
