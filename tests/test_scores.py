@@ -258,16 +258,16 @@ def off(motions, true, size=(144, 256)) -> list[float]:
 def test_a_camera_is_told_better_by_the_pictures_than_by_the_flow():
     """A pan, zoom and roll that is off by a pixel and more is found again, though a square moves by itself; so is its."""
     size = (144, 256)
-    true = [similarity(0.01, 0.02, 2.5, -1.5, size), similarity(-0.02, 0.0, -1.0, 3.0, size)]
+    true = [similarity((0.01, 0.02, 2.5, -1.5), size), similarity((-0.02, 0.0, -1.0, 3.0), size)]
     first = contrasts([wide(2)[:144, :256], wide(3)[:144, :256]])
     last = warp(first, affine_flows([np.linalg.inv(each) for each in true], size))
     last[..., 30:114, 60:150] = first[..., 30:114, 60:150]
-    given = [each @ similarity(0, 0.005, 0.9, -1.2, size) for each in true]
+    given = [each @ similarity((0, 0.005, 0.9, -1.2), size) for each in true]
     assert min(off(given, true)) > 1
     assert max(off(aligned(given, first, last), true)) < 0.05
     square = torch.zeros(2, 1, *size, dtype=torch.bool)
     square[..., 34:110, 64:146] = True
-    near = [similarity(0, 0.01, 1.2, -0.8, size)] * 2
+    near = [similarity((0, 0.01, 1.2, -0.8), size)] * 2
     assert max(off(aligned(near, first, last, square), [np.eye(3)] * 2)) < 0.2
     square[..., 60:, :] = False  # fewer pixels than four numbers should be fitted to
     assert aligned(near, first, last, square) == near
@@ -275,17 +275,17 @@ def test_a_camera_is_told_better_by_the_pictures_than_by_the_flow():
 
 def test_an_odd_size_zooms_about_its_middle():
     size = (145, 257)
-    true = [similarity(0.2, 0, 0.5, 0.5, size)]
+    true = [similarity((0.2, 0, 0.5, 0.5), size)]
     first = contrasts([wide(2)[:145, :257]])
     last = warp(first, affine_flows([np.linalg.inv(each) for each in true], size))
-    assert off(aligned([true[0] @ similarity(0, 0, 0.7, 0.7, size)], first, last), true, size)[0] < 0.03
+    assert off(aligned([true[0] @ similarity((0, 0, 0.7, 0.7), size)], first, last), true, size)[0] < 0.03
 
 
 def test_noise_moves_no_camera():
     """Pictures that are not clearly more alike under another motion leave the one that is given."""
     generator = np.random.default_rng(0)
     pictures = [generator.integers(100, 110, (144, 256, 3)).astype(np.uint8) for _ in range(3)]
-    planes, given = contrasts(pictures), [similarity(0, 0, 0.3, 0.1, (144, 256)), np.eye(3)]
+    planes, given = contrasts(pictures), [similarity((0, 0, 0.3, 0.1), (144, 256)), np.eye(3)]
     for before, after in zip(given, aligned(given, planes[:-1], planes[1:])):
         assert np.array_equal(before, after)
     flat = torch.zeros(2, 1, 144, 256)

@@ -19,8 +19,8 @@ def enlarged(frame: Tensor) -> Tensor:
     if min(height, width) >= SMALLEST:
         return frame
     factor = SMALLEST / min(height, width)
-    size = tuple(max(side, SMALLEST, min(int(side * factor), 4 * SMALLEST) // 8 * 8) for side in (height, width))
-    return resize(frame, size)
+    height, width = (max(side, SMALLEST, min(int(side * factor), 4 * SMALLEST) // 8 * 8) for side in (height, width))
+    return resize(frame, (height, width))
 
 
 def reduced_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:

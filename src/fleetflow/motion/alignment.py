@@ -42,7 +42,7 @@ def aligned(
     smaller = [F.avg_pool2d(each, SIDE) for each in (first, last, seen)]
     for _ in range(STEPS):
         found = _step(found, *smaller)
-    better = [similarity(*each, size) for each in found.tolist()]
+    better = [similarity(each, size) for each in found.tolist()]
     ways = [affine_flows(each, first.shape[2:]) for each in (motions, better)]
     looked = seen * (inside(ways[0]) & inside(ways[1]))[:, None]
     before, after = ((apart(first, warp(last, way)) * looked).sum((1, 2, 3)) for way in ways)

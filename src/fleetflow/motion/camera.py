@@ -170,12 +170,15 @@ def fit_similarity(flow: np.ndarray, weights: np.ndarray | None = None, step: in
         scale = max(_median(missed, prior), 0.01)  # square pixels
         weight = np.tile(prior / np.square(1 + missed / scale), 2)[:, None]
         found = np.linalg.solve(design.T @ (weight * design) + 1e-9 * np.eye(4), design.T @ (weight[:, 0] * wanted))
-    return similarity(*found.tolist(), (height, width))
+    return similarity(found.tolist(), (height, width))
 
 
-def similarity(grow: float, turn: float, right: float, down: float, size: tuple[int, ...]) -> np.ndarray:
-    """Returns a motion [3, 3] about the middle of a picture of a size (h, w): u = grow x - turn y + right, v = turn x +
-    grow y + down, with x and y from the middle."""
+def similarity(parts: Sequence[float], size: Sequence[int]) -> np.ndarray:
+    """Returns the motion [3, 3] of a picture of a size (h, w) whose parts are grow, turn, right and down.
+
+    The flow is u = grow x - turn y + right, v = turn x + grow y + down, with x and y from the middle of the picture.
+    """
+    grow, turn, right, down = parts
     middle = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
     matrix = np.array([[1 + grow, -turn, 0], [turn, 1 + grow, 0], [0, 0, 1]], np.float64)
     matrix[:2, 2] = middle + (right, down) - matrix[:2, :2] @ middle
