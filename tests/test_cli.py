@@ -210,3 +210,11 @@ def test_terminals_that_cannot_show_everything(encoding, files, monkeypatch):
     ended = run(["predict", *pair, "-o", str(files / "码"), "-f", "flo"], env=own, stdout=subprocess.PIPE)
     assert ended.returncode == 0 and ended.stderr == "" and "\\u7801" in ended.stdout
     assert (files / "码" / "a.flo").exists()
+
+
+def test_home_in_an_option_is_expanded(tmp_path, monkeypatch, capsys):
+    """A shell leaves --output=~/t.csv as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["motion", "~/no.mp4", "--output=~/t.csv"]) == 1
+    assert f"{tmp_path}/no.mp4" in capsys.readouterr().err and not (tmp_path / "~").exists()

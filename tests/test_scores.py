@@ -125,6 +125,52 @@ def test_a_long_video_is_sought(tmp_path):
     assert caption(row).startswith("long.mp4\ncamera 12")  # which pictures say to a network that sees nothing
 
 
+def test_slow_and_short_clips_are_looked_at_once(tmp_path):
+    """Of a clip of one frame a second the four runs would overlap; of two frames at 25 a second both are looked at."""
+    frames = filmed([(100 + k, 150) for k in range(20)])
+    for name, fps, count, pairs in (("slow", 1, 20, 19), ("few", 0.5, 8, 7), ("two", 25, 2, 1)):
+        path = tmp_path / f"{name}.mp4"
+        with VideoWriter(path, fps) as writer:
+            for frame in frames[:count]:
+                writer.write(frame)
+        row, _ = row_of(path, lambda a, b: np.zeros((*a.shape[:2], 2)))
+        assert row["problem"] is None and row["pairs"] == pairs and row["cuts"] == 0, (name, row)
+    assert score(frames[:2], lambda a, b: np.zeros((*a.shape[:2], 2))).pairs == 1
+
+
+def test_a_damaged_clip_says_so(tmp_path):
+    """Matroska, of which a half can be read; an .mp4 has its table at the end."""
+    import av
+
+    with av.open(str(tmp_path / "whole.mkv"), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for frame in filmed([(100 + 3 * k, 150) for k in range(60)]):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    whole = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    row, picture = row_of(tmp_path / "cut.mkv", lambda a, b: np.zeros((*a.shape[:2], 2)))
+    assert "damaged or cut" in row["problem"] and row["camera"] is None and picture is None
+
+
+def test_a_table_does_not_replace_a_clip(tmp_path, capsys):
+    """FFmpeg knows a clip by its bytes, whatever its name."""
+    with VideoWriter(tmp_path / "clip.mp4", 12) as writer:
+        for frame in filmed([(100, 100)] * 3):
+            writer.write(frame)
+    (tmp_path / "clip.mp4").rename(tmp_path / "clip.csv")
+    before = (tmp_path / "clip.csv").read_bytes()
+    assert cli.main(["motion", str(tmp_path / "clip.csv"), "-o", str(tmp_path / "clip.csv"), "-m", "dis"]) == 1
+    assert "is read by this command" in capsys.readouterr().err and (tmp_path / "clip.csv").read_bytes() == before
+
+
+def test_names_that_are_not_utf8_are_written(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_table(tmp_path / "t.parquet", [{"clip": "bad\udcff.mkv", "camera": 1.0}])
+    assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == [{"clip": "bad\\xff.mkv", "camera": 1.0}]
+
+
 def test_tables(tmp_path):
     rows = [{"clip": "a", "camera": 1.23456789, "period": math.nan, "cuts": 2}]
     write_table(tmp_path / "t.csv", rows)

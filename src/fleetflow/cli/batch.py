@@ -73,7 +73,7 @@ def run(
     from fleetflow.batch.task import Settings
     from fleetflow.cli.outputs import make_room
 
-    make_room(json)
+    make_room(json, inputs=[Path(manifest)])
     formats = flat(format) if format else Settings.format
     ways = {
         "scale": scale,

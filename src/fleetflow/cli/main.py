@@ -14,9 +14,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 import fleetflow
 from fleetflow.cli import batch, benchmark
@@ -64,6 +66,23 @@ COMMANDS: dict[str, Callable | Group] = {
     "recipes": recipes,
     "doctor": doctor,
 }
+
+
+PATHS = ConstructorRegistry()
+
+
+@PATHS.primitive_rule
+def _path(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Paths with the home folder in the place of ~, which a shell leaves as it is in --output=~/folder."""
+    if about.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(os.path.expanduser(words[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 class Stopped(KeyboardInterrupt):
@@ -140,7 +159,8 @@ def _run(given: list[str]) -> None:
             given = [group.default, *given]
     try:
         listed = {name: _listed(command) for name, command in commands.items()}
-        tyro.extras.subcommand_cli_from_dict(listed, prog=prog, args=given, description=about)
+        with PATHS:
+            tyro.extras.subcommand_cli_from_dict(listed, prog=prog, args=given, description=about)
     except SystemExit as end:
         if end.code in (0, None):
             asked = commands[given[0]] if given and given[0] in commands else Group("", commands)

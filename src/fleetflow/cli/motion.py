@@ -53,8 +53,8 @@ def motion(
     check_table(output)
     if sheet is not None:
         check_suffix(sheet)
-    make_room(output, sheet)
     videos = _videos(clips)
+    make_room(output, sheet, inputs=videos)
     use_threads(threads)
     network = _classical(model) if model == "dis" else Predictor(model, device=device, precision=precision)
     rows, thumbnails = [], []

@@ -39,7 +39,7 @@ def write_table(path: str | os.PathLike, rows: Sequence[dict[str, Value]]) -> No
     suffix = Path(path).suffix.lower()
     if suffix == ".parquet":
         arrow, parquet = _parquet()
-        table = arrow.Table.from_pylist(rows)
+        table = arrow.Table.from_pylist([{name: _encodable(value) for name, value in row.items()} for row in rows])
         write_atomically(path, lambda temporary: parquet.write_table(table, temporary))
         return
     if suffix == ".json":
@@ -51,6 +51,11 @@ def write_table(path: str | os.PathLike, rows: Sequence[dict[str, Value]]) -> No
         writer.writerows(rows)
         text = buffer.getvalue()
     write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8", "surrogateescape", ""))
+
+
+def _encodable(value: Value) -> Value:
+    """The value; of a name whose bytes are not UTF-8, which .parquet cannot hold, these as \\xff."""
+    return os.fsencode(value).decode("utf-8", "backslashreplace") if isinstance(value, str) else value
 
 
 def _plain(value: Value) -> Value:

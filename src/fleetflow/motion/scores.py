@@ -72,7 +72,7 @@ def score(source: str | Path | Sequence[np.ndarray], network: Network, fps: floa
         fps: frames a second, for frames that know no time; None takes 25.
 
     Raises:
-        FleetflowError: if there is no video, or it has fewer than two frames.
+        FleetflowError: if there is no video, it is damaged, or it has fewer than two frames.
     """
     return measure(source, network, fps)[0]
 
@@ -83,6 +83,8 @@ def measure(
     """Returns what `score` does, and the looked-at frame in the middle, uint8 [h, 256, 3]."""
     parts, rate, seconds = _of_video(source) if isinstance(source, str | Path) else _of_frames(source, fps or 25.0)
     found = [_shots(part) for part in parts]
+    if damaged := [part.problem for part in parts if isinstance(part, VideoReader) and part.problem]:
+        raise FleetflowError(damaged[0])
     shots = [shot for each in found for shot in each]
     looked = sum(map(len, shots))
     if looked < 2:
@@ -153,17 +155,23 @@ def _of_video(path: str | Path) -> tuple[list[Iterable[np.ndarray]], float, floa
     """The parts of a video to look through, looked-at frames a second, and the length in seconds."""
     reader = VideoReader(path)
     fps = float(reader.fps)
-    step = max(1, round(fps / RATE))
-    if reader.frames is None or reader.frames <= WHOLE * fps:
-        end = math.ceil(WHOLE * fps)
-        return [reader.part(0, end, step)], fps / step, (reader.frames or end) / fps
+    step = _step(fps, reader.frames)
     length = RUN * step + 1
+    end = math.ceil(max(WHOLE * fps, RUNS * length))  # up to which the runs would be all of the clip
+    if reader.frames is None or reader.frames <= end:
+        return [reader.part(0, end, step)], fps / step, (reader.frames or end) / fps
     starts = np.linspace(0, reader.frames - length, RUNS).astype(int).tolist()
     return [reader.part(start, start + length, step) for start in starts], fps / step, reader.frames / fps
 
 
-def _of_frames(frames: Sequence[np.ndarray], fps: float) -> tuple[list[Iterable[np.ndarray]], float, float]:
+def _step(fps: float, frames: int | None) -> int:
+    """Every how manyth frame is looked at; of a clip of a few frames still two."""
     step = max(1, round(fps / RATE))
+    return step if frames is None else max(1, min(step, frames - 1))
+
+
+def _of_frames(frames: Sequence[np.ndarray], fps: float) -> tuple[list[Iterable[np.ndarray]], float, float]:
+    step = _step(fps, len(frames))
     return [frames[::step]], fps / step, len(frames) / fps
 
 
