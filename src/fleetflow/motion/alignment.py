@@ -87,8 +87,6 @@ def _step(found: Tensor, first: Tensor, last: Tensor, seen: Tensor) -> Tensor:
     design = torch.stack([each.flatten(1) for each in slopes], 2)
     weighted = (design * weight.flatten(1)[..., None]).transpose(1, 2)
     square = (weighted @ design).double()
-    damped = square + (1e-3 * square.diagonal(dim1=1, dim2=2).mean(1) + 1e-6)[:, None, None] * torch.eye(
-        4, dtype=found.dtype
-    )
-    change = -torch.linalg.solve(damped, (weighted @ missed.flatten(1)[..., None]).double())[..., 0]
+    damping = (1e-3 * square.diagonal(dim1=1, dim2=2).mean(1) + 1e-6)[:, None, None] * torch.eye(4, dtype=found.dtype)
+    change = -torch.linalg.solve(square + damping, (weighted @ missed.flatten(1)[..., None]).double())[..., 0]
     return found + change.clamp(-FURTHEST, FURTHEST) * found.new_tensor((1 / half, 1 / half, SIDE, SIDE))

@@ -21,9 +21,7 @@ SMOOTH = ImageFilter.BoxBlur(1)
 # Levels of gray a pixel, over noise, that count as half a texture, and the most that is noise; weight of no texture.
 TEXTURE, LEAST = 1.5, 0.02
 EDGE, MIDDLE = 0.15, 0.3  # share of the picture that is near its edges; weight of what is not
-BESIDE = (
-    0.05  # how much less places must differ once a motion is taken back. Chosen on split=validation, like the rest.
-)
+BESIDE = 0.05  # how much less places must differ once a motion is taken back; chosen on split=validation, like the rest
 LONG = 8  # pairs over which a camera is followed that a pair alone does not show: a slow one, or one in noise
 STAYS = 0.25  # share of what moves around a place that must stay in the picture
 AROUND = 13  # pixels around a place
