@@ -85,7 +85,9 @@ def track(
             overlaid.write(frame, moments)
             progress((len(moments), total))
         if not moments:
-            raise FleetflowError(f"{video} has no frame in --frames {frames}; choose frames that it has")
+            raise FleetflowError(
+                reader.problem or f"{video} has no frame in --frames {frames}; choose frames that it has"
+            )
         write_tracks(output, *job.Tracks.of(moments))  # before the overlay, which stands beside them
     print(output, *([film] if film else []), sep="\n")
     if reader.problem:
