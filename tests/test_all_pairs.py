@@ -210,3 +210,11 @@ def test_published_outputs(radius, limit):
     )
     found = read(a, b, positions, radius=radius, limit=limit)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_one_sample_is_laid_out_as_the_next_layer_takes_it():
+    """Channels-last in every stride, also in the first, which nothing reads: else each use copies it once more."""
+    a, b, positions = (tensor[:1].detach() for tensor in inputs(16, 24, dtype=torch.float32))
+    with torch.inference_mode():
+        value = read(a, b, positions)
+    assert value.to(value.dtype, memory_format=torch.channels_last).data_ptr() == value.data_ptr()

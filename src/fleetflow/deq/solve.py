@@ -100,7 +100,7 @@ class Track(NamedTuple):
         lowest = torch.where(better, residual, self.lowest)
         steps = torch.where(self.done, self.steps, step)
         done = self.done | (lowest <= stop.tolerance) | ~residual.isfinite()
-        point, image = (torch.where(better[:, None], new, old) for new, old in ((z, self.point), (fz, self.image)))
+        point, image = (_chosen(better, new, old) for new, old in ((z, self.point), (fz, self.image)))
         return Track(point, image, residual, lowest, steps, done)
 
     def cut(self, tensor: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def iterate(
             z, fz, memory = part.cut(z), part.cut(fz), _each(memory, part.cut)
         with torch.autocast(z.device.type, enabled=False):
             z, memory = solver.propose(z, fz, memory)
-        z = torch.where(part.done[:, None], part.point, z)
+        z = _chosen(part.done, part.point, z)
     whole = whole.scatter(rows, part)
     kept += [(whole.point, whole.image)] * (len(keep) - len(kept))
     return Iteration(whole, torch.stack(trace), kept)
@@ -255,6 +255,13 @@ def _restricted(
             raise ValueError(f"compact asked f for {len(rows)} samples, it failed: {words}; {way}") from error
 
     return restricted
+
+
+def _chosen(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Returns the rows of `one` [n, D] where `mask` [n] is true, else those of `other`; a lone row is not copied."""
+    if len(mask) == 1 and mask.device.type == "cpu" and not torch.is_grad_enabled() and not _captured():
+        return one if bool(mask) else other
+    return torch.where(mask[:, None], one, other)
 
 
 def _captured() -> bool:

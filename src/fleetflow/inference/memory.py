@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from fleetflow.types import FleetflowError
 
 KEPT = 1 << 30  # bytes of freed memory that stay with the process at most
-LARGEST = (1 << 28, 1 << 25)  # bytes of the largest block that is kept; older versions of glibc allow the second only
+LARGEST = (1 << 29, 1 << 25)  # bytes of the largest block that is kept; older versions of glibc allow the second only
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of malloc.h
 
 

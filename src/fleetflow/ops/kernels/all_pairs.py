@@ -80,7 +80,7 @@ def lookup(pyramid: AllPairs, positions: Tensor, radius: int) -> Tensor:
     values = torch.lerp(values[..., :-side], values[..., side:], x)
     values = torch.lerp(values[..., :-1], values[..., 1:], y)
     values = values.unfold(3, side - 1, side)  # [N, P, levels, x, y]
-    return values.flatten(2).mT.unflatten(2, pyramid.features1.shape[2:])
+    return values.flatten(2).unflatten(1, pyramid.features1.shape[2:]).permute(0, 3, 1, 2)  # channels-last
 
 
 def _gathered(pyramid: AllPairs, origin: Tensor, side: int) -> Tensor:
