@@ -12,6 +12,11 @@ from conftest import SLOW
 from test_liteflownet2 import as_released
 
 import fleetflow
+from fleetflow.evaluation.baselines import method
+from fleetflow.evaluation.saved_flows import is_folder
+from fleetflow.evaluation.submit import is_finished
+from fleetflow.export.write import license_of
+from fleetflow.inference.exported import is_exported
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
 from fleetflow.models.lightflow import LightFlow
@@ -377,3 +382,17 @@ def test_specifications(tmp_path, monkeypatch):
         ("raft_small:~", "is a folder"),
     ):
         assert words in one_line(lambda: parse(text))  # noqa: B023
+
+
+def test_the_home_folder_in_whatever_stands_for_a_network(model, tmp_path, monkeypatch):
+    """A shell leaves --model=~/file as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    weights.save(model, tmp_path / "own.safetensors", {**HEADER, "license": "CC0"})
+    (tmp_path / "zero.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.zeros((*a.shape[:2], 2))\n")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "parity.json").touch()
+    assert license_of("fastflownet:~/own.safetensors", model) == license_of("~/own.safetensors", model) == "CC0"
+    assert weights.header("~/own.safetensors")["license"] == "CC0"
+    assert method("~/zero.py").file == tmp_path / "zero.py"
+    assert is_folder("~/parts", ()) and is_finished("~/parts", ()) and is_exported("~/parts")
+    assert str(tmp_path / "no.onnx") in one_line(lambda: fleetflow.Predictor("~/no.onnx"))

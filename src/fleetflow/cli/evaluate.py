@@ -1,5 +1,6 @@
 """The command `fleetflow evaluate`."""
 
+import os
 from pathlib import Path
 
 from fleetflow.cli.console import bar, table
@@ -67,7 +68,7 @@ def evaluate(
     if is_folder(model, (*CLASSICAL, *networks)):
         if warm_start or list(ways.values()) != [None, "auto", "auto"]:
             raise FleetflowError(f"{model} holds saved flows, so nothing is computed; leave out how to compute it")
-        predict = saved_flows(Path(model), files)
+        predict = saved_flows(Path(os.path.expanduser(model)), files)
         files = predict.files
         print(*predict.summary(), sep="\n")
     else:

@@ -1,5 +1,6 @@
 """The command `fleetflow submit`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,7 +52,9 @@ def submit(
 
     if job.is_finished(model, (*models, *CLASSICAL)):
         with bar(f"checking {model}") as progress:
-            problems = job.problems(Path(model), benchmark, root, progress=lambda *state: progress(state))
+            problems = job.problems(
+                Path(os.path.expanduser(model)), benchmark, root, progress=lambda *state: progress(state)
+            )
         if problems:
             raise FleetflowError(f"{benchmark} would refuse {model}: {job.summary(problems)}")
         print(f"{model} is a whole submission to {benchmark}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def _words(error: Exception) -> str:
 def method(name: str) -> Method | None:
     """Returns the classical method of that name, or that of a Python file NAME.py; None for any other name."""
     if name.endswith(".py"):
-        return adapter(Path(name))
+        return adapter(Path(os.path.expanduser(name)))
     return classical(name) if name in CLASSICAL else None
 
 

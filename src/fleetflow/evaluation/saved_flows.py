@@ -1,5 +1,6 @@
 """Flow files that were saved before, by us or by another program, in the place of a network."""
 
+import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
@@ -65,7 +66,7 @@ def is_folder(model: str, known: Collection[str]) -> bool:
     Raises:
         FleetflowError: For a zip, and for what can only be a path and does not exist.
     """
-    path = Path(model)
+    path = Path(os.path.expanduser(model))
     if model in known or path.is_dir():
         return model not in known
     if path.suffix == ".zip":

@@ -228,7 +228,7 @@ def is_finished(model: str, methods: Collection[str]) -> bool:
     """
     if model in methods:
         return False
-    path = Path(model)
+    path = Path(os.path.expanduser(model))
     if ":" not in model and path.name != model and not path.exists():
         raise FleetflowError(f"{model} does not exist; give a network, or a folder or .zip of finished files")
     return path.is_dir() or path.suffix == ".zip"

@@ -64,7 +64,7 @@ class Session:
         """
         if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
             raise FleetflowError(f"threads is {threads}; expected a number from 0 to {MOST_THREADS}")
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         self._how = {"threads": threads, "precision": precision}
         self.parts: dict[str, Run] = {}
         if self.path.is_dir():

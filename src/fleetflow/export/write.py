@@ -24,7 +24,8 @@ from fleetflow.export.tensorrt import build_script
 from fleetflow.export.torch_export import write_compiled, write_pt2
 from fleetflow.io.atomic import LOCK, lock_folder, writing
 from fleetflow.models.base import FlowModel
-from fleetflow.models.weights import header, shipped
+from fleetflow.models.spec import ModelSpec
+from fleetflow.models.weights import header, is_safetensors, shipped
 from fleetflow.types import FleetflowError
 
 Target = Literal["onnx", "openvino", "pt2", "executorch", "tensorrt"]
@@ -214,13 +215,9 @@ def _write_parts(
 
 def license_of(name: str, model: FlowModel) -> str:
     """Returns the license of the weights that `fleetflow.load(name)` takes: their own where they say it."""
-    network, _, path = name.partition(":")
-    file = path or name
-    try:
-        file = file if file.endswith(".safetensors") else shipped(network)
-        return header(file).get("license", "unknown") if not path or path == file else model.license or "unknown"
-    except FleetflowError:
-        return model.license or "unknown"
+    spec = ModelSpec.parse(name)
+    file = spec.path or shipped(spec.network)
+    return header(file).get("license", "unknown") if is_safetensors(file) else model.license or "unknown"
 
 
 def _hash(model: FlowModel) -> str:

@@ -29,8 +29,9 @@ class ExportedModel(FlowModel):
         super().__init__()
         self.session = Session(path, threads=torch.get_num_threads())
         self.iterations = self.session.about["iterations"] if self.session.parts else None
-        files = sorted(Path(path).glob("*")) if self.session.parts else [Path(path)]
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
+        file = self.session.path
+        files = sorted(file.glob("*")) if self.session.parts else [file]
+        digest = hashlib.sha256(b"".join(each.read_bytes() for each in files)).digest()
         self.register_buffer("file", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
     def __deepcopy__(self, _) -> "ExportedModel":
@@ -63,7 +64,9 @@ class ExportedModel(FlowModel):
 
 def is_exported(name: str | os.PathLike) -> bool:
     """Returns whether a name means an exported file, or a folder with the parts of a network."""
-    return (str(name).endswith(EXPORTED) and ":" not in str(name)) or (Path(name) / "parity.json").is_file()
+    return (str(name).endswith(EXPORTED) and ":" not in str(name)) or (
+        Path(os.path.expanduser(name)) / "parity.json"
+    ).is_file()
 
 
 def open_network(name: str | os.PathLike, *, weights: bool = True) -> FlowModel:

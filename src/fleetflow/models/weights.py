@@ -6,6 +6,7 @@ from, their license, their scores and a checksum.
 
 import hashlib
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -153,10 +154,11 @@ def _candidates(path: Path) -> Iterator[dict[str, Tensor]]:
 
 
 def _open(path: str | Path):
-    if not Path(path).is_file():
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
         raise FleetflowError(f"there is no file {path}; give the path of a checkpoint")
     try:
-        return safe_open(str(path), framework="pt")
+        return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise FleetflowError(f"{path} is no complete .safetensors file ({error}); fetch it again") from None
 
