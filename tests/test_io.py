@@ -119,6 +119,7 @@ def test_write_flow_checks_shapes(tmp_path):
     before = path.read_bytes()
     refused("[2, 3, 4]; expected [H, W, 2]", write_flow, path, np.zeros((2, 3, 4)))
     refused("[0, 4, 2]; expected [H, W, 2]", write_flow, path, np.zeros((0, 4, 2)))
+    refused("the flow is None; expected [H, W, 2]", write_flow, path, None)
     refused("valid is [4, 3]", write_flow, path, np.zeros((3, 4, 2)), np.ones((4, 3), bool))
     assert path.read_bytes() == before
 

@@ -53,6 +53,8 @@ def test_wrong_shapes_are_named():
     flow = np.zeros((6, 8, 2), np.float32)
     for call, words in (
         (lambda: warp(np.zeros((6, 9, 3)), flow), "same size"),
+        (lambda: warp([[1, 2], [3]], flow), "image is a list .*; expected"),
+        (lambda: warp(np.zeros((0, 8, 3)), flow[:0]), r"image is \[0, 8, 3\]; expected"),
         (lambda: warp(np.zeros((6, 8, 3)), flow[..., :1]), r"flow is \[6, 8, 1\]; expected"),
         (lambda: occlusion(flow, flow[:5]), "same size"),
         (lambda: occlusion(flow[0], flow[0]), r"forward is \[8, 2\]"),

@@ -205,6 +205,60 @@ def test_another_size_for_the_network(pair):
             fleetflow.Predictor("fastflownet", device="cpu", size=wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (None, "image1 is None; expected uint8"),
+        ([[1, 2], [3]], "image1 is a list .*; expected uint8"),
+        (np.zeros((0, 8, 3), np.uint8), r"image1 is uint8 \[0, 8, 3\]; expected uint8"),
+        (torch.zeros(8, 8, 3, requires_grad=True), "image1 is a Tensor .*requires grad.*; expected uint8"),
+    ],
+    ids=("none", "ragged", "empty", "grad"),
+)
+def test_what_is_no_picture_is_one_line(wrong, words, frames):
+    predictor = made("fastflownet")
+    for call in (lambda: predictor(wrong, frames[0]), lambda: predictor([(wrong, frames[0])])):
+        with pytest.raises(FleetflowError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FleetflowError, match="expected"):
+        fleetflow.Stream(predictor)(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": 64}, "size is 64; expected height and width"),
+        ({"size": (64.5, 64)}, "size is .*; expected height and width"),
+        ({"memory": 10}, "a memory of 10B is too small"),
+        ({"memory": "4G"}, "memory is '4G'; expected a number of bytes"),
+        ({"memory": 0}, "memory is 0; expected a number of bytes"),
+        ({"device": None}, 'device "None" cannot be used'),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_are_one_line(options, words):
+    with pytest.raises(FleetflowError, match=words):
+        Predictor(**{"model": models["fastflownet"](), "device": "cpu", **options})
+
+
+def test_calls_without_pictures_are_one_line():
+    predictor = made("raft_small")
+    for call, words in (
+        (lambda: predictor(None), "expected two pictures, or a list of pairs"),
+        (lambda: predictor([5]), "entry 0 of the list is no pair"),
+        (lambda: Predictor(None), "model is a NoneType; expected a network"),
+        (
+            lambda: Predictor(models["raft_small"](), device="cpu", iterations=1.5),
+            "iterations is 1.5; it must be a whole",
+        ),
+        (lambda: predictor.model(None, None), "frame1 is a NoneType; expected a tensor"),
+    ):
+        with pytest.raises(FleetflowError, match=words):
+            call()
+    assert Predictor(models["raft_small"](), device=torch.device("cpu")).device.type == "cpu"
+
+
 def test_tiles_cover_the_frame_and_agree_with_it():
     generator = np.random.default_rng(0)
     base = np.kron(generator.integers(0, 256, (50, 74, 3)), np.ones((8, 8, 1))).astype(np.uint8)

@@ -95,6 +95,9 @@ def test_cuts_and_periods():
     assert score(frames, lambda a, b: np.zeros((HEIGHT, WIDTH, 2)), fps=FPS).cuts == 1
     with pytest.raises(FleetflowError, match="one frame"):
         score(frames[:1], lambda a, b: np.zeros((HEIGHT, WIDTH, 2)))
+    for wrong, words in ((None, "the clip is a NoneType"), ([[[1], [2, 3]]], "the picture is a list")):
+        with pytest.raises(FleetflowError, match=words):
+            score(wrong, lambda a, b: np.zeros((HEIGHT, WIDTH, 2)))
 
 
 def test_what_is_blurred_is_less_sharp():

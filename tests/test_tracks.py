@@ -126,6 +126,9 @@ def test_wrong_points_and_gaps_are_named():
     frames = [scene(0), scene(1)]
     for call, words in (
         (lambda: track(frames, np.zeros((3, 4)), exact), r"points is \[3, 4\]"),
+        (lambda: track(frames, np.array([[1.0, 2.0], [np.nan, 2.0]]), exact), "point 1 is nan, 2; expected finite"),
+        (lambda: track(frames, [[1, 2], [3]], exact), "points is a list .*; expected numbers"),
+        (lambda: track([None, None], np.zeros((1, 2)), exact), "the picture is None"),
         (lambda: track(frames, np.array([[70.0, 2.0]]), exact), "outside the picture"),
         (lambda: track(frames, np.zeros((1, 2)), exact, gaps=(2, 4)), "increase from 1"),
         (lambda: track([], np.zeros((1, 2)), exact), "no frame"),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleetflow.io.arrays import as_array
 from fleetflow.types import FleetflowError
 
 KEY = "fleetflow"  # of our entry in a file's metadata
@@ -265,7 +266,7 @@ def _pictures(image1: np.ndarray, image2: np.ndarray, about: dict, path: Path) -
     """Both pictures as uint8 [N, H, W, 3]; raises FleetflowError for what the file does not take."""
     images = []
     for name, image in (("image1", image1), ("image2", image2)):
-        image = np.asarray(image)
+        image = as_array(image, name, "uint8 [H, W, 3] RGB")
         if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
             raise FleetflowError(f"{name} is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] RGB")
         images.append(np.ascontiguousarray(image if image.ndim == 4 else image[None]))

@@ -29,6 +29,7 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         FleetflowError: torch cannot use the device; the message says what is missing.
     """
+    name = str(name)  # a torch.device, too
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     kind = name.partition(":")[0]

@@ -7,6 +7,7 @@ fits the next: then it is handed back after all.
 """
 
 import ctypes
+import math
 import os
 import sys
 import threading
@@ -181,14 +182,16 @@ class Budget(NamedTuple):
         if pixels < smallest:
             least = self.memory - self.free + FRAME * whole + smallest * self.per_pixel / (1 - STORED)
             raise FleetflowError(
-                f"a memory of {in_words(self.memory)} is too small for this network and these frames, which need "
+                f"a memory of {in_words(self.memory)} is too small for this network and its frames, which need "
                 f"{in_words(least)}; give more, or take a smaller --size or network, such as fastflownet"
             )
         return pixels
 
 
 def in_words(size: float) -> str:
-    """Returns a number of bytes as it is given to --memory, rounded up: 700M, 3.5G."""
+    """Returns a number of bytes as it is given to --memory, rounded up: 10B, 700M, 3.5G."""
+    if size < 2**20:
+        return f"{math.ceil(size)}B"
     if size < 2**30:
         return f"{-(-size // 2**20):.0f}M"
     return f"{-(-size * 10 // 2**30) / 10:g}G"

@@ -3,8 +3,10 @@
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
+from numbers import Integral
+from operator import index
 from typing import overload
 
 import numpy as np
@@ -29,6 +31,7 @@ from fleetflow.inference.memory import (
 )
 from fleetflow.inference.memory import available as available_memory
 from fleetflow.inference.tiles import SMALLEST, tiled
+from fleetflow.io.arrays import as_array
 from fleetflow.io.images import read_image
 from fleetflow.models.base import Clip, FlowModel
 from fleetflow.ops.constant import constant
@@ -77,12 +80,14 @@ class Predictor:
             FleetflowError: for a device, precision, number of iterations, size or memory that cannot be.
         """
         network = open_network(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model)
+        if not isinstance(network, FlowModel):
+            raise FleetflowError(f'model is a {type(model).__name__}; expected a network, or its name: "fastflownet"')
         self.iterations = network.iterations_of(iterations)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise FleetflowError(f"size is {size}; expected height and width in pixels")
-        self.size = None if size is None else (size[0], size[1])
+        self.size = None if size is None else _checked_size(size)
+        if memory is not None and (not isinstance(memory, Integral) or memory < 1):
+            raise FleetflowError(f"memory is {memory!r}; expected a number of bytes, such as {4 << 30}")
         network = network.eval().requires_grad_(False)
         self._sha256 = _hash(network)  # before its convolutions are fused, after which it has no state
         network = network.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -94,6 +99,7 @@ class Predictor:
             limit_model(self.model, memory, self.device)
             per_pixel = self._bytes_per_pixel()  # the first prediction: from now on the process is as large as it is
             self._budget = Budget(memory, memory - resident(self.device) - FIXED, per_pixel)
+            self._budget.pixels(1, 1)  # raises where not even a picture of one pixel fits
 
     def _bytes_per_pixel(self) -> float:
         with torch.inference_mode(), autocast(self.device, self.dtype):
@@ -125,8 +131,10 @@ class Predictor:
         """
         if image2 is not None:
             return _array(self.predict(image1, image2).flow)[0]
-        if isinstance(image1, np.ndarray | str | os.PathLike):
+        if isinstance(image1, np.ndarray | str | os.PathLike | Tensor):
             raise FleetflowError("one picture was given; expected two, or a list of pairs")
+        if not isinstance(image1, Iterable):
+            raise FleetflowError(f"image1 is a {type(image1).__name__}; expected two pictures, or a list of pairs")
         return [flow for batch in self._batches(image1) for flow in _array(self.predict_frames(*batch).flow)]
 
     def predict(
@@ -259,11 +267,11 @@ class Predictor:
             f"--size {small[0]} {small[1]} fits, or take a smaller network such as fastflownet"
         )
 
-    def _batches(self, pairs: Sequence[tuple[Picture, Picture]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, pairs: Iterable[tuple[Picture, Picture]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the frames of consecutive pairs of one size, [N, 3, H, W] twice, in their order."""
         waiting: list[tuple[Tensor, Tensor]] = []
         for k, pair in enumerate(pairs):
-            if isinstance(pair, str | os.PathLike) or len(pair) != 2:
+            if isinstance(pair, str | os.PathLike) or not isinstance(pair, Sized) or len(pair) != 2:
                 raise FleetflowError(f"entry {k} of the list is no pair; expected two pictures")
             frames = self._frames(*pair)
             pixels = frames[0][0, 0].numel()
@@ -295,12 +303,24 @@ class Predictor:
 
 def as_rgb(image: Picture, name: str) -> np.ndarray:
     """Returns a picture or its file as uint8 [H, W, 3] RGB; raises FleetflowError for others, by `name`."""
-    image = read_image(image) if isinstance(image, str | os.PathLike) else np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise FleetflowError(f"{name} is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] RGB")
+    expected = "uint8 [H, W, 3] RGB"
+    image = read_image(image) if isinstance(image, str | os.PathLike) else as_array(image, name, expected)
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in image.shape:
+        raise FleetflowError(f"{name} is {image.dtype} {list(image.shape)}; expected {expected}")
     if image.ndim == 2 or image.shape[2] == 1:
         image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return image[..., :3]
+
+
+def _checked_size(size: Size) -> Size:
+    try:
+        height, width = map(index, size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise FleetflowError(f"size is {size!r}; expected height and width in pixels, such as (448, 1024)")
+    return height, width
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -3,12 +3,34 @@
 import math
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from fleetflow.io.limits import DEFLATE, check_size
 from fleetflow.types import FleetflowError
+
+
+def as_array(value: Any, name: str, expected: str) -> np.ndarray:
+    """Returns a value as an array of numbers.
+
+    Args:
+        value: an array, or what numpy makes one of.
+        name: what it is called in the error.
+        expected: what should have been given, for the error.
+
+    Raises:
+        FleetflowError: for None, lists of different lengths, tensors that require a gradient or are not on the CPU, ...
+    """
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        why = str(error).partition(". ")[0]
+        raise FleetflowError(f"{name} is a {type(value).__name__} ({why}); expected {expected}") from None
+    if array.dtype.kind not in "biuf":
+        what = "None" if value is None else f"a {type(value).__name__} without numbers"
+        raise FleetflowError(f"{name} is {what}; expected {expected}")
+    return array
 
 
 def read_npy(path: Path) -> np.ndarray:

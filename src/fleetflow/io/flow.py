@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import av
 import numpy as np
 
-from fleetflow.io.arrays import read_npy, read_npz
+from fleetflow.io.arrays import as_array, read_npy, read_npz
 from fleetflow.io.atomic import existing, reading, write_atomically
 from fleetflow.io.images import read_deep_image
 from fleetflow.io.limits import DEFLATE, check_size
@@ -56,7 +56,7 @@ def write_flow(path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | No
     path = Path(os.path.expanduser(path))
     flow_format = _flow_format(path)
     with np.errstate(over="ignore"):
-        flow = np.array(flow, np.float32, order="C")
+        flow = np.array(as_array(flow, "the flow", "[H, W, 2]"), np.float32, order="C")
     if flow.ndim != 3 or flow.shape[2] != 2 or 0 in flow.shape:
         raise FleetflowError(f"the flow is {list(flow.shape)}; expected [H, W, 2]")
     known = np.isfinite(flow).all(-1)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from fleetflow.io.arrays import as_array
 from fleetflow.io.atomic import existing, reading, write_atomically
 from fleetflow.io.limits import UNBOUNDED, check_size
 from fleetflow.io.png import SIGNATURE, sound_png
@@ -229,7 +230,7 @@ def write_gray(path: str | os.PathLike, values: np.ndarray) -> None:
 
 
 def checked_picture(image: np.ndarray) -> np.ndarray:
-    image = np.asarray(image)
+    image = as_array(image, "the picture", "uint8 [H, W, 3] RGB")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise FleetflowError(f"the picture is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] RGB")
     return np.ascontiguousarray(image)

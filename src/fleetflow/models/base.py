@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -102,8 +103,8 @@ class FlowModel(nn.Module, ABC):
         if iterations is not None and self.iterations is None:
             raise FleetflowError(f"{type(self).__name__} has no refinement iterations; leave iterations out")
         iterations = self.iterations if iterations is None else iterations
-        if iterations is not None and iterations < 1:
-            raise FleetflowError(f"iterations is {iterations}; it must be at least 1")
+        if iterations is not None and (not isinstance(iterations, Integral) or iterations < 1):
+            raise FleetflowError(f"iterations is {iterations!r}; it must be a whole number, at least 1")
         return iterations
 
     def forward(
@@ -332,6 +333,9 @@ def _shows_no_motion(frame1: Tensor, frame2: Tensor) -> Tensor:
 def _check(frame1: Tensor, frame2: Tensor) -> None:
     """Raises FleetflowError unless both frames are [N, 3, H, W] float in [0, 1] and of one size."""
     for name, frame in (("frame1", frame1), ("frame2", frame2)):
+        if not isinstance(frame, Tensor):
+            what = type(frame).__name__
+            raise FleetflowError(f"{name} is a {what}; expected a tensor [N, 3, H, W], or give pictures to a Predictor")
         if frame.ndim != 4 or frame.shape[1] != 3 or any(side < 1 for side in frame.shape):
             raise FleetflowError(f"{name} is {list(frame.shape)}; expected [N, 3, H, W]: add a batch axis or convert")
         if not frame.is_floating_point():

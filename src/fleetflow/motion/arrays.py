@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fleetflow.io.arrays import as_array
 from fleetflow.types import FleetflowError
 
 Picture = np.ndarray | Tensor
@@ -24,14 +25,14 @@ def as_tensor(picture: Picture, name: str, channels: int | None = None) -> Tenso
     Raises:
         FleetflowError: for other shapes, and another number of channels than `channels`.
     """
+    wanted = channels or "C"
     if isinstance(picture, Tensor):
         tensor = picture
     else:
-        array = np.asarray(picture)
+        array = as_array(picture, name, f"a numpy array [H, W, {wanted}] or a tensor [N, {wanted}, H, W]")
         array = array[..., None] if array.ndim == 2 else array
         tensor = torch.from_numpy(np.array(array)).movedim(-1, 0)[None] if array.ndim == 3 else torch.empty(0)
-    if tensor.ndim != 4 or channels not in (None, tensor.shape[1]):
-        wanted = channels or "C"
+    if tensor.ndim != 4 or channels not in (None, tensor.shape[1]) or 0 in tensor.shape[2:]:
         raise FleetflowError(
             f"{name} is {list(np.shape(picture))}; expected a numpy array [H, W, {wanted}] or a tensor [N, {wanted}, H, W]"
         )
@@ -52,7 +53,11 @@ def mask_of(valid: Picture | None, flow: Tensor, name: str = "valid") -> Tensor:
     known = flow.detach().isfinite().all(1)
     if valid is None:
         return known
-    mask = valid if isinstance(valid, Tensor) else torch.from_numpy(np.array(valid, bool))[None]
+    mask = (
+        valid
+        if isinstance(valid, Tensor)
+        else torch.from_numpy(as_array(valid, name, "bool [H, W]").astype(bool))[None]
+    )
     if mask.shape != known.shape:
         raise FleetflowError(f"{name} is {list(np.shape(valid))}; expected the height and width of the flow")
     return known & mask.to(known.device, torch.bool)

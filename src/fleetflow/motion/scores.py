@@ -171,6 +171,12 @@ def _step(fps: float, frames: int | None) -> int:
 
 
 def _of_frames(frames: Sequence[np.ndarray], fps: float) -> tuple[list[Iterable[np.ndarray]], float, float]:
+    if not isinstance(frames, Sequence | np.ndarray):
+        raise FleetflowError(
+            f"the clip is a {type(frames).__name__}; expected the path of a video, or a list of frames"
+        )
+    if not fps > 0:
+        raise FleetflowError(f"fps is {fps}; expected frames a second, more than 0")
     step = _step(fps, len(frames))
     return [frames[::step]], fps / step, len(frames) / fps
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleetflow.io.arrays import as_array
+from fleetflow.io.images import checked_picture
 from fleetflow.motion.algebra import sample
 from fleetflow.motion.consistency import SHARE, SLACK
 from fleetflow.types import FleetflowError
@@ -129,10 +131,14 @@ def _best(links: Sequence[Moment]) -> Moment:
 
 def _queries(points: np.ndarray) -> np.ndarray:
     """Frame, x and y of each point, float32 [N, 3]."""
-    points = np.asarray(points, np.float32)
-    if points.ndim != 2 or points.shape[1] not in (2, 3) or not len(points) or not np.isfinite(points).all():
+    expected = "numbers [N, 2], x and y, or [N, 3], frame, x and y"
+    points = as_array(points, "points", expected).astype(np.float32)
+    if points.ndim != 2 or points.shape[1] not in (2, 3) or not len(points):
+        raise FleetflowError(f"points is {list(points.shape)}; expected {expected}")
+    if not (finite := np.isfinite(points).all(1)).all():
+        values = ", ".join(f"{value:g}" for value in points[finite.argmin()])
         raise FleetflowError(
-            f"points is {list(points.shape)}; expected numbers [N, 2], x and y, or [N, 3], frame, x and y"
+            f"point {finite.argmin()} is {values}; expected finite numbers: leave it out, or correct it"
         )
     if points.shape[1] == 2:
         return np.pad(points, ((0, 0), (1, 0)))
@@ -143,7 +149,7 @@ def _queries(points: np.ndarray) -> np.ndarray:
 
 
 def _check_inside(begins: np.ndarray, frame: np.ndarray) -> None:
-    height, width = frame.shape[:2]
+    height, width = checked_picture(frame).shape[:2]
     outside = ((begins[:, 1:] < -0.5) | (begins[:, 1:] > (width - 0.5, height - 0.5))).any(1)
     if outside.any():
         x, y = begins[outside.argmax(), 1:]
