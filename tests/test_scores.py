@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from PIL import Image, ImageFilter
 from fleetflow import FleetflowError
 from fleetflow.cli import main as cli
 from fleetflow.io.table import write_table
-from fleetflow.io.video import VideoWriter
+from fleetflow.io.video import VideoReader, VideoWriter
 from fleetflow.motion.alignment import aligned
 from fleetflow.motion.camera import affine_flows, similarity
 from fleetflow.motion.evidence import contrasts, fit_cameras, moved_beside
@@ -100,6 +102,44 @@ def test_cuts_and_periods():
             score(wrong, lambda a, b: np.zeros((HEIGHT, WIDTH, 2)))
 
 
+def write_uneven(path, frames: list[np.ndarray], times: list[float]) -> None:
+    """Matroska without loss that says 60 pictures a second, whenever they are shown."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=60)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "bgr0"
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        for image, time in zip(frames, times):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * time), stream.time_base
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def test_a_variable_rate_does_not_change_speeds_and_periods(tmp_path):
+    """Two seconds of 10 pictures a second, then two of 30; pictures that are shown 60 and 110 ms in turn."""
+    faster = [k / 10 for k in range(20)] + [2 + k / 30 for k in range(60)]
+    in_turn = [0.17 * (k // 2) + 0.06 * (k % 2) for k in range(48)]
+    for times, place, expected in (
+        (faster, lambda t: 300 + round(30 * t), {"pan_x": -30, "seconds": 4.02, "looked": 4.02}),
+        (in_turn, lambda t: 300 + round(10 * math.sin(2 * math.pi * t)), {"period": 1.0, "seconds": 4.06}),
+    ):
+        at = [(place(time), 150) for time in times]
+        write_uneven(tmp_path / "a.mkv", filmed(at), times)
+        found = score(tmp_path / "a.mkv", knowing(filmed(at), at))
+        assert {name: getattr(found, name) for name in expected} == pytest.approx(expected, rel=0.02)
+        listed = list(VideoReader(tmp_path / "a.mkv"))
+        assert score(listed, knowing(filmed(at), at)).camera == pytest.approx(found.camera)
+        assert "pan_x" not in expected or found.shake < 0.2
+
+
+def test_a_long_clip_is_looked_at_up_to_its_end(tmp_path):
+    """Sixteen seconds of 10 pictures each, in a file that says 60."""
+    frames = filmed([(100 + k % 300, 150) for k in range(160)])
+    write_uneven(tmp_path / "long.mkv", [frame[::2, ::2] for frame in frames], [k / 10 for k in range(160)])
+    row, _ = row_of(tmp_path / "long.mkv", lambda a, b: np.zeros((*a.shape[:2], 2)))
+    assert row["problem"] is None and row["pairs"] == 64 and row["seconds"] == pytest.approx(16, rel=0.01), row
+
+
 def test_what_is_blurred_is_less_sharp():
     at = [(3 * k, 0) for k in range(4)]
     fine = Image.fromarray(np.random.default_rng(6).integers(0, 256, (72, 140, 3)).astype(np.uint8)).resize((280, 144))
@@ -143,8 +183,6 @@ def test_slow_and_short_clips_are_looked_at_once(tmp_path):
 
 def test_a_damaged_clip_says_so(tmp_path):
     """Matroska, of which a half can be read; an .mp4 has its table at the end."""
-    import av
-
     with av.open(str(tmp_path / "whole.mkv"), "w") as file:
         stream = file.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"

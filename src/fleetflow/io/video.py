@@ -68,7 +68,8 @@ class VideoReader:
     which is taken for 0.
 
     Attributes:
-        fps: Fraction, the mean rate of the whole video, in pictures per second.
+        fps: Fraction, pictures per second as the header says: the mean rate of the whole video, but of Matroska, WebM and
+            FLV the one that was meant, see `mean_rate`.
         time_base: Fraction, seconds; all times are multiples of it, as exactly as a float holds them.
         frames: how many pictures the header announces or implies, without `start`, `stop` and `every`, or None; an
             estimate.
@@ -128,6 +129,15 @@ class VideoReader:
     def seekable(self) -> bool:
         """True where any picture can be read without decoding all before it; the file is looked through once."""
         return self._indexed().sound
+
+    @property
+    def mean_rate(self) -> float:
+        """Pictures per second of the whole video: by their times where the file can be sought (it is looked through
+        once), else `fps`."""
+        packets = self._indexed()
+        if not packets.sound or len(packets.times) < 2:
+            return float(self.fps)
+        return (len(packets.times) - 1) / float(int(packets.times[-1] - packets.times[0]) * self.time_base)
 
     def _indexed(self) -> "_PacketIndex":
         if self._index is None:

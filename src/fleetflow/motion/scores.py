@@ -81,8 +81,8 @@ def measure(
     source: str | Path | Sequence[np.ndarray], network: Network, fps: float | None = None
 ) -> tuple[ClipMotion, np.ndarray]:
     """Returns what `score` does, and the looked-at frame in the middle, uint8 [h, 256, 3]."""
-    parts, rate, seconds = _of_video(source) if isinstance(source, str | Path) else _of_frames(source, fps or 25.0)
-    found = [_shots(part) for part in parts]
+    parts, rate, seconds = _of_video(source) if isinstance(source, str | Path) else _of_frames(source, fps)
+    found = [_shots(part, 1 / rate) for part in parts]
     if damaged := [part.problem for part in parts if isinstance(part, VideoReader) and part.problem]:
         raise FleetflowError(damaged[0])
     shots = [shot for each in found for shot in each]
@@ -92,20 +92,21 @@ def measure(
         raise FleetflowError(f"{name} has one frame; a motion needs two: give a longer clip")
     runs = [_measured(run, network) for run in _runs(shots)]
     pairs = [pair for run in runs for pair in run]
-    period, strength = _period(max(shots, key=len), rate)
-    means = {name: rate * _mean([getattr(pair, name) for pair in pairs]) for name in _Pair._fields[:7]}
+    period, strength = _period(max(shots, key=len))
+    lasted = sum(pair.seconds for pair in pairs)
+    means = {name: sum(getattr(pair, name) for pair in pairs) / (lasted or 1.0) for name in _Pair._fields[:7]}
     kinds = [name for name in ("camera", "objects") if means[name] >= MOVES]
     clip = ClipMotion(
         seconds=round(seconds, 3),
-        looked=round(min(looked / rate, seconds), 3),
+        looked=round(min(looked * _interval(shots, 1 / rate), seconds), 3),
         pairs=len(pairs),
         kind=" and ".join(kinds) or "static",
-        moving_share=_mean([float((pair.lengths * rate >= MOVES).mean()) for pair in pairs]),
+        moving_share=sum(pair.seconds * float(_moving(pair).mean()) for pair in pairs) / (lasted or 1.0),
         shake=_shake(runs),
         cuts=len(shots) - len(found),
         period=period,
         periodic=strength,
-        sharpness=_sharpness(pairs, rate),
+        sharpness=_sharpness(pairs),
         **means,
     )
     frames = [frame.picture for shot in shots for frame in shot]
@@ -135,6 +136,7 @@ class _Frame(NamedTuple):
 
     picture: np.ndarray  # uint8 [h, 256, 3]
     look: Look
+    time: float  # seconds at which it is shown
 
 
 class _Pair(NamedTuple):
@@ -147,6 +149,7 @@ class _Pair(NamedTuple):
     pan_y: float
     zoom: float
     roll: float
+    seconds: float  # from one to the other
     lengths: np.ndarray  # [h, w] of the flow
     detail: np.ndarray  # [2, h, w] fine and coarse detail of the first frame
 
@@ -154,14 +157,15 @@ class _Pair(NamedTuple):
 def _of_video(path: str | Path) -> tuple[list[Iterable[np.ndarray]], float, float]:
     """The parts of a video to look through, looked-at frames a second, and the length in seconds."""
     reader = VideoReader(path)
-    fps = float(reader.fps)
-    step = _step(fps, reader.frames)
+    fps = reader.mean_rate
+    frames = reader.wanted  # by the packets of the file, too, which `mean_rate` has counted
+    step = _step(fps, frames)
     length = RUN * step + 1
     end = math.ceil(max(WHOLE * fps, RUNS * length))  # up to which the runs would be all of the clip
-    if reader.frames is None or reader.frames <= end:
-        return [reader.part(0, end, step)], fps / step, (reader.frames or end) / fps
-    starts = np.linspace(0, reader.frames - length, RUNS).astype(int).tolist()
-    return [reader.part(start, start + length, step) for start in starts], fps / step, reader.frames / fps
+    if frames is None or frames <= end:
+        return [reader.part(0, end, step)], fps / step, (frames or end) / fps
+    starts = np.linspace(0, frames - length, RUNS).astype(int).tolist()
+    return [reader.part(start, start + length, step) for start in starts], fps / step, frames / fps
 
 
 def _step(fps: float, frames: int | None) -> int:
@@ -170,49 +174,68 @@ def _step(fps: float, frames: int | None) -> int:
     return step if frames is None else max(1, min(step, frames - 1))
 
 
-def _of_frames(frames: Sequence[np.ndarray], fps: float) -> tuple[list[Iterable[np.ndarray]], float, float]:
+def _of_frames(frames: Sequence[np.ndarray], fps: float | None) -> tuple[list[Iterable[np.ndarray]], float, float]:
     if not isinstance(frames, Sequence | np.ndarray):
         raise FleetflowError(
             f"the clip is a {type(frames).__name__}; expected the path of a video, or a list of frames"
         )
-    if not fps > 0:
+    if fps is not None and not fps > 0:
         raise FleetflowError(f"fps is {fps}; expected frames a second, more than 0")
+    span = _time(frames[-1]) - _time(frames[0]) if len(frames) else math.nan
+    fps = (len(frames) - 1) / span if span > 0 else fps or 25.0
     step = _step(fps, len(frames))
     return [frames[::step]], fps / step, len(frames) / fps
 
 
-def _shots(frames: Iterable[np.ndarray]) -> list[list[_Frame]]:
-    """The looked-at frames, told apart by shots; at least one, which may be empty."""
-    shots, state = [[]], START
+def _time(frame: np.ndarray) -> float:
+    """Seconds at which a frame is shown; not a number where it does not know."""
+    return getattr(frame, "time", math.nan)
+
+
+def _shots(frames: Iterable[np.ndarray], interval: float) -> list[list[_Frame]]:
+    """The looked-at frames, told apart by shots; at least one, which may be empty.
+
+    interval: seconds to the frame before, for frames that know no time.
+    """
+    shots, state, time = [[]], START, -math.inf
     for frame in frames:
+        now = _time(frame)
+        time = now if now > time else max(time + interval, 0.0)
         cut, state = is_cut(frame, state)
         if cut:
             shots.append([])
         assert state.last is not None  # of this frame
         height = max(round(frame.shape[0] * WIDTH / frame.shape[1]), 8)
         picture = Image.fromarray(np.asarray(frame)).resize((WIDTH, height), Image.Resampling.BOX)
-        shots[-1].append(_Frame(np.asarray(picture), state.last))
+        shots[-1].append(_Frame(np.asarray(picture), state.last, time))
     return shots
 
 
-def _runs(shots: list[list[_Frame]]) -> list[list[np.ndarray]]:
-    """RUNS parts of the shots, evenly taken, of up to RUN + 1 pictures each."""
+def _interval(shots: list[list[_Frame]], otherwise: float) -> float:
+    """Mean seconds from a looked-at frame to the next one of its shot; `otherwise` where no shot has two."""
+    spans = [shot[-1].time - shot[0].time for shot in shots if len(shot) > 1]
+    return sum(spans) / sum(len(shot) - 1 for shot in shots if shot) if spans else otherwise
+
+
+def _runs(shots: list[list[_Frame]]) -> list[list[_Frame]]:
+    """RUNS parts of the shots, evenly taken, of up to RUN + 1 frames each."""
     parts = [shot[start : start + RUN + 1] for shot in shots for start in range(0, len(shot) - 1, RUN)]
     chosen = sorted({round(place) for place in np.linspace(0, len(parts) - 1, RUNS)}) if parts else []
-    return [[frame.picture for frame in parts[place]] for place in chosen]
+    return [parts[place] for place in chosen]
 
 
-def _measured(pictures: list[np.ndarray], network: Network) -> list[_Pair]:
-    """What is measured of each two pictures, in their order, of one shot."""
+def _measured(run: list[_Frame], network: Network) -> list[_Pair]:
+    """What is measured of each two frames, in their order, of one shot."""
+    pictures, seconds = [frame.picture for frame in run], np.diff([frame.time for frame in run])
     found = np.stack([np.nan_to_num(network(*pair)) for pair in zip(pictures, pictures[1:])])
     flows = torch.from_numpy(found.astype(np.float32)).permute(0, 3, 1, 2)
     planes = contrasts(pictures)
     fits = fit_cameras(flows, planes)
     cameras, objects = affine_flows(fits, flows.shape[2:]), moved_beside(flows, fits, planes)
-    return [_pair(*each) for each in zip(pictures, fits, cameras.numpy(), objects.numpy())]
+    return [_pair(*each) for each in zip(pictures, seconds, fits, cameras.numpy(), objects.numpy())]
 
 
-def _pair(first: np.ndarray, matrix: np.ndarray, camera: np.ndarray, objects: np.ndarray) -> _Pair:
+def _pair(first: np.ndarray, seconds: float, matrix: np.ndarray, camera: np.ndarray, objects: np.ndarray) -> _Pair:
     lengths = np.linalg.norm(camera + objects, axis=0)
     middle = camera[:, camera.shape[1] // 2, camera.shape[2] // 2]
     return _Pair(
@@ -223,6 +246,7 @@ def _pair(first: np.ndarray, matrix: np.ndarray, camera: np.ndarray, objects: np
         pan_y=float(middle[1]),
         zoom=50 * float(np.log(np.linalg.det(matrix[:2, :2]))),
         roll=math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])),
+        seconds=float(seconds),
         lengths=lengths,
         detail=_detail(first),
     )
@@ -232,39 +256,43 @@ def _over_noise(lengths: np.ndarray, noise: float = NOISE) -> float:
     return float(np.where(lengths > noise, lengths, 0).mean())
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else 0.0
+def _moving(pair: _Pair) -> np.ndarray:
+    """bool [h, w] where a pair moves."""
+    return pair.lengths >= MOVES * pair.seconds
 
 
 def _shake(runs: list[list[_Pair]]) -> float:
     """Root mean square distance of the picture from an even path.
 
-    A pan is compared with the mean of the pans before and after; of places that each are off by a variance of 1 that has a
-    variance of 5.
+    A pan is compared with the mean speed of the pans before and after; of places that each are off by a variance of 1 that
+    has a variance of 5.
     """
     apart = []
     for run in runs:
-        pans = np.array([(pair.pan_x, pair.pan_y) for pair in run]).reshape(-1, 2)
-        apart.append(pans[1:-1] - (pans[:-2] + pans[2:]) / 2)
+        seconds = np.array([pair.seconds for pair in run])[:, None]
+        speeds = np.array([(pair.pan_x, pair.pan_y) for pair in run]).reshape(-1, 2) / seconds
+        apart.append((speeds[1:-1] - (speeds[:-2] + speeds[2:]) / 2) * seconds[1:-1])
     jumps = np.concatenate(apart) if apart else np.zeros((0, 2))
     return float(np.sqrt(np.square(jumps).sum(1).mean() / 5)) if len(jumps) else 0.0
 
 
-def _period(shot: list[_Frame], rate: float) -> tuple[float, float]:
+def _period(shot: list[_Frame]) -> tuple[float, float]:
     """After how many seconds the pictures of a shot come back, and how well: 1 when they are the same as before.
 
     The mean difference of pictures some time apart falls to 0 where that time is a period. It is compared with the
     largest difference at a shorter time.
     """
-    pictures = np.stack([frame.look.pixels for frame in shot])
-    first, last = math.ceil(SHORTEST * rate), len(pictures) // 2
+    times, interval = np.array([frame.time for frame in shot]), _interval([shot], 1.0)
+    shown = np.searchsorted(times, times[0] + (np.arange(len(shot)) + 0.5) * interval, "right") - 1  # at even times
+    pictures = np.stack([shot[k].look.pixels for k in shown])
+    first, last = math.ceil(SHORTEST / interval), len(pictures) // 2
     apart = np.array([np.abs(pictures[lag:] - pictures[: len(pictures) - lag]).mean() for lag in range(last + 1)])
     best, strength = math.nan, 0.0
     for lag in range(max(first, 2), last):
         highest = apart[:lag].max()
         dip = 1 - apart[lag] / highest if highest > STILL else 0.0
         if apart[lag] <= min(apart[lag - 1], apart[lag + 1]) and dip > strength + 0.05:
-            best, strength = lag / rate, float(dip)
+            best, strength = float(lag * interval), float(dip)
     return (best if strength >= PERIODIC else math.nan), strength
 
 
@@ -276,8 +304,8 @@ def _detail(picture: np.ndarray) -> np.ndarray:
     return np.abs(plain - np.stack(smooth))
 
 
-def _sharpness(pairs: list[_Pair], rate: float) -> float:
+def _sharpness(pairs: list[_Pair]) -> float:
     """Fine detail over coarse detail where something moves."""
-    moving = [pair.lengths * rate >= MOVES for pair in pairs]
+    moving = [_moving(pair) for pair in pairs]
     fine, coarse = (sum(float(pair.detail[k][mask].sum()) for pair, mask in zip(pairs, moving)) for k in (0, 1))
     return min(fine / coarse, 1.0) if coarse > sum(map(np.sum, moving)) else math.nan  # by a level of gray at least
