@@ -5,6 +5,7 @@ import multiprocessing
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conftest import kill_points, killed_at
 from fleetflow.cli.main import main
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
+from fleetflow.evaluation.video_reuse import read_clips
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.atomic import lock_folder
 from fleetflow.io.images import write_image
@@ -283,6 +285,30 @@ def test_the_command_on_a_video(layers, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "census %" in shown and "own.safetensors" in shown and "0:00 left" in shown
     assert weights.header(tmp_path / "own.safetensors")["frames"] == "clip.mp4"
+
+
+def test_a_damaged_clip_is_said(layers, tmp_path, capsys):
+    write_mkv(tmp_path / "whole.mkv", layers.frames)
+    whole = (tmp_path / "whole.mkv").read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole[: len(whole) // 2])
+    words = ["adapt", str(cut), "-o", str(tmp_path / "own.safetensors"), "--steps", "0", "--threads", "1"]
+    assert main(words) == 1
+    shown = capsys.readouterr()
+    assert "warning: " in shown.out and "damaged or cut" in shown.out and (tmp_path / "own.safetensors").exists()
+    assert "damaged or cut" in shown.err and "what could be read was learned from" in shown.err
+    with pytest.raises(FleetflowError, match="damaged or cut"):
+        read_clips((cut,))
+
+
+def write_mkv(path: Path, frames: list[np.ndarray]) -> None:
+    """Matroska, of which a part can be read; an .mp4 has its table at the end."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "bgr0"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
 
 
 def test_what_cannot_be_adapted_to(folder, tmp_path):

@@ -7,6 +7,7 @@ import tyro
 
 from fleetflow.cli.console import table
 from fleetflow.cli.options import Positional
+from fleetflow.types import FleetflowError
 
 
 def adapt(
@@ -52,8 +53,12 @@ def adapt(
     """
     from fleetflow.training import adapt as job
 
+    problems: list[str] = []
+    pairs = job.read_pairs(frames, problems.append)
+    for problem in problems:
+        print(f"warning: {problem} (what could be read is learned from)")
     outcomes = job.adapt(
-        job.read_pairs(frames), output, start=start, other=other, name=frames.name, steps=steps, batch=batch,
+        pairs, output, start=start, other=other, name=frames.name, steps=steps, batch=batch,
         size=size, learning_rate=learning_rate, occlusion=occlusion, order=order, measure_every=measure_every,
         seed=seed, device=device, precision=precision, threads=threads,
     )  # fmt: skip
@@ -64,3 +69,5 @@ def adapt(
     table("held-back pairs", ["network", "weights of", "census %", "L1 (of 255)", "flow px"], rows)
     for outcome in outcomes:
         print(outcome.weights)
+    if problems:
+        raise FleetflowError(f"{problems[0]} (what could be read was learned from)")

@@ -177,12 +177,19 @@ def generated_clips(count: int, frames: int, height: int, width: int, *, seed: i
 
 
 def read_clips(paths: tuple[Path, ...]) -> dict[str, list[Tensor]]:
-    """Returns the first frames of videos and of folders of pictures, by name, as `video_reuse` takes them."""
+    """Returns the first frames of videos and of folders of pictures, by name, as `video_reuse` takes them.
+
+    Raises:
+        FleetflowError: a clip cannot be read, or it is damaged within these frames.
+    """
     found = {}
     for path in paths:
-        pictures = map(read_image, list_frames(path)) if path.is_dir() else VideoReader(path)
+        reader = None if path.is_dir() else VideoReader(path)
+        pictures = map(read_image, list_frames(path)) if reader is None else reader
         name = str(path) if path.name in found else path.name
         found[name] = [to_frame(picture) for picture in islice(pictures, FRAMES)]
+        if reader is not None and reader.problem:
+            raise FleetflowError(reader.problem)
     return found
 
 

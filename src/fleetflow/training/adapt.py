@@ -7,6 +7,7 @@ warping error is measured, the best weights are chosen, and a collapse to zero f
 import copy
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -76,19 +77,23 @@ class Outcome(NamedTuple):
     stopped: str | None  # why the run ended early
 
 
-def read_pairs(source: Path) -> Pairs:
+def read_pairs(source: Path, report: Callable[[str], object] = print) -> Pairs:
     """Returns consecutive frames of a video, or of the pictures of a folder, two by two; a long one evenly thinned.
+
+    Args:
+        source: the video or folder.
+        report: is given a line on what is wrong with a video that is damaged; what could be read is returned.
 
     Raises:
         FleetflowError: For fewer than three frames and for frames of different sizes.
     """
-    if source.is_dir():
+    reader = None if source.is_dir() else VideoReader(source)
+    if reader is None:
         paths = list_frames(source)
         total, frames = len(paths), map(read_image, paths)
         bytes_each = read_image(paths[0]).nbytes
     else:
-        reader = VideoReader(source)
-        total, frames = reader.frames or 0, iter(reader)
+        total, frames = (reader.seekable and reader.wanted) or reader.frames or 0, iter(reader)
         bytes_each = reader.height * reader.width * 3
     most = max(3, MEMORY // (2 * bytes_each))
     every = 1 if total * bytes_each < MEMORY else math.ceil(total / most)
@@ -98,6 +103,8 @@ def read_pairs(source: Path) -> Pairs:
             raise FleetflowError(f"{source}: frame {k + 1} is of another size than the one before; crop or resize it")
         if k % every == 0 and len(pairs) < 2 * most:
             pairs.append((image1, image2))
+    if reader is not None and reader.problem:
+        report(reader.problem)
     if len(pairs) < 2:
         raise FleetflowError(f"{source} has {len(pairs)} pairs of frames; adapting needs three frames at least")
     return pairs
