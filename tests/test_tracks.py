@@ -14,7 +14,7 @@ from fleetflow.data.generate.render import render
 from fleetflow.data.generate.textures import SIDE, bank
 from fleetflow.evaluation.tap_vid import tap_vid
 from fleetflow.io.tracks import read_points
-from fleetflow.io.video import VideoWriter
+from fleetflow.io.video import VideoWriter, comment_of
 from fleetflow.motion.tracks import follow, grid, track
 
 HEIGHT, WIDTH = 24, 60
@@ -150,15 +150,20 @@ def test_the_points_asked_for_are_not_replaced(tmp_path):
 
 
 def test_a_film_that_is_not_ours_is_not_replaced(tmp_path):
-    film = tmp_path / "clip.mp4"
-    film.write_text("somebody's")
-    with VideoWriter(tmp_path / "video.mp4", 10) as writer:
-        for _ in range(2):
-            writer.write(np.zeros((16, 16, 3), np.uint8))
+    film, video = tmp_path / "clip.mp4", tmp_path / "video.mp4"
+    for path in (film, video):
+        with VideoWriter(path, 10) as writer:
+            for _ in range(2):
+                writer.write(np.zeros((16, 16, 3), np.uint8))
+    (tmp_path / "clip.csv").write_text("somebody's")
+    before = film.read_bytes()
     for output in ("clip.npz", "clip.csv"):
         with pytest.raises(FleetflowError, match="is not ours"):
-            command(tmp_path / "video.mp4", output=tmp_path / output)
-    assert film.read_text() == "somebody's"
+            command(video, output=tmp_path / output)
+    assert film.read_bytes() == before and (tmp_path / "clip.csv").read_text() == "somebody's"
+    for output in ("own.npz", "own.csv", "own.npz"):  # the overlay of a run before is replaced
+        command(video, output=tmp_path / output)
+    assert comment_of(tmp_path / "own.mp4") and not comment_of(film) and not comment_of(tmp_path / "clip.csv")
 
 
 @pytest.mark.parametrize(

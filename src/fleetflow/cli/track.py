@@ -11,6 +11,7 @@ from fleetflow.cli.outputs import make_room
 from fleetflow.types import FleetflowError
 
 TRAIL = 12  # frames
+COMMENT = "points of fleetflow track"  # in the overlay, by which it is known to be ours
 
 
 def track(
@@ -54,7 +55,7 @@ def track(
     from fleetflow.inference.device import use_threads
     from fleetflow.inference.predictor import Predictor
     from fleetflow.io.tracks import SUFFIXES, read_points, write_tracks
-    from fleetflow.io.video import VideoReader, frame_slice
+    from fleetflow.io.video import VideoReader, comment_of, frame_slice
     from fleetflow.motion import tracks as job
 
     if output.suffix.lower() not in SUFFIXES:
@@ -71,10 +72,9 @@ def track(
     film = output.with_suffix(".mp4") if overlay else None
     if film is not None and film.exists() and film.samefile(video):
         raise FleetflowError(f"the overlay would replace {video}; choose another output, or --no-overlay")
-    if film is not None and film.exists() and not any(output.with_suffix(suffix).exists() for suffix in SUFFIXES):
+    if film is not None and film.exists() and comment_of(film) != COMMENT:
         raise FleetflowError(
-            f"{film} is there without tracks beside it, so it is not ours, and the overlay would replace it; choose "
-            "another output, or --no-overlay"
+            f"{film} is there and is not ours, and the overlay would replace it; choose another output, or --no-overlay"
         )
     make_room(output, film)
     total = None if reader.frames is None else len(range(reader.frames)[wanted])
@@ -100,7 +100,8 @@ class _Overlay:
     def __init__(self, path: Path | None, reader):
         from fleetflow.io.video import VideoWriter
 
-        self.writer = None if path is None else VideoWriter(path, reader.fps / reader.every, time_base=reader.time_base)
+        clock = {"time_base": reader.time_base, "comment": COMMENT}
+        self.writer = None if path is None else VideoWriter(path, reader.fps / reader.every, **clock)
 
     def write(self, frame, moments: list) -> None:
         from fleetflow.motion.tracks import Tracks

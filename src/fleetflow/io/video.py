@@ -346,13 +346,16 @@ class VideoWriter:
         path: the file, which ends in .mp4.
         fps: pictures per second; with times of their own only a hint for players.
         time_base: seconds that all times are multiples of; None: 1 / fps, or 1/90000 if the first picture has a time.
+        comment: is kept in the file, see `comment_of`.
 
     Raises:
         FleetflowError: for another suffix, rate, shape or size, for no picture at all, for times that do not grow, and
             if the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: Fraction | float, *, time_base: Fraction | None = None):
+    def __init__(
+        self, path: str | os.PathLike, fps: Fraction | float, *, time_base: Fraction | None = None, comment: str = ""
+    ):
         self.path = Path(os.path.expanduser(path))
         if self.path.suffix.lower() != ".mp4":
             raise FleetflowError(f"{self.path} has not the suffix .mp4; videos are written as mp4")
@@ -361,7 +364,7 @@ class VideoWriter:
         if time_base is not None and not 0 < time_base.numerator <= time_base.denominator < 2**31:
             raise FleetflowError(f"time_base is {time_base}; expected a fraction of a second over 2^31 or less")
         self.fps = max(Fraction(fps).limit_denominator(2**16), Fraction(1, 2**16))
-        self.time_base = time_base
+        self.time_base, self.comment = time_base, comment
         self._temporary = temporary_name(self.path)
         self._film: _Film | None = None  # begun by the first picture
         self._held = ExitStack()
@@ -406,6 +409,8 @@ class VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(held(self._temporary))
         container = _new_mp4(self._temporary, time_base)
+        if self.comment:
+            container.metadata["comment"] = self.comment
         # crf 18: hardly a visible loss (FFmpeg's H.264 guide); bf 0: frames in order, so that films can be joined
         options = {"preset": "veryfast", "crf": "18", "bf": "0"}
         stream = container.add_stream("libx264", rate=self.fps, options=options)
@@ -444,6 +449,13 @@ class VideoWriter:
             self._held.close()
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
+
+
+def comment_of(path: str | os.PathLike) -> str:
+    """Returns the comment in a video file; empty where there is none, and for what is no video."""
+    with suppress(FFmpegError, OSError, ValueError), open_container(Path(path)) as container:
+        return container.metadata.get("comment", "")
+    return ""
 
 
 class _Film(NamedTuple):
