@@ -568,6 +568,27 @@ def test_motion_of_a_list_as_a_table(clips, tmp_path):
     assert "cannot be read" in rows[2]["reason"] and rows[2]["motion"] is None and rows[2].keys() == rows[0].keys()
 
 
+def test_status_replaces_neither_the_list_nor_what_belongs_to_the_batch(clips, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "out")
+    listed = tmp_path / "clips.csv"
+    listed.write_text("input\n" + "".join(f"{path}\n" for path in sorted(clips.glob("*.mp4"))))
+    batch(listed, tmp_path / "out", NPZ, workers=1)
+    record = next((tmp_path / "out").glob("*/record.json"))
+    settings = tmp_path / "out" / ".batch" / "settings.json"
+    for words, place in (
+        (["status", "--table"], listed),
+        (["status", "--json"], record),
+        (["status", "--json"], settings),
+        (["retry", "--json"], listed),
+        (["retry", "--json"], settings),
+    ):
+        before = place.read_bytes()
+        assert main(["batch", words[0], str(tmp_path / "out"), words[1], str(place)]) == 1
+        assert "choose another output" in capsys.readouterr().err and place.read_bytes() == before
+    for _ in range(2):
+        assert main(["batch", "status", str(tmp_path / "out"), "--json", str(tmp_path / "out" / "status.json")]) == 0
+
+
 def test_evaluate_a_list_of_data_sets(tmp_path):
     lay_out_example(tmp_path)
     worker = a_worker(tmp_path / "out", Settings(do="evaluate", device="cpu"))
@@ -649,4 +670,4 @@ def test_workers_and_run_are_killed_and_nothing_shows_it(clips, whole, tmp_path)
         time.sleep(0.05)
     assert not ended & {int(path.name) for path in Path("/proc").glob("[0-9]*")}, "no worker outlives its run"
     left = {path.name for path in (output / ".batch").iterdir()}
-    assert left == {"items", "progress.json", "run.json", "settings.json"}
+    assert left == {"items", "list.json", "progress.json", "run.json", "settings.json"}

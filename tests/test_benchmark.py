@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fleetflow.cli.main import main
+from fleetflow.cli.outputs import is_report
 from fleetflow.evaluation import calls, peak_memory, plots, speed_tables, video_reuse
 from fleetflow.evaluation import speed as job
 from fleetflow.evaluation.records import append
@@ -87,6 +88,7 @@ def test_what_is_printed_and_kept(still, root, tmp_path, capsys, monkeypatch):
     assert "far" in known["protocol"]["left out"] and known["sha256"].startswith(known["protocol"]["weights"][7:])
     assert random["weights"] == "random" and random["epe"] is None and random["timings"][0]["epe"] is None
     assert read_image(tmp_path / "plots" / "p.png").std() > 10
+    assert is_report(tmp_path / "plots" / "p.png") and is_report(out), "so that the same command may replace them"
 
 
 def test_training_is_timed():
@@ -252,6 +254,11 @@ def test_benchmark_of_reading(tmp_path, capsys):
     assert main(["benchmark", "data", "pairs", *words, "--json", str(tmp_path / "to" / "rows")]) == 0
     shown = capsys.readouterr().out
     assert "samples/s" in shown and "system: " in shown, "the machine belongs to the numbers"
+    assert is_report(tmp_path / "to" / "rows")
+    picture = tmp_path / "set" / "a" / "img1.png"
+    before = picture.read_bytes()
+    assert main(["benchmark", "data", "pairs", *words, "--json", str(picture)]) == 1
+    assert "no report of ours" in capsys.readouterr().err and picture.read_bytes() == before
     rows = [json.loads(line) for line in (tmp_path / "to" / "rows").read_text().splitlines()]
     assert [row["workers"] for row in rows][:2] == [0, 1] and rows[0]["samples_per_second"] > 0
     assert rows[0]["dataset"] == "pairs" and rows[0]["pairs"] == 1 and rows[0]["machine"]["threads"] == "1"

@@ -119,6 +119,29 @@ def test_one_file_cannot_hold_two_outputs(tree, tmp_path, capsys):
     assert "two outputs" in capsys.readouterr().err and not (tmp_path / "folder").exists()
 
 
+def test_files_that_are_read_are_not_replaced(tree, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    root = tree[0]
+    write_flow(tmp_path / "saved" / "one" / "a.flo", np.zeros((16, 20, 2), np.float32))
+    (tmp_path / "net.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.ones((*a.shape[:2], 2))\n")
+    (root / "about.json").write_text('{"made": "by hand"}')
+    saved, method = str(tmp_path / "saved"), str(tmp_path / "net.py")
+    for model, option, place in (
+        ("dis", "--json", root / "one" / "a" / "flow.png"),
+        ("dis", "--csv", root / "one" / "a" / "img1.png"),
+        ("dis", "--html", root / "about.json"),
+        (saved, "--json", tmp_path / "saved" / "one" / "a.flo"),
+        (method, "--json", tmp_path / "net.py"),
+    ):
+        before = place.read_bytes()
+        assert main(["evaluate", model, "pairs", "--root", str(root), option, str(place)]) == 1
+        assert "choose another output" in capsys.readouterr().err and place.read_bytes() == before
+    words = ["--json", "own.json", "--csv", "own.csv", "--html", "own.html"]
+    own = [word if word.startswith("--") else str(root / word) for word in words]
+    for _ in range(2):  # reports of ours are replaced
+        assert main(["evaluate", "dis", "pairs", "--root", str(root), *own]) == 0, capsys.readouterr().err
+
+
 def test_what_a_method_cannot_take_is_refused(tree, tmp_path, capsys):
     pytest.importorskip("cv2")
     (tmp_path / "net.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.ones((*a.shape[:2], 2))\n")

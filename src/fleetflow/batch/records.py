@@ -5,6 +5,7 @@
     OUT/.batch/run.json             the run that may write now
     OUT/.batch/progress.json        how far it is
     OUT/.batch/items/00000.jsonl    the manifest, a thousand items a file
+    OUT/.batch/list.json            where the manifest was
     OUT/.batch/parts/ID/0000/       ranges of a long clip until they are joined, with a record each
     OUT/.batch/failed/ID.json       the record of an item that failed
     OUT/.batch/tries/ID             how often a worker began with it

@@ -1,6 +1,7 @@
 """A batch from its list to its summary: one contract, an executor of this machine or of a Ray cluster."""
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -97,6 +98,7 @@ def batch(
         for _ in checked(read_manifest(manifest)):  # what is wrong in it is found before the list that is there goes
             pass
         store.save_items(checked(read_manifest(manifest)))
+        store.write(store.control("list.json"), {"list": _whole_path(manifest)})
         return _run(Job(settings, store, run, threads, tries), on, workers, progress)
 
 
@@ -141,6 +143,16 @@ def status(output: str | Path, *, check: bool = False) -> dict:
     if check:
         found["damaged"] = {id: wrong for id in store.done() if (wrong := store.damaged(id))}
     return found
+
+
+def list_of(output: str | Path) -> str | None:
+    """Returns the path or address of the list that the folder of a batch was last given, if it is known."""
+    store = Store(output)
+    return (store.read(store.control("list.json")) or {}).get("list")
+
+
+def _whole_path(manifest: str | Path) -> str:
+    return str(manifest) if "://" in str(manifest) else os.path.abspath(os.path.expanduser(manifest))
 
 
 def rows(output: str | Path) -> Iterator[dict]:

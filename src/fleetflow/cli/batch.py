@@ -1,5 +1,6 @@
 """The commands `fleetflow batch`: many clips, once each, on all cores or on a Ray cluster; `run` need not be named."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,7 +74,8 @@ def run(
     from fleetflow.batch.task import Settings
     from fleetflow.cli.outputs import make_room
 
-    make_room(json, inputs=[Path(manifest)])
+    _check_outputs(output, json)
+    make_room(json, inputs=[Path(os.path.expanduser(manifest))])
     formats = flat(format) if format else Settings.format
     ways = {
         "scale": scale,
@@ -123,13 +125,14 @@ def status(
 
     Examples:
         fleetflow batch status out
-        fleetflow batch status out --check --table clips.csv
+        fleetflow batch status out --check --table results.csv
     """
     from fleetflow.batch import run as job
     from fleetflow.cli.outputs import make_room
     from fleetflow.io.table import check_table, write_table
 
-    make_room(json, table)
+    _check_outputs(output, json, table)
+    make_room(json, table, inputs=map(Path, filter(None, [job.list_of(output)])))
     if table:
         check_table(table)
     found = job.status(output, check=check)
@@ -179,7 +182,8 @@ def retry(
     from fleetflow.batch import run as job
     from fleetflow.cli.outputs import make_room
 
-    make_room(json)
+    _check_outputs(output, json)
+    make_room(json, inputs=map(Path, filter(None, [job.list_of(output)])))
     with bar(f"retry {output}", unit="clips") as progress:
         summary = job.retry(output, on=on, workers=workers, threads=threads, tries=tries, progress=progress)
     _show(summary, output, json)
@@ -202,6 +206,16 @@ def _show(summary, output: str, json: Path | None) -> None:
         raise FleetflowError(
             f"{summary.items_failed()} of {summary.items} clips failed; fleetflow batch retry {output} tries them anew"
         )
+
+
+def _check_outputs(output: str, *files: Path | None) -> None:
+    """Raises FleetflowError for a file in one of the folders of a batch: a result, a record, or what the batch knows."""
+    root = os.path.realpath(output)
+    for file in files:
+        if file is None or not file.exists() or os.path.realpath(file.parent) == root:
+            continue
+        if Path(root) in Path(os.path.realpath(file)).parents:
+            raise FleetflowError(f"{file} belongs to the batch, and would be replaced; choose another output")
 
 
 def _write(path: Path, content: dict) -> None:

@@ -50,7 +50,7 @@ def speed(
         fleetflow benchmark speed fastflownet raft_small --size 448 1024
         fleetflow benchmark speed fastflownet --root data --json speed.jsonl
     """
-    from fleetflow.cli.outputs import make_room
+    from fleetflow.cli.outputs import file_of, make_room
     from fleetflow.data.dataset import open_files
     from fleetflow.evaluation import plots, speed_tables
     from fleetflow.evaluation.machine import in_line
@@ -66,7 +66,7 @@ def speed(
         raise FleetflowError(f'{plot} has the suffix "{plot.suffix}"; expected .png')
     if not accuracy and (options or without):
         raise FleetflowError("--options and --without choose pairs with truth; give --root DIR with them")
-    make_room(json, plot)
+    make_room(json, plot, inputs=map(file_of, (*models, *flat(peers))), folders=[root])
     if plot:
         plots.require()
     dataset = dataset or "pairs"
@@ -124,7 +124,7 @@ def data(
     from fleetflow.evaluation.speed import prepare
 
     chosen, left_out = flat(options), flat(without)
-    make_room(json)
+    make_room(json, folders=[root])
     prepare(threads)
     files = open_files(dataset, root, options=chosen, without=left_out)
     speeds = reading_speeds(files, seconds)
@@ -162,7 +162,7 @@ def video(
         fleetflow benchmark video
         fleetflow benchmark video deq_flow_tiny --clips clip.mp4
     """
-    from fleetflow.cli.outputs import make_room
+    from fleetflow.cli.outputs import file_of, make_room
     from fleetflow.evaluation import video_reuse as job
     from fleetflow.evaluation.calls import has_weights, load_any
     from fleetflow.evaluation.machine import in_line, machine
@@ -172,7 +172,7 @@ def video(
 
     if clips and size:
         raise FleetflowError("--size is that of generated clips; leave it out with --clips")
-    make_room(json)
+    make_room(json, inputs=(*map(file_of, models), *flat(clips)), folders=flat(clips))
     prepare(threads, size or (1, 1))
     place = choose_device(device)
     networks = {name: job.checked(load_any(name).to(place)) for name in models}

@@ -47,9 +47,9 @@ def evaluate(
         fleetflow evaluate fastflownet pairs --root data --json scores.json
         fleetflow evaluate fastflownet sintel --root Sintel --options render=clean split=training --html report.html
     """
-    from fleetflow.cli.outputs import make_room
+    from fleetflow.cli.outputs import file_of, make_room
     from fleetflow.data.dataset import open_files
-    from fleetflow.evaluation import plots, records, report, tables
+    from fleetflow.evaluation import plots, records, report
     from fleetflow.evaluation.baselines import CLASSICAL
     from fleetflow.evaluation.evaluate import measure
     from fleetflow.evaluation.protocol import open_model
@@ -60,15 +60,16 @@ def evaluate(
 
     chosen, left_out = flat(options), flat(without)
     use_threads(threads)
-    make_room(json, csv, html)
+    saved = Path(os.path.expanduser(model)) if is_folder(model, (*CLASSICAL, *networks)) else None
+    make_room(json, csv, html, inputs=[file_of(model)], folders=[root, saved])
     if html:
         plots.require()
     files = open_files(dataset, root, options=chosen, without=left_out)
     ways = {"iterations": iterations, "device": device, "precision": precision}
-    if is_folder(model, (*CLASSICAL, *networks)):
+    if saved is not None:
         if warm_start or list(ways.values()) != [None, "auto", "auto"]:
             raise FleetflowError(f"{model} holds saved flows, so nothing is computed; leave out how to compute it")
-        predict = saved_flows(Path(os.path.expanduser(model)), files)
+        predict = saved_flows(saved, files)
         files = predict.files
         print(*predict.summary(), sep="\n")
     else:
@@ -77,13 +78,7 @@ def evaluate(
     with bar(f"{model} on {dataset}") as progress:
         name = " ".join((dataset, *chosen))
         result = measure(predict, files, model=model, dataset=name, progress=lambda *state: progress(state))
-    table(f"{model} on {result.dataset} ({len(result.pairs)} pairs)", tables.SET_COLUMNS, tables.rows_by_set(result))
-    if rows := tables.rows_of_clips(result):
-        table("still pixels, boundaries of motion, occlusion, flicker", tables.CLIP_COLUMNS, rows)
-    table("all pixels together", ["error", "value", "pixels"], tables.rows_pooled(result))
-    print(f"protocol: {tables.protocol_line(result)}")
-    for line in tables.left_out(result):
-        print(line)
+    _show(result)
     if json:
         records.as_json(result, json)
     if csv:
@@ -91,3 +86,20 @@ def evaluate(
     if html:
         report.write_report(result, predict, files, html)
         print(html)
+
+
+def _show(result) -> None:
+    """Prints the tables of an evaluation."""
+    from fleetflow.evaluation import tables
+
+    table(
+        f"{result.model} on {result.dataset} ({len(result.pairs)} pairs)",
+        tables.SET_COLUMNS,
+        tables.rows_by_set(result),
+    )
+    if rows := tables.rows_of_clips(result):
+        table("still pixels, boundaries of motion, occlusion, flicker", tables.CLIP_COLUMNS, rows)
+    table("all pixels together", ["error", "value", "pixels"], tables.rows_pooled(result))
+    print(f"protocol: {tables.protocol_line(result)}")
+    for line in tables.left_out(result):
+        print(line)

@@ -7,20 +7,31 @@ from pathlib import Path
 from fleetflow.io.atomic import remove_leftovers, writing
 from fleetflow.types import FleetflowError
 
+# How a table, report or picture that one of our commands wrote begins, and what is at its beginning.
+BEGINS = (b'{\n "model": ', b"set,pair,pixels,", b'{"network": "', b'{"dataset": "')
+HOLDS = (b'<meta name="generator" content="fleetflow">', b"Software\0Matplotlib")
 
-def make_room(*files: Path | None, inputs: Iterable[Path] = ()) -> None:
+
+def make_room(*files: Path | None, inputs: Iterable[Path] = (), folders: Iterable[Path | None] = ()) -> None:
     """Makes the folders of files that are to be written, and removes what killed runs left in them.
 
     Args:
         files: to be written.
         inputs: to be read, which none of them may replace.
+        folders: to be read, too; what lies below them is not replaced, unless it is a report of ours.
 
     Raises:
         FleetflowError: now where a job would at its end.
     """
     given = [file for file in files if file is not None]
     read = {os.path.realpath(path) for path in inputs}
+    below = [Path(os.path.realpath(folder)) for folder in folders if folder is not None]
     for file in given:
+        place = Path(os.path.realpath(file))
+        if place.is_file() and any(folder in place.parents for folder in below) and not is_report(place):
+            raise FleetflowError(
+                f"{file} lies where this command reads, and is no report of ours; choose another output"
+            )
         if os.path.realpath(file) in read:
             raise FleetflowError(f"{file} is read by this command, which would replace it; choose another output")
         if file.is_dir():
@@ -31,3 +42,15 @@ def make_room(*files: Path | None, inputs: Iterable[Path] = ()) -> None:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(file.parent)
+
+
+def file_of(model: str) -> Path:
+    """Returns the file in NETWORK:FILE, or in FILE by itself; of a name alone a path where nothing is."""
+    return Path(os.path.expanduser(model.partition(":")[2] or model))
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report of ours, or empty."""
+    with path.open("rb") as file:
+        begin = file.read(4096)
+    return not begin or begin.startswith(BEGINS) or any(mark in begin for mark in HOLDS)
