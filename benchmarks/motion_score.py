@@ -4,13 +4,16 @@ python benchmarks/motion_score.py docs/lab/motion_score.json
 
 Clips have 12 frames of 512x288, edits are 8 shots of 6 to 11 of them. Constants were chosen on split=validation;
 split=test is reported. "objects" is all that moves beside what lies behind, "shown objects" what of it the frames show
-(motion/evidence.py, with the true flow): on a plain wall in noise a plain thing moves unseen. Intervals hold nine of ten
-correlations of clips drawn anew from these (bootstrap).
+(motion/evidence.py, with the true flow): on a plain wall in noise a plain thing moves unseen. "true flow" scores the clips
+with a network that makes no error, which is the most that any can have. Intervals hold nine of ten correlations of clips
+drawn anew from these (bootstrap).
 """
 
 import argparse
 import json
 import time
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ from fleetflow.inference.device import use_threads
 from fleetflow.motion.camera import fit_similarity
 from fleetflow.motion.cuts import START, find_cuts, is_cut
 from fleetflow.motion.evidence import contrasts, moved_beside
-from fleetflow.motion.scores import RATE, WIDTH, score
+from fleetflow.motion.scores import RATE, WIDTH, ClipMotion, score
 
 KINDS = ("moving", "ground", "shake", "pan", "drive", "front", "small", "plain")
 SHOTS, EDITS = 8, 20
@@ -49,15 +52,32 @@ def interval(one: list[float], other: list[float], times: int = 1000) -> list[fl
     return np.percentile([spearman(*each) for each in drawn], (5, 95)).round(3).tolist()
 
 
-def shown_objects(clip: LongClip) -> float:
-    """Returns pixels a pair at the width of the clip: the mean true motion beside the camera's that its frames show."""
+def true_flows(clip: LongClip) -> torch.Tensor:
+    """Returns [T - 1, 2, h, w], the true flows as a network would see them, at a width of WIDTH."""
     true = torch.stack([torch.where(pair.valid, pair.flow, 0) for pair in clip.samples])
     shrink = true.shape[3] / WIDTH
-    flows = F.interpolate(true, scale_factor=1 / shrink, mode="area") / shrink
-    size = (flows.shape[3], flows.shape[2])
-    pictures = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in clip.frames]
+    return F.interpolate(true, scale_factor=1 / shrink, mode="area") / shrink
+
+
+def small_pictures(clip: LongClip) -> list[np.ndarray]:
+    """Returns the frames as `score` gives them to a network."""
+    height, width = clip.frames[0].shape[:2]
+    size = (WIDTH, round(height * WIDTH / width))
+    return [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in clip.frames]
+
+
+def score_of_truth(clip: LongClip) -> ClipMotion:
+    """Returns the score of a clip with its true flows for a network: what its frames show of its motion."""
+    flows = true_flows(clip).permute(0, 2, 3, 1).numpy()
+    known = {(a.tobytes(), b.tobytes()): flow for (a, b), flow in zip(pairwise(small_pictures(clip)), flows)}
+    return score(clip.frames, lambda first, second: known[first.tobytes(), second.tobytes()], fps=RATE)
+
+
+def shown_objects(clip: LongClip) -> float:
+    """Returns pixels a pair at the width of the clip: the mean true motion beside the camera's that its frames show."""
+    flows, shrink = true_flows(clip), clip.frames[0].shape[1] / WIDTH
     cameras = [fit_similarity(flow) for flow in flows.permute(0, 2, 3, 1).numpy()]
-    return shrink * float(moved_beside(flows, cameras, contrasts(pictures)).norm(dim=1).mean())
+    return shrink * float(moved_beside(flows, cameras, contrasts(small_pictures(clip))).norm(dim=1).mean())
 
 
 def f1_of_cuts(clips: dict[str, LongClip], split: str) -> dict[str, float]:
@@ -123,8 +143,10 @@ def main() -> None:
     }
     true["shown objects"] = [scale * shown_objects(clip) for clip in clips.values()]
     result: dict = {"model": given.model, "split": given.split, "clips": len(clips), "spearman": {}}
-    for label, each in networks.items():
-        found = [score(clip.frames, each, fps=RATE) for clip in clips.values()]
+    scores = {label: partial(score, network=each, fps=RATE) for label, each in networks.items()}
+    found_by = {label: [each(clip.frames) for clip in clips.values()] for label, each in scores.items()}
+    found_by["true flow"] = [score_of_truth(clip) for clip in clips.values()]
+    for label, found in found_by.items():
         scored = {part: [getattr(row, part.split()[-1]) for row in found] for part in true}
         result["spearman"][label] = {
             part: {"rank correlation": spearman(true[part], scored[part]), "5-95 %": interval(true[part], scored[part])}
