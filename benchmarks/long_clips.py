@@ -32,6 +32,7 @@ class LongClip(NamedTuple):
     camera: np.ndarray  # [T - 1] mean pixels by which what lies behind moves, from frame to frame; of a street, which
     # has no one thing behind, what pan, zoom and roll explain of the motion
     objects: np.ndarray  # [T - 1] mean pixels by which the frame moves beside that; not a number where nothing is known
+    behind: list[Tensor]  # T - 1 times [2, H, W] pixels, how that moves, also where it is hidden
 
 
 def long_clip(
@@ -91,7 +92,7 @@ def long_clip(
         behind = list(affine_flows(fits, size))
     objects = [float((pair.flow - flow).norm(dim=0)[pair.valid].mean()) for pair, flow in zip(samples, behind)]
     follows = [float(flow.norm(dim=0).mean()) for flow in behind]
-    return LongClip(frames, samples, paths.numpy(), seen.numpy(), np.array(follows), np.array(objects))
+    return LongClip(frames, samples, paths.numpy(), seen.numpy(), np.array(follows), np.array(objects), behind)
 
 
 def drawn_clip(

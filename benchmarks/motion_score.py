@@ -4,9 +4,10 @@ python benchmarks/motion_score.py docs/lab/motion_score.json
 
 Clips have 12 frames of 512x288, edits are 8 shots of 6 to 11 of them. Constants were chosen on split=validation;
 split=test is reported. "objects" is all that moves beside what lies behind, "shown objects" what of it the frames show
-(motion/evidence.py, with the true flow): on a plain wall in noise a plain thing moves unseen. "true flow" scores the clips
-with a network that makes no error, which is the most that any can have. Intervals hold nine of ten correlations of clips
-drawn anew from these (bootstrap).
+(motion/evidence.py, with the true flow), and "shown camera" the camera's motion where the frames show it: on a plain wall
+in noise a plain thing moves unseen, and so does the camera. "true flow" scores the clips with a network that makes no
+error, which is the most that any can have. Intervals hold nine of ten correlations of clips drawn anew from these
+(bootstrap).
 """
 
 import argparse
@@ -26,10 +27,12 @@ import fleetflow
 from fleetflow.data.datasets.footage import seed_of
 from fleetflow.evaluation.baselines import classical
 from fleetflow.inference.device import use_threads
-from fleetflow.motion.camera import fit_similarity
+from fleetflow.motion.camera import affine_flows, fit_similarity
 from fleetflow.motion.cuts import START, find_cuts, is_cut
-from fleetflow.motion.evidence import contrasts, moved_beside
+from fleetflow.motion.evidence import LONG, contrasts, moved_beside
+from fleetflow.motion.layers import SHOWN, followed, is_shown
 from fleetflow.motion.scores import RATE, WIDTH, ClipMotion, score
+from fleetflow.ops.warp import warp
 
 KINDS = ("moving", "ground", "shake", "pan", "drive", "front", "small", "plain")
 SHOTS, EDITS = 8, 20
@@ -54,9 +57,13 @@ def interval(one: list[float], other: list[float], times: int = 1000) -> list[fl
 
 def true_flows(clip: LongClip) -> torch.Tensor:
     """Returns [T - 1, 2, h, w], the true flows as a network would see them, at a width of WIDTH."""
-    true = torch.stack([torch.where(pair.valid, pair.flow, 0) for pair in clip.samples])
-    shrink = true.shape[3] / WIDTH
-    return F.interpolate(true, scale_factor=1 / shrink, mode="area") / shrink
+    return at_width(torch.stack([torch.where(pair.valid, pair.flow, 0) for pair in clip.samples]))
+
+
+def at_width(flows: torch.Tensor) -> torch.Tensor:
+    """Returns flows [N, 2, h, w] made WIDTH wide."""
+    shrink = flows.shape[3] / WIDTH
+    return F.interpolate(flows, scale_factor=1 / shrink, mode="area") / shrink
 
 
 def small_pictures(clip: LongClip) -> list[np.ndarray]:
@@ -71,6 +78,27 @@ def score_of_truth(clip: LongClip) -> ClipMotion:
     flows = true_flows(clip).permute(0, 2, 3, 1).numpy()
     known = {(a.tobytes(), b.tobytes()): flow for (a, b), flow in zip(pairwise(small_pictures(clip)), flows)}
     return score(clip.frames, lambda first, second: known[first.tobytes(), second.tobytes()], fps=RATE)
+
+
+def shown_camera(clip: LongClip) -> float:
+    """Returns pixels a pair at the width of the clip: the mean true motion of what lies behind; 0 if the frames do not show it.
+
+    They do where what lies behind is more alike, in frames one or LONG pairs apart, with the true motion taken back than as
+    it is, and than moved the other way. On a plain wall it is not.
+    """
+    planes, behind = contrasts(small_pictures(clip)), at_width(torch.stack(clip.behind).nan_to_num())
+    own = torch.stack([(pair.flow - flow).norm(dim=0) < 0.5 for pair, flow in zip(clip.samples, clip.behind)])
+    known = own & torch.stack([pair.valid for pair in clip.samples])
+    places = (F.interpolate(known[:, None].float(), size=behind.shape[2:], mode="area") == 1).float()
+    motions = [fit_similarity(flow.permute(1, 2, 0).numpy()) for flow in behind]
+    for count in (1, min(LONG, len(motions))):
+        ways = affine_flows(followed(motions, count), behind.shape[2:])
+        seen = torch.stack([warp(places[: len(ways)], way) == 1 for way in (torch.zeros_like(ways), ways, -ways)]).all(
+            0
+        )
+        if is_shown(ways, planes, seen, SHOWN):
+            return float(np.nanmean(clip.camera))
+    return 0.0
 
 
 def shown_objects(clip: LongClip) -> float:
@@ -141,6 +169,7 @@ def main() -> None:
         part: [scale * float(np.nanmean(getattr(clip, part))) for clip in clips.values()]
         for part in ("camera", "objects")
     }
+    true["shown camera"] = [scale * shown_camera(clip) for clip in clips.values()]
     true["shown objects"] = [scale * shown_objects(clip) for clip in clips.values()]
     result: dict = {"model": given.model, "split": given.split, "clips": len(clips), "spearman": {}}
     scores = {label: partial(score, network=each, fps=RATE) for label, each in networks.items()}
