@@ -63,6 +63,28 @@ def test_pictures_of_varying_sizes_do_not_leak():
     assert late < early + 50, (early, late)  # 75 where nothing is handed back
 
 
+GROWING = """
+import sys, numpy as np
+from fleetflow.inference.predictor import Predictor
+from fleetflow.registry import models
+memory = int(sys.argv[1]) << 20
+predict = Predictor(models["raft_small"](iterations=1), device="cpu", precision="fp32", memory=memory or None)
+for k in range(8):
+    image = np.zeros((360 + 8 * k, 1024, 3), np.uint8)
+    predict(image, image)
+status = dict(line.split(":") for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) // 1024)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
+@pytest.mark.parametrize(("memory", "most"), [(1400, 1400), (0, 1800)])
+def test_large_frames_of_growing_sizes(memory, most):
+    run = subprocess.run([sys.executable, "-c", GROWING, str(memory)], capture_output=True, text=True)
+    assert not run.returncode, run.stderr
+    assert int(run.stdout) < most, "MB; 2,300 and 2,100 where only the number of sizes counted"
+
+
 LIMITED = """
 import sys, numpy as np
 from fleetflow.inference.memory import parse_bytes

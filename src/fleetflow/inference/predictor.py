@@ -185,7 +185,7 @@ class Predictor:
         iterations = self.iterations if iterations is None else iterations
         size = size or self.size
         if self.device.type == "cpu":
-            hand_back_if_varied(tuple(frame1.shape))
+            hand_back_if_varied(tuple(frame1.shape), limited=self._budget is not None)
             if fits_nothing(*(size or size_of(frame1)), len(frame1)):
                 raise FleetflowError(self._what_would_fit(frame1))
         plain = self._budget is None and (size is None or size == size_of(frame1))
