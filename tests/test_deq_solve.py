@@ -374,6 +374,16 @@ def test_a_map_that_works_in_place_is_an_error(split):
         fixed_point(f, z0, Picard())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_map_may_fill_the_same_tensor_at_every_call(mode):
+    with mode():
+        own = torch.zeros(1, 3)
+        solution = fixed_point(
+            lambda z: torch.cos(z, out=own), torch.ones(1, 3), Picard(), tolerance=1e-5, max_steps=60
+        )
+        assert solution.steps.item() > 5 and (solution.value - solution.value.cos()).abs().max() < 1e-4
+
+
 def test_in_inference_mode():
     """Where tensors do not count their changes."""
     with torch.inference_mode():
