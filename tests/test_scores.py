@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from fleetflow import FleetflowError
 from fleetflow.cli import main as cli
+from fleetflow.io.frame import as_frame
 from fleetflow.io.table import write_table
 from fleetflow.io.video import VideoReader, VideoWriter
 from fleetflow.motion.alignment import aligned
@@ -130,6 +131,18 @@ def test_a_variable_rate_does_not_change_speeds_and_periods(tmp_path):
         listed = list(VideoReader(tmp_path / "a.mkv"))
         assert score(listed, knowing(filmed(at), at)).camera == pytest.approx(found.camera)
         assert "pan_x" not in expected or found.shake < 0.2
+
+
+def test_clips_one_after_the_other_and_two_frames_at_nearly_one_time():
+    at = [(100 + 4 * k, 150) for k in range(40)]
+    one_by_one = [as_frame(image, k % 20 / 12, k) for k, image in enumerate(filmed(at))]
+    found = score(one_by_one, knowing(filmed(at), at))
+    assert found.pan_x == pytest.approx(-48) and found.seconds == pytest.approx(40 / 12, rel=0.01)
+    close = [k / 12 if k % 6 else max(0, (k - 1) / 12 + 0.002) for k in range(40)]
+    at_once = [as_frame(image, time, k) for k, (image, time) in enumerate(zip(filmed(at), close))]
+    assert score(at_once, knowing(filmed(at), at)).shake < 4, "pixels between two frames"
+    with pytest.raises(FleetflowError, match="fps is inf"):
+        score(filmed(at), knowing(filmed(at), at), fps=math.inf)
 
 
 def test_a_long_clip_is_looked_at_up_to_its_end(tmp_path):

@@ -141,6 +141,13 @@ def test_wrong_points_and_gaps_are_named():
             call()
 
 
+def test_frames_are_what_the_network_takes():
+    begins = np.array([[20.0, 8.0]])
+    gray = [scene(time)[..., 0] for time in range(3)]
+    found = track(gray, begins, lambda a, b: exact(np.dstack([a] * 3), np.dstack([b] * 3)))
+    np.testing.assert_array_equal(found.points, track([scene(time) for time in range(3)], begins, exact).points)
+
+
 def test_the_points_asked_for_are_not_replaced(tmp_path):
     path = tmp_path / "points.csv"
     path.write_text("1 2\n")

@@ -179,10 +179,11 @@ def _of_frames(frames: Sequence[np.ndarray], fps: float | None) -> tuple[list[It
         raise FleetflowError(
             f"the clip is a {type(frames).__name__}; expected the path of a video, or a list of frames"
         )
-    if fps is not None and not fps > 0:
+    if fps is not None and not 0 < fps < math.inf:
         raise FleetflowError(f"fps is {fps}; expected frames a second, more than 0")
-    span = _time(frames[-1]) - _time(frames[0]) if len(frames) else math.nan
-    fps = (len(frames) - 1) / span if span > 0 else fps or 25.0
+    steps = np.diff([_time(frame) for frame in frames])
+    steps = steps[steps > 0]  # of clips one after the other, each with a clock of its own, without those in between
+    fps = 1 / float(steps.mean()) if len(steps) else fps or 25.0
     step = _step(fps, len(frames))
     return [frames[::step]], fps / step, len(frames) / fps
 
@@ -264,14 +265,14 @@ def _moving(pair: _Pair) -> np.ndarray:
 def _shake(runs: list[list[_Pair]]) -> float:
     """Root mean square distance of the picture from an even path.
 
-    A pan is compared with the mean speed of the pans before and after; of places that each are off by a variance of 1 that
-    has a variance of 5.
+    A pan is compared with the mean speed over the pans before and after; of places that each are off by a variance of 1
+    that has a variance of 5.
     """
     apart = []
     for run in runs:
         seconds = np.array([pair.seconds for pair in run])[:, None]
-        speeds = np.array([(pair.pan_x, pair.pan_y) for pair in run]).reshape(-1, 2) / seconds
-        apart.append((speeds[1:-1] - (speeds[:-2] + speeds[2:]) / 2) * seconds[1:-1])
+        pans = np.array([(pair.pan_x, pair.pan_y) for pair in run]).reshape(-1, 2)
+        apart.append(pans[1:-1] - (pans[:-2] + pans[2:]) / (seconds[:-2] + seconds[2:]) * seconds[1:-1])
     jumps = np.concatenate(apart) if apart else np.zeros((0, 2))
     return float(np.sqrt(np.square(jumps).sum(1).mean() / 5)) if len(jumps) else 0.0
 

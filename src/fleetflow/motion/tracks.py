@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetflow.io.arrays import as_array
-from fleetflow.io.images import checked_picture
 from fleetflow.motion.algebra import sample
 from fleetflow.motion.consistency import SHARE, SLACK
 from fleetflow.types import FleetflowError
@@ -149,7 +148,10 @@ def _queries(points: np.ndarray) -> np.ndarray:
 
 
 def _check_inside(begins: np.ndarray, frame: np.ndarray) -> None:
-    height, width = checked_picture(frame).shape[:2]
+    shape = as_array(frame, "the picture", "uint8 [H, W, 3] RGB").shape
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise FleetflowError(f"the picture is {list(shape)}; expected uint8 [H, W, 3] RGB")
+    height, width = shape[:2]
     outside = ((begins[:, 1:] < -0.5) | (begins[:, 1:] > (width - 0.5, height - 0.5))).any(1)
     if outside.any():
         x, y = begins[outside.argmax(), 1:]
