@@ -568,7 +568,8 @@ def test_motion_of_a_list_as_a_table(clips, tmp_path):
     assert "cannot be read" in rows[2]["reason"] and rows[2]["motion"] is None and rows[2].keys() == rows[0].keys()
 
 
-def test_status_replaces_neither_the_list_nor_what_belongs_to_the_batch(clips, whole, tmp_path, capsys):
+def test_status_replaces_neither_the_list_nor_what_belongs_to_the_batch(clips, whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(whole, tmp_path / "out")
     listed = tmp_path / "clips.csv"
     listed.write_text("input\n" + "".join(f"{path}\n" for path in sorted(clips.glob("*.mp4"))))
@@ -583,8 +584,9 @@ def test_status_replaces_neither_the_list_nor_what_belongs_to_the_batch(clips, w
         (["retry", "--json"], settings),
     ):
         before = place.read_bytes()
-        assert main(["batch", words[0], str(tmp_path / "out"), words[1], str(place)]) == 1
-        assert "choose another output" in capsys.readouterr().err and place.read_bytes() == before
+        for output in (str(tmp_path / "out"), "~/out", f"file://{tmp_path / 'out'}"):
+            assert main(["batch", words[0], output, words[1], str(place)]) == 1
+            assert "choose another output" in capsys.readouterr().err and place.read_bytes() == before
     for _ in range(2):
         assert main(["batch", "status", str(tmp_path / "out"), "--json", str(tmp_path / "out" / "status.json")]) == 0
 

@@ -124,12 +124,16 @@ def test_files_that_are_read_are_not_replaced(tree, tmp_path, capsys):
     root = tree[0]
     write_flow(tmp_path / "saved" / "one" / "a.flo", np.zeros((16, 20, 2), np.float32))
     (tmp_path / "net.py").write_text("import numpy\ndef predict(a, b):\n    return numpy.ones((*a.shape[:2], 2))\n")
-    (root / "about.json").write_text('{"made": "by hand"}')
+    for name, text in (("about.json", '{"made": "by hand"}'), ("set.json", '{"dataset": "mine", "pairs": "by hand"}')):
+        (root / name).write_text(text)
+    (root / "own.table").write_text("set,pair,pixels,note\n")
     saved, method = str(tmp_path / "saved"), str(tmp_path / "net.py")
     for model, option, place in (
         ("dis", "--json", root / "one" / "a" / "flow.png"),
         ("dis", "--csv", root / "one" / "a" / "img1.png"),
         ("dis", "--html", root / "about.json"),
+        ("dis", "--json", root / "set.json"),
+        ("dis", "--csv", root / "own.table"),
         (saved, "--json", tmp_path / "saved" / "one" / "a.flo"),
         (method, "--json", tmp_path / "net.py"),
     ):

@@ -210,8 +210,11 @@ def _show(summary, output: str, json: Path | None) -> None:
 
 def _check_outputs(output: str, *files: Path | None) -> None:
     """Raises FleetflowError for a file in one of the folders of a batch: a result, a record, or what the batch knows."""
-    root = os.path.realpath(output)
-    for file in files:
+    from fleetflow.batch.records import Store
+
+    store = Store(output)
+    root = os.path.realpath(store.root)
+    for file in files if store.local else ():
         if file is None or not file.exists() or os.path.realpath(file.parent) == root:
             continue
         if Path(root) in Path(os.path.realpath(file)).parents:

@@ -1,14 +1,18 @@
 """The files that a command is to write, looked at before the work begins."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from fleetflow.io.atomic import remove_leftovers, writing
 from fleetflow.types import FleetflowError
 
-# How a table, report or picture that one of our commands wrote begins, and what is at its beginning.
-BEGINS = (b'{\n "model": ', b"set,pair,pixels,", b'{"network": "', b'{"dataset": "')
+# How a table or report that one of our commands wrote begins, and what is at the beginning of a page or picture.
+BEGINS = re.compile(
+    rb'\{\n "model": .*,\n "dataset": .*,\n "protocol": \{|set,pair,pixels,.*,model,dataset,protocol\r?\n'
+    rb'|\{"network": ".*", "weights": ".*", "(sha256|device)": "|\{"dataset": ".*", "pairs": \d+, "machine": \{'
+)
 HOLDS = (b'<meta name="generator" content="fleetflow">', b"Software\0Matplotlib")
 
 
@@ -53,4 +57,4 @@ def is_report(path: Path) -> bool:
     """Whether a file is a report of ours, or empty."""
     with path.open("rb") as file:
         begin = file.read(4096)
-    return not begin or begin.startswith(BEGINS) or any(mark in begin for mark in HOLDS)
+    return not begin or BEGINS.match(begin) is not None or any(mark in begin for mark in HOLDS)
