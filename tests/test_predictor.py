@@ -1,6 +1,7 @@
 """The Predictor as an object: it leaves the model alone, takes paths and lists, is copied, pickled, used in threads."""
 
 import copy
+import math
 import multiprocessing
 import pickle
 import threading
@@ -233,6 +234,7 @@ def test_what_is_no_picture_is_one_line(wrong, words, frames):
         ({"memory": 10}, "a memory of 10B is too small"),
         ({"memory": "4G"}, "memory is '4G'; expected a number of bytes"),
         ({"memory": 0}, "memory is 0; expected a number of bytes"),
+        ({"memory": math.inf}, "memory is inf; expected a number of bytes"),
         ({"device": None}, 'device "None" cannot be used'),
     ],
     ids=str,
@@ -257,6 +259,15 @@ def test_calls_without_pictures_are_one_line():
         with pytest.raises(FleetflowError, match=words):
             call()
     assert Predictor(models["raft_small"](), device=torch.device("cpu")).device.type == "cpu"
+    assert Predictor(models["fastflownet"](), device="cpu", memory=4e9).device.type == "cpu"
+
+
+def test_a_compiled_network_is_one(frames):
+    network = models["fastflownet"]().eval()
+    flow = Predictor(torch.compile(network, backend="eager"), device="cpu", precision="fp32")(frames[0], frames[1])
+    np.testing.assert_allclose(
+        flow, Predictor(network, device="cpu", precision="fp32")(frames[0], frames[1]), atol=1e-4
+    )
 
 
 def test_tiles_cover_the_frame_and_agree_with_it():

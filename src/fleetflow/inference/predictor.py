@@ -2,10 +2,11 @@
 
 import copy
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
-from numbers import Integral
+from numbers import Real
 from operator import index
 from typing import overload
 
@@ -80,13 +81,13 @@ class Predictor:
             FleetflowError: for a device, precision, number of iterations, size or memory that cannot be.
         """
         network = open_network(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model)
-        if not isinstance(network, FlowModel):
+        if not isinstance(getattr(network, "_orig_mod", network), FlowModel):  # of `torch.compile`, too
             raise FleetflowError(f'model is a {type(model).__name__}; expected a network, or its name: "fastflownet"')
         self.iterations = network.iterations_of(iterations)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
         self.size = None if size is None else _checked_size(size)
-        if memory is not None and (not isinstance(memory, Integral) or memory < 1):
+        if memory is not None and not (isinstance(memory, Real) and 1 <= memory < math.inf):
             raise FleetflowError(f"memory is {memory!r}; expected a number of bytes, such as {4 << 30}")
         network = network.eval().requires_grad_(False)
         self._sha256 = _hash(network)  # before its convolutions are fused, after which it has no state
