@@ -299,6 +299,11 @@ def test_a_damaged_clip_is_said(layers, tmp_path, capsys):
     assert "damaged or cut" in shown.err and "what could be read was learned from" in shown.err
     with pytest.raises(FleetflowError, match="damaged or cut"):
         read_clips((cut,))
+    write_mkv(tmp_path / "short.mkv", layers.frames[:4])
+    short = (tmp_path / "short.mkv").read_bytes()
+    cut.write_bytes(short[: len(short) // 2])
+    with pytest.raises(FleetflowError, match="damaged or cut"):  # not that it has too few frames
+        job.read_pairs(cut)
 
 
 def write_mkv(path: Path, frames: list[np.ndarray]) -> None:

@@ -103,10 +103,12 @@ def read_pairs(source: Path, report: Callable[[str], object] = print) -> Pairs:
             raise FleetflowError(f"{source}: frame {k + 1} is of another size than the one before; crop or resize it")
         if k % every == 0 and len(pairs) < 2 * most:
             pairs.append((image1, image2))
-    if reader is not None and reader.problem:
-        report(reader.problem)
+    problem = None if reader is None else reader.problem
     if len(pairs) < 2:
-        raise FleetflowError(f"{source} has {len(pairs)} pairs of frames; adapting needs three frames at least")
+        few = f"{source} has {len(pairs)} pairs of frames; adapting needs three frames at least"
+        raise FleetflowError(problem or few)
+    if problem:
+        report(problem)
     return pairs
 
 
