@@ -89,6 +89,8 @@ def test_what_is_printed_and_kept(still, root, tmp_path, capsys, monkeypatch):
     assert random["weights"] == "random" and random["epe"] is None and random["timings"][0]["epe"] is None
     assert read_image(tmp_path / "plots" / "p.png").std() > 10
     assert is_report(tmp_path / "plots" / "p.png") and is_report(out), "so that the same command may replace them"
+    pytest.importorskip("matplotlib.pyplot").imsave(tmp_path / "frame.png", np.zeros((8, 8, 3)))
+    assert not is_report(tmp_path / "frame.png"), "a user's own"
 
 
 def test_training_is_timed():

@@ -13,7 +13,7 @@ BEGINS = re.compile(
     rb'\{\n "model": .*,\n "dataset": .*,\n "protocol": \{|set,pair,pixels,.*,model,dataset,protocol\r?\n'
     rb'|\{"network": ".*", "weights": ".*", "(sha256|device)": "|\{"dataset": ".*", "pairs": \d+, "machine": \{'
 )
-HOLDS = (b'<meta name="generator" content="fleetflow">', b"Software\0Matplotlib")
+HOLDS = (b'<meta name="generator" content="fleetflow">', b"Software\0fleetflow")
 
 
 def make_room(*files: Path | None, inputs: Iterable[Path] = (), folders: Iterable[Path | None] = ()) -> None:

@@ -17,6 +17,7 @@ from fleetflow.types import FleetflowError
 
 PLOT = (5.8, 2.8)  # inches, of the plots of a report
 DPI = 150
+MARK = {"Software": "fleetflow"}  # by which a picture is known to be ours
 COLORS = {True: "tab:blue", False: "dimgray"}  # of networks of ours, and of peers
 DOT = 4  # pixels from the middle of a dot to its side
 LABELS = tuple((dx, dy, side) for dy in (4, -11, 14, -21, 24, -31, 34) for dx, side in ((6, "left"), (-6, "right")))
@@ -127,7 +128,7 @@ def pareto(reports: list[Report], path: Path) -> None:
     axes.set_ylabel(f"EPE [px], mean of the sets, {reports[0].pairs} pairs")
     _label(axes, dots)
     figure: Any = axes.figure
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, metadata=MARK))
 
 
 def _dots(reports: list[Report]) -> list[tuple[float, float, str, bool]]:
