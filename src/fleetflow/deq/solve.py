@@ -33,7 +33,10 @@ class Solution(NamedTuple, Generic[S]):
 
 
 class Solver(Protocol):
-    """Proposes the next point from what has been seen. A memory is a tuple of tensors [N, ...] and Python numbers."""
+    """Proposes the next point from what has been seen. A memory is a tuple of tensors [N, ...] and Python numbers.
+
+    z and fz are not to be changed in place: they may be the best point so far.
+    """
 
     def start(self, z: Tensor) -> tuple: ...  # the empty memory for a state [N, D]
 
