@@ -4,9 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import SLOW
+
+from fleetflow.inference import memory
 
 SCRIPT = """
 import resource, numpy as np
@@ -63,6 +66,25 @@ def test_pictures_of_varying_sizes_do_not_leak():
     assert late < early + 50, (early, late)  # 75 where nothing is handed back
 
 
+@pytest.mark.parametrize(
+    ("sizes", "limited", "times"),
+    [
+        ([720, 1080] * 4, False, 1),  # once, and then no more
+        ([720, 1080] * 4, True, 7),
+        ([370, 375, 374, 376] * 4, False, 0),
+        ([360 + 8 * k for k in range(12)], False, 2),
+        ([720] * 4, True, 0),
+    ],
+)
+def test_when_memory_is_handed_back(sizes, limited, times, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(memory, "_sizes", {})
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=trimmed.append))
+    for height in sizes:
+        memory.hand_back_if_varied((1, 3, height, 1920 if height >= 720 else 1024), limited=limited)
+    assert len(trimmed) == times
+
+
 GROWING = """
 import sys, numpy as np
 from fleetflow.inference.predictor import Predictor
@@ -78,9 +100,9 @@ print(int(status["VmHWM"].split()[0]) // 1024)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
-@pytest.mark.parametrize(("memory", "most"), [(1400, 1400), (0, 1800)])
-def test_large_frames_of_growing_sizes(memory, most):
-    run = subprocess.run([sys.executable, "-c", GROWING, str(memory)], capture_output=True, text=True)
+@pytest.mark.parametrize(("limit", "most"), [(1400, 1400), (0, 1800)])
+def test_large_frames_of_growing_sizes(limit, most):
+    run = subprocess.run([sys.executable, "-c", GROWING, str(limit)], capture_output=True, text=True)
     assert not run.returncode, run.stderr
     assert int(run.stdout) < most, "MB; 2,300 and 2,100 where only the number of sizes counted"
 
