@@ -120,7 +120,7 @@ def test_a_label_tells_results_apart():
 @pytest.mark.parametrize("iterations", [0, -1])
 def test_a_network_made_with_no_steps_says_so(iterations):
     frame = torch.rand(1, 3, 64, 64)
-    with pytest.raises(FleetflowError, match=f"iterations is {iterations}; it must be at least 1"):
+    with pytest.raises(FleetflowError, match=f"iterations is {iterations}; it must be a whole number, at least 1"):
         models["raft_small"](iterations=iterations).eval()(frame, frame)
 
 
