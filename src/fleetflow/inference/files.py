@@ -364,8 +364,8 @@ class _Film:
         total = self._total()
         paths = [self.parts / f"{part:05d}_{kind}.mp4" for kind in self.films]
         with ExitStack() as stack:
-            clock = {"time_base": self.reader.time_base}
-            writers = [stack.enter_context(VideoWriter(path, self.reader.fps, **clock)) for path in paths]
+            films = [VideoWriter(path, self.reader.fps, time_base=self.reader.time_base) for path in paths]
+            writers = [stack.enter_context(film) for film in films]
             for k, (image1, image2) in pairs:
                 found = clip.result(k, image1, image2, self._name(k))
                 if self.begin is None:
