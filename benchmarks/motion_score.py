@@ -93,10 +93,8 @@ def shown_camera(clip: LongClip) -> float:
     motions = [fit_similarity(flow.permute(1, 2, 0).numpy()) for flow in behind]
     for count in (1, min(LONG, len(motions))):
         ways = affine_flows(followed(motions, count), behind.shape[2:])
-        seen = torch.stack([warp(places[: len(ways)], way) == 1 for way in (torch.zeros_like(ways), ways, -ways)]).all(
-            0
-        )
-        if is_shown(ways, planes, seen, SHOWN):
+        there = [warp(places[: len(ways)], way) == 1 for way in (torch.zeros_like(ways), ways, -ways)]
+        if is_shown(ways, planes, torch.stack(there).all(0), SHOWN):
             return float(np.nanmean(clip.camera))
     return 0.0
 
