@@ -102,6 +102,21 @@ def test_predictor_refuses():
         Predictor(Brightness(), device="cpu", precision="fp64")
 
 
+def test_frames_made_of_bytes_are_not_looked_at_again(monkeypatch):
+    """Their values are in [0, 1] unless somebody has written into them, and two looks at each cost time."""
+    predictor = Predictor(FastFlowNet(), device="cpu")
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    frame, other = predictor.frame(picture), predictor.frame(picture)
+    copied = frame.clone()
+    monkeypatch.setattr("fleetflow.models.base.HIGHEST", -1.0)  # every look finds the values too high
+    predictor.predict_frames(frame, other)
+    with pytest.raises(FleetflowError, match=r"expected values in \[0, 1\]"):
+        predictor.predict_frames(frame, copied)
+    other[0, 0, 3, 4] = float("nan")
+    with pytest.raises(FleetflowError, match="frame2 has values that are not finite"):
+        predictor.predict_frames(frame, other)
+
+
 def test_a_label_tells_results_apart():
     def label(model, precision="fp32"):
         label = Predictor(model, device="cpu", precision=precision).label()

@@ -34,7 +34,7 @@ from fleetflow.inference.memory import available as available_memory
 from fleetflow.inference.tiles import SMALLEST, tiled
 from fleetflow.io.arrays import as_array
 from fleetflow.io.images import read_image
-from fleetflow.models.base import Clip, FlowModel
+from fleetflow.models.base import Clip, FlowModel, known_in_range
 from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import is_reference
 from fleetflow.ops.resize import resize
@@ -299,7 +299,7 @@ class Predictor:
         image = as_rgb(image, name)
         image = np.require(image, requirements=("C", "W"))  # torch warns at what it must not write into
         frame = torch.from_numpy(image).to(self.device)[None]
-        return frame.permute(0, 3, 1, 2).float().div_(255)  # channels-last in memory, as the picture was
+        return known_in_range(frame.permute(0, 3, 1, 2).float().div_(255))  # channels-last, as the picture was
 
 
 def as_rgb(image: Picture, name: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from fleetflow.types import FleetflowError, Prediction, Size, size_of
 
 FITS = ("pad", "pad_bottom", "scale")
 LOWEST, HIGHEST = -0.5, 1.5  # of a pixel: black is 0, white is 1, and resampling may overshoot
+_NOTE = "_fleetflow_in_range"  # attribute of a frame: its address, and how often it had been written into
 SPARSE = 32  # pixels: one of so many rows and columns is looked at first, to see whether a pair may show no motion
 
 
@@ -347,6 +348,8 @@ def _check(frame1: Tensor, frame2: Tensor) -> None:
     if frame1.device.type != "cpu" or is_captured():
         return  # reading a value would stop the GPU or the trace
     for name, frame in (("frame1", frame1), ("frame2", frame2)):
+        if _is_known_in_range(frame):
+            continue
         low, high = frame.amin().item(), frame.amax().item()  # aminmax takes ten times as long on channels-last
         if low >= LOWEST and high <= HIGHEST:
             continue
@@ -358,6 +361,21 @@ def _check(frame1: Tensor, frame2: Tensor) -> None:
             "divide uint8 frames by 255" if low >= LOWEST else "undo the normalization, the networks have their own"
         )
         raise FleetflowError(f"frames reach {high if low >= LOWEST else low:.4g}; expected values in [0, 1]: {advice}")
+
+
+def known_in_range(frame: Tensor) -> Tensor:
+    """Returns the frame with a note that its values are in [0, 1], so that `forward` does not look at them.
+
+    The note holds until something is written into the frame; slices and copies have none.
+    """
+    if not frame.is_inference():  # those do not count what is written into them
+        setattr(frame, _NOTE, (frame.data_ptr(), frame._version))
+    return frame
+
+
+def _is_known_in_range(frame: Tensor) -> bool:
+    note = getattr(frame, _NOTE, None)
+    return note is not None and note == (frame.data_ptr(), frame._version)
 
 
 def _as_batch(previous: Prediction) -> Prediction:
