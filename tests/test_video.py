@@ -13,6 +13,7 @@ import pytest
 
 import fleetflow
 from fleetflow.inference.ahead import ahead
+from fleetflow.inference.color_scale import scouts, video_scouts
 from fleetflow.io.video import VideoReader, VideoWriter, frame_slice, join_videos
 from fleetflow.types import FleetflowError
 
@@ -138,6 +139,21 @@ def test_seeking_gives_the_same_as_decoding_everything(videos, name, tmp_path):
         assert np.array_equal(found, expected) and part.problem is None
     if name.endswith((".mp4", ".mkv", ".webm")) and name != "fragments.mp4":
         assert reader.part(0).seekable and part.seekable
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.gif", "a.mkv"])
+def test_pictures_are_counted_whatever_rate_the_header_says(name, tmp_path):
+    times = np.random.default_rng(0).integers(5, 20, 60).cumsum()  # hundredths of a second
+    write(tmp_path / name, KINDS[name], 60, (10 * (times - times[0])).tolist())
+    reader = VideoReader(tmp_path / name)
+    assert (
+        (reader.frames == 60) == (name == "a.gif")
+        and reader.counted() == reader.wanted == 60
+        and len(list(reader)) == 60
+    )
+    assert reader.mean_rate == pytest.approx(5900 / (times[-1] - times[0]), rel=1e-3)
+    assert reader.part(10, 100, 2).counted() == 25
+    assert [k for k, *_ in video_scouts(reader)] == scouts(59), "the color scale is that of the whole clip"
 
 
 def test_seeking_does_not_decode_what_lies_before(videos):

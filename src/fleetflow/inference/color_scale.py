@@ -30,9 +30,8 @@ def scouted(flows: Iterable[tuple[int, np.ndarray]]) -> tuple[float, dict[int, n
 
 def video_scouts(reader: VideoReader) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields (index, frame, next frame) of the scouts of a video, seeking where the file allows it."""
-    seekable = reader.seekable  # from then on it knows how many frames there are
-    chosen = scouts((reader.wanted or 25 * SCOUTS) - 1)
-    if seekable:
+    chosen = scouts((reader.counted() or 25 * SCOUTS) - 1)
+    if reader.seekable:
         for k in chosen:
             for image1, image2 in pairwise(reader.among(k, 2)):
                 yield k, image1, image2

@@ -68,8 +68,8 @@ class VideoReader:
     which is taken for 0.
 
     Attributes:
-        fps: Fraction, pictures per second as the header says: the mean rate of the whole video, but of Matroska, WebM and
-            FLV the one that was meant, see `mean_rate`.
+        fps: Fraction, pictures per second as the header says: the mean rate of the whole video in mp4 and mov, elsewhere
+            the one that was meant, or the clock's (1000 in AVI of a variable rate), see `mean_rate`.
         time_base: Fraction, seconds; all times are multiples of it, as exactly as a float holds them.
         frames: how many pictures the header announces or implies, without `start`, `stop` and `every`, or None; an
             estimate.
@@ -132,12 +132,19 @@ class VideoReader:
 
     @property
     def mean_rate(self) -> float:
-        """Pictures per second of the whole video: by their times where the file can be sought (it is looked through
-        once), else `fps`."""
-        packets = self._indexed()
-        if not packets.sound or len(packets.times) < 2:
+        """Pictures per second of the whole video, by the times of its packets; the file is looked through once."""
+        times, count = self._indexed().times, self._count() or 0
+        if min(count, len(times)) < 2 or times[0] == times[-1]:
             return float(self.fps)
-        return (len(packets.times) - 1) / float(int(packets.times[-1] - packets.times[0]) * self.time_base)
+        return (count - 1) / float(int(times[-1] - times[0]) * self.time_base)
+
+    def _count(self) -> int | None:
+        """How many pictures there are: as the header says, by the packets once the file has been looked through."""
+        packets = self._index
+        if packets is None or not len(packets.times):
+            return self.frames
+        fields = not packets.sound and self.frames is not None  # where each of a picture's two may be a packet
+        return min(len(packets.times), self.frames) if fields else len(packets.times)
 
     def _indexed(self) -> "_PacketIndex":
         if self._index is None:
@@ -156,13 +163,18 @@ class VideoReader:
     def wanted(self) -> int | None:
         """How many pictures there are from `start` to `stop`, one of `every`.
 
-        None or an estimate, as `frames` is; exact once the file has been looked through (see `seekable`).
+        None or an estimate, as `frames` is; better once the file has been looked through, see `counted`.
         """
-        packets = self._index
-        frames = len(packets.times) if packets is not None and packets.sound else self.frames
+        frames = self._count()
         if frames is None:
             return None
         return len(range(self.start, frames if self.stop is None else min(frames, self.stop), self.every))
+
+    def counted(self) -> int | None:
+        """Returns `wanted` by the packets of the file, which is looked through once: exact if it can be sought, at most
+        what its header says if not, None if neither tells."""
+        self._indexed()
+        return self.wanted
 
     def among(self, first: int, count: int | None = None) -> "VideoReader":
         """Returns a reader of `count` of the pictures that this one gives, or of all, from number `first` of them on."""
@@ -284,15 +296,20 @@ class _PacketIndex:
 
     def __init__(self, container: InputContainer, stream: av.VideoStream):
         stamps, keys, sound = [], [], container.format.name.startswith(_INDEXED)
-        for packet in container.demux(stream) if sound else ():
-            if packet.size == 0:  # the mark of the end
-                continue
-            if packet.pts is None or packet.is_discard or packet.is_corrupt:
-                sound = False  # then packets and pictures are not one to one
-                break
-            stamps.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0:  # the mark of the end, or of a picture that is shown longer
+                    continue
+                # else packets and pictures are not one to one
+                sound = sound and not (packet.pts is None or packet.is_discard or packet.is_corrupt)
+                time = packet.dts if packet.pts is None else packet.pts
+                if time is None:
+                    continue
+                stamps.append(time)
+                if packet.is_keyframe:
+                    keys.append(time)
+        except FFmpegError:  # said by `problem`, when what comes before is decoded
+            sound = False
         self.times = np.sort(np.array(stamps, np.int64))
         self.keys = keys
         self.first = min(stamps, default=0)

@@ -158,7 +158,7 @@ def _of_video(path: str | Path) -> tuple[list[Iterable[np.ndarray]], float, floa
     """The parts of a video to look through, looked-at frames a second, and the length in seconds."""
     reader = VideoReader(path)
     fps = reader.mean_rate
-    frames = reader.wanted  # by the packets of the file, too, which `mean_rate` has counted
+    frames = reader.counted()
     step = _step(fps, frames)
     length = RUN * step + 1
     end = math.ceil(max(WHOLE * fps, RUNS * length))  # up to which the runs would be all of the clip

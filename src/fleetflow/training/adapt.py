@@ -93,7 +93,7 @@ def read_pairs(source: Path, report: Callable[[str], object] = print) -> Pairs:
         total, frames = len(paths), map(read_image, paths)
         bytes_each = read_image(paths[0]).nbytes
     else:
-        total, frames = (reader.seekable and reader.wanted) or reader.frames or 0, iter(reader)
+        total, frames = reader.counted() or 0, iter(reader)
         bytes_each = reader.height * reader.width * 3
     most = max(3, MEMORY // (2 * bytes_each))
     every = 1 if total * bytes_each < MEMORY else math.ceil(total / most)
