@@ -27,6 +27,7 @@ from fleetflow.inference import files as predictions
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.images import write_image
 from fleetflow.io.video import VideoReader, VideoWriter
+from fleetflow.models.weights import shipped
 from fleetflow.motion.scores import score
 from fleetflow.types import FleetflowError
 
@@ -589,6 +590,34 @@ def test_status_replaces_neither_the_list_nor_what_belongs_to_the_batch(clips, w
             assert "choose another output" in capsys.readouterr().err and place.read_bytes() == before
     for _ in range(2):
         assert main(["batch", "status", str(tmp_path / "out"), "--json", str(tmp_path / "out" / "status.json")]) == 0
+
+
+def test_a_summary_replaces_nothing_that_the_batch_reads(tmp_path, capsys, monkeypatch):
+    """Neither the list, nor a clip of it, nor a picture of one, nor the weights; it is said before anything begins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "pictures"
+    for name in ("1.png", "2.png"):
+        write_image(folder / name, np.zeros((64, 64, 3), np.uint8))
+    write_clip(tmp_path / "a clip.mp4", 2)
+    (tmp_path / "link.mp4").symlink_to("a clip.mp4")
+    shutil.copy(shipped("fastflownet"), tmp_path / "own.safetensors")
+    (tmp_path / "clips.txt").write_text(f"a clip.mp4\n{folder}\n")
+    places = ("clips.txt", "a clip.mp4", "link.mp4", folder / "1.png", "own.safetensors")
+    before = {place: Path(place).read_bytes() for place in places}
+    for listed in ("clips.txt", "~/clips.txt", f"file://{tmp_path}/clips.txt"):
+        for place in before:
+            words = ["batch", listed, "-o", "out", "--model", "fastflownet:own.safetensors", "--json", str(place)]
+            assert main(words) == 1 and "choose another output" in capsys.readouterr().err
+            assert Path(place).read_bytes() == before[place] and not Path("out").exists()
+    summary = ["--json", str(folder / "summary.json")]  # which would be another picture folder than before
+    assert main(["batch", "clips.txt", "-o", "out", *summary]) == 1 and "choose another" in capsys.readouterr().err
+    assert main(["batch", "clips.txt", "-o", "out", "-f", "npz", "--workers", "1", "--json", "a clip.json"]) == 0
+    store = Store(tmp_path / "out")
+    for words in (["retry", "--json"], ["status", "--json"]):
+        assert main(["batch", words[0], "out", words[1], "a clip.mp4"]) == 1
+        assert "choose another output" in capsys.readouterr().err and store.ids().count == 2
+    assert Path("a clip.mp4").read_bytes() == before["a clip.mp4"]
 
 
 def test_evaluate_a_list_of_data_sets(tmp_path):

@@ -66,6 +66,12 @@ def place(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
         raise FleetflowError(f"{url} cannot be reached ({reason(error)}); install the driver of this scheme") from None
 
 
+def local(url: str | Path) -> Path | None:
+    """Returns the path on this machine that an address means; None where it means another place."""
+    scheme, colons, _ = str(url).partition("://")
+    return Path(os.path.abspath(place(url)[1])) if not colons or scheme in ("file", "local") else None
+
+
 def read_manifest(url: str | Path) -> Iterator[Item]:
     """Yields the items of a manifest, one at a time, whatever its length.
 

@@ -145,10 +145,13 @@ def status(output: str | Path, *, check: bool = False) -> dict:
     return found
 
 
-def list_of(output: str | Path) -> str | None:
-    """Returns the path or address of the list that the folder of a batch was last given, if it is known."""
+def sources(output: str | Path) -> Iterator[str]:
+    """Yields the paths and addresses of what a batch reads: the list that its folder was last given, and its clips."""
     store = Store(output)
-    return (store.read(store.control("list.json")) or {}).get("list")
+    if listed := (store.read(store.control("list.json")) or {}).get("list"):
+        yield listed
+    for shard in store.shards():
+        yield from (item.input for item in store.items(shard))
 
 
 def _whole_path(manifest: str | Path) -> str:

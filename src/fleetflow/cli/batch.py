@@ -1,6 +1,8 @@
 """The commands `fleetflow batch`: many clips, once each, on all cores or on a Ray cluster; `run` need not be named."""
 
 import os
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -71,11 +73,12 @@ def run(
         fleetflow batch clips.parquet -o out --on ray --json summary.json
     """
     from fleetflow.batch import run as job
+    from fleetflow.batch.manifest import read_manifest
     from fleetflow.batch.task import Settings
-    from fleetflow.cli.outputs import make_room
+    from fleetflow.cli.outputs import file_of
 
-    _check_outputs(output, json)
-    make_room(json, inputs=[Path(os.path.expanduser(manifest))])
+    clips = (item.input for item in read_manifest(manifest))
+    _make_room(output, chain([manifest, str(file_of(model))], clips), json)
     formats = flat(format) if format else Settings.format
     ways = {
         "scale": scale,
@@ -128,11 +131,9 @@ def status(
         fleetflow batch status out --check --table results.csv
     """
     from fleetflow.batch import run as job
-    from fleetflow.cli.outputs import make_room
     from fleetflow.io.table import check_table, write_table
 
-    _check_outputs(output, json, table)
-    make_room(json, table, inputs=map(Path, filter(None, [job.list_of(output)])))
+    _make_room(output, job.sources(output), json, table)
     if table:
         check_table(table)
     found = job.status(output, check=check)
@@ -180,10 +181,8 @@ def retry(
         fleetflow batch retry out --workers 1
     """
     from fleetflow.batch import run as job
-    from fleetflow.cli.outputs import make_room
 
-    _check_outputs(output, json)
-    make_room(json, inputs=map(Path, filter(None, [job.list_of(output)])))
+    _make_room(output, job.sources(output), json)
     with bar(f"retry {output}", unit="clips") as progress:
         summary = job.retry(output, on=on, workers=workers, threads=threads, tries=tries, progress=progress)
     _show(summary, output, json)
@@ -208,17 +207,27 @@ def _show(summary, output: str, json: Path | None) -> None:
         )
 
 
-def _check_outputs(output: str, *files: Path | None) -> None:
-    """Raises FleetflowError for a file in one of the folders of a batch: a result, a record, or what the batch knows."""
-    from fleetflow.batch.records import Store
+def _make_room(output: str, sources: Iterable[str], *files: Path | None) -> None:
+    """Raises FleetflowError for a file that the batch reads, or that lies in one of its folders: a result, a record.
 
+    sources: the list and its clips. What is written into a folder of pictures changes the clip.
+    """
+    from fleetflow.batch.manifest import local
+    from fleetflow.batch.records import Store
+    from fleetflow.cli.outputs import make_room
+
+    given = [file for file in files if file is not None]
+    places = {file: Path(os.path.realpath(file)) for file in given}
     store = Store(output)
-    root = os.path.realpath(store.root)
-    for file in files if store.local else ():
-        if file is None or not file.exists() or os.path.realpath(file.parent) == root:
-            continue
-        if Path(root) in Path(os.path.realpath(file)).parents:
+    root = Path(os.path.realpath(store.root))
+    for file, place in places.items() if store.local else ():
+        if file.exists() and place.parent != root and root in place.parents:
             raise FleetflowError(f"{file} belongs to the batch, and would be replaced; choose another output")
+    around = {above: file for file, place in places.items() for above in (place, *place.parents)}
+    for source in map(local, sources if given else ()):
+        if source is not None and (file := around.get(Path(os.path.realpath(source)))):
+            raise FleetflowError(f"{file} is or lies in {source}, which this batch reads; choose another output")
+    make_room(*given)
 
 
 def _write(path: Path, content: dict) -> None:
