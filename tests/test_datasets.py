@@ -424,6 +424,21 @@ def test_a_missing_second_picture_is_named(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_list_names_what_lies_below_its_root(tmp_path):
+    """What it names may be linked there; a pair is called by its place below the root."""
+    root = tmp_path / "root"
+    pictures(root, "a/1.png", "a/2.png")
+    pictures(tmp_path, "elsewhere/1.png", "root of another/1.png")
+    (root / "link.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    (root / "train.txt").write_text(f"{root / 'a/1.png'} a/../a/2.png\nlink.png a/2.png\n")
+    assert [pair.name for pair in datasets["folder"](root, split="train").pairs] == ["a/1.png", "link.png"]
+    for outside in ("../elsewhere/1.png", "a/../../elsewhere/1.png", f"'{tmp_path / 'root of another/1.png'}'"):
+        for line in (f"{outside} a/2.png", f"a/1.png {outside}"):
+            (root / "train.txt").write_text(line)
+            with pytest.raises(FleetflowError, match="line 1 names .*, which is not below .*root; move or link it"):
+                datasets["folder"](root, split="train")
+
+
 @pytest.mark.parametrize(
     "line",
     [

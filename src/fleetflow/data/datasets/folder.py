@@ -34,7 +34,7 @@ def folder(root: Path, *, split: Split = "all") -> Files:
 
     So KITTI's 000000_10.png goes with 000000_11.png, and never 000000_11.png with 000001_10.png. Names without a number
     are one sequence, as they are sorted. In a list, names with blanks stand in quotes, as for a shell, or tabs part the
-    names. Pairs whose flow is not there have no known pixel.
+    names; what lies elsewhere may be linked to from below root. Pairs whose flow is not there have no known pixel.
 
     Raises:
         FleetflowError: For what is missing, NAMEimg2 beside NAMEimg1 too.
@@ -71,9 +71,14 @@ def _listed(root: Path, path: Path) -> list[Pair]:
             first = root / absent[-1][0]
             raise FleetflowError(f"{path} line {number} names {first}, which does not exist; check the list")
         words = readings[absent.index([])]
+        inside = [os.path.relpath(root / word, root) for word in words]  # as it is written: links may lead elsewhere
+        if outside := [word for word, path in zip(words, inside) if path.split(os.sep)[0] == os.pardir]:
+            raise FleetflowError(
+                f"{path} line {number} names {outside[0]}, which is not below {root}; move or link it there"
+            )
         paths = [root / word for word in words]
         truth = partial(read_flow, paths[2]) if len(paths) == 3 else None
-        found.append(Pair(path.stem, words[0], paths[0], paths[1], truth))
+        found.append(Pair(path.stem, Path(inside[0]).as_posix(), paths[0], paths[1], truth))
     return found
 
 
