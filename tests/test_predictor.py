@@ -16,6 +16,7 @@ from fleetflow.inference import tiles
 from fleetflow.inference.memory import Budget, in_words, parse_bytes
 from fleetflow.inference.predictor import Predictor
 from fleetflow.io.images import write_image
+from fleetflow.io.video import VideoReader, VideoWriter
 from fleetflow.models.base import FlowModel
 from fleetflow.models.weights import load, shipped
 from fleetflow.registry import models
@@ -326,3 +327,50 @@ def test_out_of_memory_says_what_would_fit(error, frames):
     predictor._run = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         predictor(*frames)
+
+
+def test_arguments_of_a_wrong_type_are_one_line(frames, tmp_path, monkeypatch):
+    """Whatever has another type than the signature says is refused where it is given, and by its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    predictor, flow, header = made("raft_small"), np.zeros((64, 96, 2), np.float32), {"network": "n", "license": "l"}
+    score, motion = fleetflow.motion.score, fleetflow.motion
+    with VideoWriter("clip.mp4", 5) as writer:
+        writer.write(frames[0])
+    calls = {
+        "fps": lambda wrong: score([*frames], predictor, fps=wrong),
+        "network": lambda wrong: score([*frames], wrong),
+        "previous": lambda wrong: predictor.predict(*frames, previous=wrong),
+        "precision": lambda wrong: Predictor("fastflownet", precision=wrong),
+        "budget_ms": lambda wrong: fleetflow.Stream(predictor, budget_ms=wrong),
+        "dropped": lambda wrong: fleetflow.Stream(predictor)(frames[0], dropped=wrong),
+        "frames": lambda wrong: fleetflow.read_video("clip.mp4", frames=wrong),
+        "every": lambda wrong: fleetflow.read_video("clip.mp4", every=wrong),
+        "start": lambda wrong: VideoReader("clip.mp4", start=wrong),
+        "stop": lambda wrong: VideoReader("clip.mp4", stop=wrong),
+        "the name": lambda wrong: fleetflow.load(wrong),
+        "model": lambda wrong: fleetflow.save(wrong, "w.safetensors", header),
+        "header": lambda wrong: fleetflow.save(predictor.model, "w.safetensors", wrong),
+        "dtype": lambda wrong: fleetflow.save(predictor.model, "w.safetensors", header, wrong),
+        "scale": lambda wrong: fleetflow.flow_to_color(flow, wrong),
+        "flow": lambda wrong: fleetflow.show(wrong, *frames),
+        "occlusion": lambda wrong: fleetflow.show(flow, *frames, occlusion=wrong),
+        "size": lambda wrong: motion.resize(flow, wrong),
+        "top": lambda wrong: motion.crop(flow, wrong, 0, (8, 8)),
+        "the flow": lambda wrong: motion.fit_similarity(wrong),
+        "state": lambda wrong: motion.is_cut(frames[0], wrong),
+    }
+    for name, call in calls.items():
+        for wrong in (object(), np.zeros(3), torch.zeros(3)):
+            with pytest.raises(FleetflowError, match=f"(^|and ){name} ") as caught:
+                call(wrong)
+            assert "\n" not in str(caught.value), name
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    with pytest.raises(FleetflowError, match="source is a object; expected frames"):
+        next(fleetflow.Stream(predictor).follow(object()))
+    with pytest.raises(FleetflowError, match="the name is a RAFT"):
+        fleetflow.load(predictor.model)
+    with pytest.raises(FleetflowError, match="names no file"):
+        fleetflow.save(predictor.model, "", header)
+    fleetflow.save(predictor.model, "~/own.safetensors", header)
+    assert (tmp_path / "home" / "own.safetensors").is_file()

@@ -384,6 +384,13 @@ def test_specifications(tmp_path, monkeypatch):
         assert words in one_line(lambda: parse(text))  # noqa: B023
 
 
+def test_what_has_no_license_says_so_in_one_line(model):
+    """A network without weights in the package, and the network itself in place of its name."""
+    assert license_of("fastflownet", model) == "Apache-2.0"
+    assert "no weights for gma" in one_line(lambda: license_of("gma", model))
+    assert "the name is a FastFlowNet" in one_line(lambda: license_of(model, model))
+
+
 def test_the_home_folder_in_whatever_stands_for_a_network(model, tmp_path, monkeypatch):
     """A shell leaves --model=~/file as it is."""
     monkeypatch.setenv("HOME", str(tmp_path))

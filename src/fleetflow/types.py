@@ -9,6 +9,7 @@ arrays   at the doors (files, `Predictor`) pictures and flows are numpy [H, W, C
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the command line reads this file before it needs torch
@@ -20,6 +21,17 @@ class FleetflowError(ValueError):
 
 
 Size = tuple[int, int]  # height and width, in pixels
+
+
+def checked_size(size: Size) -> Size:
+    """Returns height and width as whole numbers; raises FleetflowError for others, and for what is not over 0."""
+    try:
+        height, width = map(index, size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise FleetflowError(f"size is {size!r}; expected height and width in pixels, such as (448, 1024)")
+    return height, width
 
 
 def size_of(planes: Tensor) -> Size:

@@ -13,6 +13,7 @@ For a clip, choose one scale and give it to every frame, so that one color means
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -492,9 +493,9 @@ def _checked_picture(picture: np.ndarray) -> np.ndarray:
 def checked_scale(scale: float) -> float:
     """Returns the scale in pixels; raises FleetflowError for one that no color can show."""
     low, high = SCALES
-    if not (low <= scale <= high):
+    if not (isinstance(scale, Real) and low <= scale <= high):
         wanted = f"pixels over 0 ({low:g} to {high:g})"
-        raise FleetflowError(f"scale is {scale}; expected {wanted}; use robust_scale(flow) for a good one")
+        raise FleetflowError(f"scale is {scale!r}; expected {wanted}; use robust_scale(flow) for a good one")
     return float(scale)
 
 

@@ -12,6 +12,7 @@ from os import PathLike
 import numpy as np
 from PIL import Image
 
+from fleetflow.io.arrays import as_array
 from fleetflow.io.atomic import write_atomically
 from fleetflow.io.images import checked_picture, read_image
 from fleetflow.types import FleetflowError
@@ -94,6 +95,13 @@ def show(
     images = [
         read_image(frame) if isinstance(frame, str | PathLike) else checked_picture(frame) for frame in (frame1, frame2)
     ]
+    flow = as_array(flow, "flow", "[H, W, 2] pixels")
+    if flow.ndim != 3:
+        raise FleetflowError(f"flow is {list(flow.shape)}; expected [H, W, 2] pixels")
+    if occlusion is not None:
+        occlusion = as_array(occlusion, "occlusion", "[H, W]")
+    if uncertainty is not None:
+        uncertainty = as_array(uncertainty, "uncertainty", "[H, W] pixels")
     shapes = {"flow": flow[..., 0], "frame1": images[0][..., 0], "frame2": images[1][..., 0]}
     shapes |= {
         name: plane for name, plane in (("occlusion", occlusion), ("uncertainty", uncertainty)) if plane is not None

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,6 +112,7 @@ class Session:
             tolerance: a network in parts stops when the residual is no larger.
         """
         image1, image2 = _pictures(image1, image2, self.about, self.path)
+        _check_run(previous, iterations, tolerance)
         if not self.parts:
             if iterations not in (None, self.about.get("iterations")) or previous is not None or tolerance:
                 raise FleetflowError(
@@ -134,6 +136,16 @@ class Session:
 
     def _part(self, part: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         return _guarded(self.parts[part], feeds, self.path / part)
+
+
+def _check_run(previous: object, iterations: object, tolerance: object) -> None:
+    """Raises FleetflowError for arguments of `Session.predict` that mean nothing."""
+    if not isinstance(previous, Result | None):
+        raise FleetflowError(f"previous is a {type(previous).__name__}; expected what `predict` returned, or None")
+    if iterations is not None and (not isinstance(iterations, Integral) or iterations < 1):
+        raise FleetflowError(f"iterations is {iterations!r}; it must be a whole number, at least 1")
+    if not (isinstance(tolerance, Real) and tolerance >= 0):
+        raise FleetflowError(f"tolerance is {tolerance!r}; expected a residual, 0 or more")
 
 
 def _change(last: tuple[np.ndarray, ...], now: tuple[np.ndarray, ...]) -> float:

@@ -57,14 +57,14 @@ def _has(kind: str) -> bool:
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Returns the dtype of the convolutions; "auto" takes bfloat16 where the processor or GPU is faster in it."""
-    if precision == "auto":
+    if isinstance(precision, str) and precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported()
         else:
             fast = device.type == "cpu" and _fast_bf16()
         precision = "bf16" if fast else "fp32"
     known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision not in known:
+    if not isinstance(precision, str) or precision not in known:
         raise FleetflowError(f'precision is "{precision}"; expected auto, fp32, bf16 or fp16')
     if precision != "fp32" and not torch.amp.is_autocast_available(device.type):
         raise FleetflowError(f"torch computes in float32 alone on {device.type}; use --precision auto or fp32")

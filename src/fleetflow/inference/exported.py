@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,9 +63,8 @@ class ExportedModel(FlowModel):
 
 def is_exported(name: str | os.PathLike) -> bool:
     """Returns whether a name means an exported file, or a folder with the parts of a network."""
-    return (str(name).endswith(EXPORTED) and ":" not in str(name)) or (
-        Path(os.path.expanduser(name)) / "parity.json"
-    ).is_file()
+    parts = os.path.join(os.path.expanduser(name), "parity.json")
+    return (str(name).endswith(EXPORTED) and ":" not in str(name)) or os.path.isfile(parts)
 
 
 def open_network(name: str | os.PathLike, *, weights: bool = True) -> FlowModel:

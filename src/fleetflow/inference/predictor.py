@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
 from numbers import Real
-from operator import index
 from typing import overload
 
 import numpy as np
@@ -38,7 +37,7 @@ from fleetflow.models.base import Clip, FlowModel, known_in_range
 from fleetflow.ops.constant import constant
 from fleetflow.ops.kernels import is_reference
 from fleetflow.ops.resize import resize
-from fleetflow.types import FleetflowError, Prediction, Size, size_of
+from fleetflow.types import FleetflowError, Prediction, Size, checked_size, size_of
 
 Picture = np.ndarray | str | os.PathLike  # uint8 [H, W, 3] RGB (gray [H, W] and RGBA work too), or a file
 BATCH_PIXELS = 2**21  # of the frames that are predicted at once in a list of pairs: 4 pairs of 448x1024
@@ -86,7 +85,7 @@ class Predictor:
         self.iterations = network.iterations_of(iterations)
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
-        self.size = None if size is None else _checked_size(size)
+        self.size = None if size is None else checked_size(size)
         if memory is not None and not (isinstance(memory, Real) and 1 <= memory < math.inf):
             raise FleetflowError(f"memory is {memory!r}; expected a number of bytes, such as {4 << 30}")
         network = network.eval().requires_grad_(False)
@@ -183,6 +182,8 @@ class Predictor:
             clip: for pairs of a clip, see `models.base.Clip`.
             size: in place of the one the Predictor was made with.
         """
+        if previous is not None and not isinstance(previous, Prediction):
+            raise FleetflowError(f"previous is a {type(previous).__name__}; expected what `predict` returned, or None")
         iterations = self.iterations if iterations is None else iterations
         size = size or self.size
         if self.device.type == "cpu":
@@ -312,16 +313,6 @@ def as_rgb(image: Picture, name: str) -> np.ndarray:
     if image.ndim == 2 or image.shape[2] == 1:
         image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return image[..., :3]
-
-
-def _checked_size(size: Size) -> Size:
-    try:
-        height, width = map(index, size)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise FleetflowError(f"size is {size!r}; expected height and width in pixels, such as (448, 1024)")
-    return height, width
 
 
 def _is_out_of_memory(error: Exception) -> bool:

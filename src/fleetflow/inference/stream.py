@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,8 +121,8 @@ class Stream:
         Raises:
             FleetflowError: for a budget that is not above 0, and for what `Predictor` refuses.
         """
-        if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
-            raise FleetflowError(f"budget_ms is {budget_ms}; expected milliseconds above 0, or None for no limit")
+        if budget_ms is not None and not (isinstance(budget_ms, Real) and 0 < budget_ms < math.inf):
+            raise FleetflowError(f"budget_ms is {budget_ms!r}; expected milliseconds above 0, or None for no limit")
         if not isinstance(network, Predictor):
             network = Predictor(
                 network, device=device, precision=precision, iterations=iterations, size=size, memory=memory
@@ -167,6 +168,8 @@ class Stream:
         Raises:
             FleetflowError: for a frame of another size than the one before (`reset` first), and once it is closed.
         """
+        if not isinstance(dropped, Integral) or dropped < 0:
+            raise FleetflowError(f"dropped is {dropped!r}; expected how many frames were left out, 0 or more")
         with self._lock:
             if self._closed:
                 raise FleetflowError("the stream is closed; make a new one")
@@ -210,6 +213,10 @@ class Stream:
                 for step in stream.follow(fleetflow.read_video("rtsp://camera/stream")):
                     print(step.time, step.dropped, step.latency)
         """
+        if not isinstance(source, Iterable) or isinstance(source, str):
+            raise FleetflowError(
+                f"source is a {type(source).__name__}; expected frames one after another, such as of fleetflow.read_video"
+            )
         with Newest(source) as newest:
             self._sources.add(newest)
             try:

@@ -81,7 +81,9 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     Raises:
         FleetflowError: Where the file cannot be written; other errors of `write` pass through.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
+    if not path.name:
+        raise FleetflowError(f'"{path}" names no file; give the file to write')
     temporary = temporary_name(path)
     try:
         with writing(path):

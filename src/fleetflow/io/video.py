@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from copy import copy
 from fractions import Fraction
 from itertools import chain, dropwhile
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,10 @@ def frame_slice(frames: str | None = None, every: int = 1) -> slice:
     Raises:
         FleetflowError: if the text is no range, the range is empty, or `every` is under 1.
     """
+    if not isinstance(frames, str | None):
+        raise FleetflowError(f'frames is {frames!r}; expected text, such as "100:200"')
+    if not isinstance(every, Integral):
+        raise FleetflowError(f"every is {every!r}; expected a whole number, 1 or more")
     start, colon, stop = (frames or ":").strip().partition(":")
     if not colon or not (start or "0").isdecimal() or not (stop or "0").isdecimal():
         raise FleetflowError(f'frames is "{frames}"; expected A:B, such as 100:200, :50 or 100:')
@@ -89,9 +94,10 @@ class VideoReader:
     """
 
     def __init__(self, path: str | os.PathLike, *, start: int = 0, stop: int | None = None, every: int = 1):
-        if start < 0:
-            raise FleetflowError(f"start is {start}; expected the index of a frame, 0 or more")
-        if every < 1 or (stop is not None and stop < start):
+        if not isinstance(start, Integral) or start < 0:
+            raise FleetflowError(f"start is {start!r}; expected the index of a frame, 0 or more")
+        whole = isinstance(every, Integral) and isinstance(stop, Integral | None)
+        if not whole or every < 1 or (stop is not None and stop < start):
             raise FleetflowError(
                 f"stop is {stop}, every {every}; expected stop from start ({start}) on, every 1 or more"
             )
@@ -376,8 +382,8 @@ class VideoWriter:
         self.path = Path(os.path.expanduser(path))
         if self.path.suffix.lower() != ".mp4":
             raise FleetflowError(f"{self.path} has not the suffix .mp4; videos are written as mp4")
-        if not (math.isfinite(fps) and fps > 0):
-            raise FleetflowError(f"fps is {fps}; expected a rate above 0, in frames a second")
+        if not (isinstance(fps, Real) and 0 < fps < math.inf):
+            raise FleetflowError(f"fps is {fps!r}; expected a rate above 0, in frames a second")
         if time_base is not None and not 0 < time_base.numerator <= time_base.denominator < 2**31:
             raise FleetflowError(f"time_base is {time_base}; expected a fraction of a second over 2^31 or less")
         self.fps = max(Fraction(fps).limit_denominator(2**16), Fraction(1, 2**16))

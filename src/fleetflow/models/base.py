@@ -393,7 +393,11 @@ def _as_ways(prediction: Prediction) -> Prediction:
 
 
 def _check_start(previous: Prediction | None, frame1: Tensor) -> None:
-    """Raises FleetflowError unless a flow to begin with has the size of the frames."""
+    """Raises FleetflowError unless what to begin with is a prediction, whose flow has the size of the frames."""
+    if previous is not None and not isinstance(previous, Prediction):
+        raise FleetflowError(
+            f"previous is a {type(previous).__name__}; expected what the network predicted before, or None"
+        )
     expected = [frame1.shape[0], 2, *frame1.shape[2:]]
     if previous is not None and previous.state is None and list(previous.flow.shape) != expected:
         raise FleetflowError(f"the initial flow is {list(previous.flow.shape)}; expected {expected}: resize it")

@@ -36,6 +36,10 @@ class ModelSpec:
         Raises:
             FleetflowError: for an unknown name, several names, and a file that is not there.
         """
+        if not isinstance(text, str | PathLike | ModelSpec):
+            raise FleetflowError(
+                f'the name is a {type(text).__name__}; expected that of a network, such as "fastflownet"'
+            )
         text = str(text)
         if "+" in text and all(part.partition(":")[0] in models for part in text.split("+")):
             raise FleetflowError(f"{text} names several networks; blends are gone (docs/weights.md): name one")

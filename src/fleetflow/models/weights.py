@@ -82,6 +82,11 @@ def save(model: nn.Module, path: str | Path, header: Mapping[str, object], dtype
     Args:
         header: at least "network" and "license"; values that are not strings are stored as JSON. A checksum is added.
     """
+    if not isinstance(model, nn.Module) or not isinstance(header, Mapping):
+        given = f"model is a {type(model).__name__} and header a {type(header).__name__}"
+        raise FleetflowError(f"{given}; expected a network, and what is to be said of its weights by name")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise FleetflowError(f"dtype is {dtype!r}; expected torch.float16, torch.float32 or another of floating point")
     for key in ("network", "license"):
         if key not in header:
             raise FleetflowError(f'the header of {path} lacks "{key}"; weights must say what they are')

@@ -4,6 +4,8 @@ A flow from a to b is [H, W, 2] or [N, 2, H, W], pixels on the grid of a: a(x) ~
 alike; for tensors everything is differentiable.
 """
 
+from numbers import Integral
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor
 from fleetflow.motion.arrays import Masked, Picture, as_tensor, check_sizes, like, mask_of
 from fleetflow.motion.splatting import splat_tensors
 from fleetflow.ops import warp as operator
-from fleetflow.types import FleetflowError
+from fleetflow.types import FleetflowError, checked_size
 
 WHOLE = 0.999  # of a bilinear sample must be of valid pixels
 ROUNDS = 12  # of the fixed point of `invert`; a flow whose slope is 0.3 is then exact to 1e-6 of its start
@@ -95,13 +97,12 @@ def resize(flow: Picture, size: tuple[int, int], valid: Picture | None = None) -
         The flow; valid where half of what it was made of is.
     """
     vectors = _exact(flow, "flow")
-    if len(size) != 2 or min(size) < 1:
-        raise FleetflowError(f"size is {size}; expected height and width, 1 pixel or more")
+    size = checked_size(size)
     known = mask_of(valid, vectors)
     height, width = vectors.shape[-2:]
     both = torch.cat((_cleared(vectors, known), known[:, None].to(vectors)), 1)
     smaller = size[0] < height or size[1] < width
-    both = F.interpolate(both, size=tuple(size), mode="bilinear", align_corners=False, antialias=smaller)
+    both = F.interpolate(both, size=size, mode="bilinear", align_corners=False, antialias=smaller)
     share = both[:, 2:]
     factors = both.new_tensor((size[1] / width, size[0] / height))[:, None, None]
     value = both[:, :2] / share.clamp(min=1e-6) * factors
@@ -122,6 +123,9 @@ def crop(flow: Picture, top: int, left: int, size: tuple[int, int], valid: Pictu
         The flow; valid where it stays within the box.
     """
     vectors = as_tensor(flow, "flow", 2)
+    size = checked_size(size)
+    if not (isinstance(top, Integral) and isinstance(left, Integral)):
+        raise FleetflowError(f"top is {top!r} and left {left!r}; expected a row and a column, 0 or more")
     bottom, right = top + size[0], left + size[1]
     if not (0 <= top < bottom <= vectors.shape[2] and 0 <= left < right <= vectors.shape[3]):
         raise FleetflowError(

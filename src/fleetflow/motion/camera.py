@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from fleetflow.io.arrays import as_array
 from fleetflow.motion.arrays import Masked, Picture, as_tensor, like, mask_of
 from fleetflow.ops.warp import inside, pixel_grid
 from fleetflow.types import FleetflowError, size_of
@@ -154,6 +155,9 @@ def fit_similarity(flow: np.ndarray, weights: np.ndarray | None = None, step: in
         step: only every `step`-th pixel is looked at.
         rounds: of the weights.
     """
+    flow = as_array(flow, "the flow", "[H, W, 2] pixels")
+    if flow.ndim != 3 or flow.shape[2] != 2 or 0 in flow.shape:
+        raise FleetflowError(f"the flow is {list(flow.shape)}; expected [H, W, 2] pixels")
     height, width = flow.shape[:2]
     y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
     vectors = flow[y, x].reshape(-1, 2).astype(np.float64)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetflow.io.images import checked_picture
+from fleetflow.types import FleetflowError
 
 ROWS, COLUMNS = 18, 32  # of the small picture in which places are compared
 REACH = 5  # of its pixels (a sixth of the width) that things may move between two frames
@@ -46,6 +47,8 @@ def is_cut(frame: np.ndarray, state: CutState = START) -> tuple[bool, CutState]:
         frame: uint8 [H, W, 3] RGB.
         state: what the call for the frame before returned; START for the first frame, which begins no new shot.
     """
+    if not isinstance(state, CutState):
+        raise FleetflowError(f"state is a {type(state).__name__}; expected what the call before returned, or START")
     now = look(frame)
     if state.last is None:
         return False, CutState(now)

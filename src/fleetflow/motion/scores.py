@@ -6,6 +6,7 @@ Lengths are counted at a width of 256 pixels, whatever the clip's own: `256 px/s
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,6 +82,12 @@ def measure(
     source: str | Path | Sequence[np.ndarray], network: Network, fps: float | None = None
 ) -> tuple[ClipMotion, np.ndarray]:
     """Returns what `score` does, and the looked-at frame in the middle, uint8 [h, 256, 3]."""
+    if not callable(network):
+        raise FleetflowError(
+            f"network is a {type(network).__name__}; expected a Predictor, or a function of two pictures"
+        )
+    if fps is not None and not (isinstance(fps, Real) and 0 < fps < math.inf):
+        raise FleetflowError(f"fps is {fps!r}; expected frames a second, more than 0")
     parts, rate, seconds = _of_video(source) if isinstance(source, str | Path) else _of_frames(source, fps)
     found = [_shots(part, 1 / rate) for part in parts]
     if damaged := [part.problem for part in parts if isinstance(part, VideoReader) and part.problem]:
@@ -179,8 +186,6 @@ def _of_frames(frames: Sequence[np.ndarray], fps: float | None) -> tuple[list[It
         raise FleetflowError(
             f"the clip is a {type(frames).__name__}; expected the path of a video, or a list of frames"
         )
-    if fps is not None and not 0 < fps < math.inf:
-        raise FleetflowError(f"fps is {fps}; expected frames a second, more than 0")
     steps = np.diff([_time(frame) for frame in frames])
     steps = steps[steps > 0]  # of clips one after the other, each with a clock of its own, without those in between
     fps = 1 / float(steps.mean()) if len(steps) else fps or 25.0
