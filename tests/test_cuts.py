@@ -1,5 +1,7 @@
 """Cuts: other shots are found; pans, changes of exposure, noise and plain frames are none."""
 
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,6 +43,22 @@ def test_one_shot_has_no_cut():
         assert find_cuts(frames) == []
 
 
+def test_what_swings_or_loops_comes_back():
+    """Ten frames a second of a view that swings over half its width, or jumps back to where it began."""
+    wide, noise = place(7, width=960), np.random.default_rng(3)
+
+    def filmed(at: list[int]) -> list[np.ndarray]:
+        views = [wide[:, 400 + x : 560 + x] + noise.normal(0, 3, (90, 160, 3)) for x in at]
+        return [np.clip(view, 0, 255).astype(np.uint8) for view in views]
+
+    swing = filmed([round(40 * math.sin(2 * math.pi * k / 6)) for k in range(40)])
+    loop = filmed([16 * (k % 8) for k in range(40)])
+    assert find_cuts(swing) == [] and find_cuts(loop) == []
+    assert find_cuts([*swing, *pan(2, 6, 2), *swing, *loop, *pan(3, 6, 2)]) == [40, 46, 126]
+    there_and_back = [*pan(1, 6, 2), *pan(2, 6, 2), *pan(1, 6, 2)]
+    assert find_cuts(there_and_back) == [6, 12], "another shot in between"
+
+
 def test_the_state_is_all_it_knows():
     frames = [*pan(1, 4, 2), *pan(2, 4, 2)]
     state = START
@@ -49,6 +67,9 @@ def test_the_state_is_all_it_knows():
         assert not cut
     assert is_cut(frames[4], state)[0] and is_cut(frames[4], state)[0], "nothing is changed by asking"
     assert not is_cut(frames[3], state)[0]
-    assert state.last.pixels.nbytes < 8000 and len(state.recent) == 3
+    assert state.last.pixels.nbytes < 8000 and len(state.recent) == 3 and len(state.shot) == 3
+    for frame in 20 * frames[:4]:
+        state = is_cut(frame, state)[1]
+    assert len(state.shot) == 24, "it does not grow"
     with pytest.raises(FleetflowError, match="uint8"):
         look(frames[0] / 255)

@@ -14,6 +14,7 @@ BINS = 16  # of the histograms of brightness and both color differences
 # Log-odds of a cut: logistic regression on edits of generated clips, split=validation (benchmarks/motion_score.py)
 UNMATCHED, RECOLORED, SURGE, CONSTANT = 5.0, 3.1, 7.6, 12.0
 USUAL = 3  # pairs that show what is usual in the shot: a cut stands out from them
+KEPT = 24  # frames of the shot that a swing or a loop may return to: two seconds at 12 a second
 
 
 class Look(NamedTuple):
@@ -28,6 +29,7 @@ class CutState(NamedTuple):
 
     last: Look | None = None
     recent: tuple[float, ...] = ()  # of the last pairs, how much found no match
+    shot: tuple[Look, ...] = ()  # frames of the shot before the last one
 
 
 START = CutState()
@@ -37,7 +39,8 @@ def is_cut(frame: np.ndarray, state: CutState = START) -> tuple[bool, CutState]:
     """Returns whether a new shot begins with this frame, and the state for the next one.
 
     It does where places find no match nearby, more so than in the pairs before, and the colors change: a fast pan or a
-    change of exposure is no cut. A dissolve is not found::
+    change of exposure is no cut. Nor is a frame that is as like an earlier one of its shot as neighbors are: what
+    swings or loops comes back. A dissolve is not found::
 
         state = START
         for frame in clip:
@@ -55,7 +58,15 @@ def is_cut(frame: np.ndarray, state: CutState = START) -> tuple[bool, CutState]:
     unmatched, recolored = differences(state.last, now)
     surge = np.log(unmatched / max(state.recent)) if state.recent else 0.0
     odds = UNMATCHED * np.log(unmatched) + RECOLORED * np.log(recolored) + SURGE * surge + CONSTANT
-    return bool(odds > 0), CutState(now, (*state.recent, unmatched)[-USUAL:])
+    cut = bool(odds > 0) and not _returns(now, state)
+    shot = () if cut else (*state.shot, state.last)[-KEPT:]
+    return cut, CutState(now, (*state.recent, unmatched)[-USUAL:], shot)
+
+
+def _returns(now: Look, state: CutState) -> bool:
+    """Whether a frame is as like an earlier one of its shot as the last neighbors were like each other."""
+    usual = max(state.recent, default=0.0)
+    return any(differences(earlier, now)[0] <= usual for earlier in reversed(state.shot))
 
 
 def find_cuts(frames: Iterable[np.ndarray]) -> list[int]:
