@@ -409,6 +409,27 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_done(clips, tmp_path, capsy
     assert main(["batch", "status", str(tmp_path / "out"), "--check"]) == 1
 
 
+def test_what_no_clip_can_be_done_with_is_said_before_any_has_failed(clips, tmp_path, capsys):
+    for words, said in (
+        (["--threads", "0"], "--threads is 0; expected a number from 1 on"),
+        (["--tries", "0"], "--tries is 0; expected a number from 1 on"),
+        (["--split", "-1"], "--split is -1; expected"),
+        (["--do", "track", "--grid", "0"], "--grid is 0; expected"),
+        (["--scale", "-1"], "scale is -1.0; expected"),
+        (["--do", "evaluate", "--dataset", "nothing"], 'no data set is called "nothing"'),
+    ):
+        output = tmp_path / words[-2]
+        assert main(["batch", str(clips / "clips.txt"), "-o", str(output), "--device", "cpu", *words]) == 1
+        assert said in capsys.readouterr().err and not list(Store(output).failures()) and not list(Store(output).done())
+    store = Store(tmp_path / "out")
+    store.write(store.control("settings.json"), {"settings": {"do": "predict"}, "label": {}})
+    with store.claimed("test") as run:
+        store.fail(Record("a", "a.mp4", "failed", reason="why", run=run))
+    with pytest.raises(FleetflowError, match="--tries is 0"):
+        retry(store.root, tries=0)
+    assert store.failure("a"), "a wrong option forgets no failure"
+
+
 def test_another_list_into_the_same_folder(tmp_path):
     """Counts are those of the items of the list; results of other lists stay."""
     store = Store(tmp_path / "out")

@@ -94,12 +94,13 @@ def batch(
     """
     store = Store(output)
     with store.claimed(f"batch {manifest}") as run:
+        job = Job(settings, store, run, threads, tries)
         store.check_settings({"settings": _plain(settings)})
         for _ in checked(read_manifest(manifest)):  # what is wrong in it is found before the list that is there goes
             pass
         store.save_items(checked(read_manifest(manifest)))
         store.write(store.control("list.json"), {"list": _whole_path(manifest)})
-        return _run(Job(settings, store, run, threads, tries), on, workers, progress)
+        return _run(job, on, workers, progress)
 
 
 def retry(
@@ -118,8 +119,8 @@ def retry(
     store = Store(output)
     known = store.settings()
     with store.claimed(f"batch retry {output}") as run:
-        store.forget_failures()
         job = Job(_settings(known["settings"]), store, run, threads, tries)
+        store.forget_failures()
         return _run(job, on or known.get("on", "local"), workers, progress)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fleetflow.batch.manifest import Item
 from fleetflow.batch.records import Store
+from fleetflow.types import FleetflowError
 
 if TYPE_CHECKING:  # the command line reads this file before it needs torch
     from fleetflow.inference.device import Precision
@@ -38,6 +39,12 @@ class Settings:
     grid: int = 32
     dataset: str = "pairs"
 
+    def __post_init__(self):
+        if self.split < 0:
+            raise FleetflowError(f"--split is {self.split}; expected pairs of a range, or 0 for whole clips")
+        if self.grid < 1:
+            raise FleetflowError(f"--grid is {self.grid}; expected 1 pixel or more between points")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,6 +65,11 @@ class Job:
     threads: int = 1
     tries: int = 5
     label: dict | None = None
+
+    def __post_init__(self):
+        for name in ("threads", "tries"):
+            if getattr(self, name) < 1:
+                raise FleetflowError(f"--{name} is {getattr(self, name)}; expected a number from 1 on")
 
 
 class Task(NamedTuple):

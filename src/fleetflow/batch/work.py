@@ -22,7 +22,7 @@ from fleetflow.batch.manifest import Item, place
 from fleetflow.batch.plan import plan
 from fleetflow.batch.records import RECORD, Record, Store, Superseded, sha256
 from fleetflow.batch.task import MOTION, Job, Ready, Report, Settings, Task
-from fleetflow.data.dataset import open_files
+from fleetflow.data.dataset import datasets, open_files
 from fleetflow.evaluation import records as tables
 from fleetflow.evaluation.evaluate import measure
 from fleetflow.evaluation.protocol import open_model
@@ -41,6 +41,7 @@ from fleetflow.motion.scores import score
 from fleetflow.motion.tracks import grid, track
 from fleetflow.registry import unknown
 from fleetflow.types import FleetflowError
+from fleetflow.visualise import checked_scale
 
 FULL = (ENOSPC, EDQUOT, EROFS)  # errors of the place of the results, not of an item
 
@@ -54,6 +55,10 @@ class Worker:
         use_threads(job.threads)
         if self.settings.do not in WORKS:
             raise unknown("kind of work", self.settings.do, sorted(WORKS))
+        if self.settings.scale is not None:
+            checked_scale(self.settings.scale)
+        if self.settings.do == "evaluate" and self.settings.dataset not in datasets:
+            raise unknown("data set", self.settings.dataset, datasets.names())
         self.predictor = _predictor(self.settings, own_device(self.settings.device, index))
         self.label = self.predictor.label()
         wanted = job.label or self.label
