@@ -131,6 +131,8 @@ def test_what_a_measurement_does_not_take_is_refused(capsys):
         (["video", "fastflownet"], "no fixed point"),
         (["data", "pairs"], "give --root DIR"),
         (["data", "pears"], 'did you mean "pairs"'),
+        (["data", "pairs", "--seconds", "0"], "--seconds is 0.0; expected"),
+        (["speed", "fastflownet", "--seconds", "nan"], "--seconds is nan; expected"),
     ):
         assert main(["benchmark", *words]) == 1, words
         lines = capsys.readouterr().err.strip().splitlines()

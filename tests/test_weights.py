@@ -384,6 +384,12 @@ def test_specifications(tmp_path, monkeypatch):
         assert words in one_line(lambda: parse(text))  # noqa: B023
 
 
+def test_a_name_that_is_not_utf8_in_the_header(model, tmp_path):
+    """As that of the clip that a network was adapted to: its training is not lost in the end."""
+    weights.save(model, tmp_path / "a.safetensors", {**HEADER, "license": "of b\udcff.mp4", "start": ["\udcff"]})
+    assert weights.header(tmp_path / "a.safetensors")["license"] == "of b\\xff.mp4"
+
+
 def test_what_has_no_license_says_so_in_one_line(model):
     """A network without weights in the package, and the network itself in place of its name."""
     assert license_of("fastflownet", model) == "Apache-2.0"

@@ -125,7 +125,7 @@ def data(
 
     chosen, left_out = flat(options), flat(without)
     make_room(json, folders=[root])
-    prepare(threads)
+    prepare(threads, seconds=seconds)
     files = open_files(dataset, root, options=chosen, without=left_out)
     speeds = reading_speeds(files, seconds)
     alone = speeds[0].samples_per_second

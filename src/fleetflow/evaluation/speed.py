@@ -1,6 +1,7 @@
 """Benchmark: the time of a pair, always beside other ways of computing it in the same process."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -168,7 +169,7 @@ def benchmark(
     Raises:
         FleetflowError: before anything is timed, for unknown names, impossible sizes and peers that fail.
     """
-    prepare(threads, (height, width))
+    prepare(threads, (height, width), seconds)
     if batch < 1:
         raise FleetflowError(f"--batch is {batch}; expected a number of pairs from 1 on")
     for network in networks[1:]:
@@ -252,8 +253,10 @@ def _difference(predictor: Predictor, exact: FlowModel, conditions: Conditions) 
     return float(np.linalg.norm(ours - theirs, axis=2).mean())
 
 
-def prepare(threads: int, size: tuple[int, int] = (1, 1)) -> None:
-    """Gives torch so many threads, 0 leaves it those it has; raises FleetflowError for impossible threads and sizes."""
+def prepare(threads: int, size: tuple[int, int] = (1, 1), seconds: float = 1.0) -> None:
+    """Gives torch so many threads, 0 leaves it those it has; raises FleetflowError for what cannot be measured."""
+    if not 0 < seconds < math.inf:
+        raise FleetflowError(f"--seconds is {seconds}; expected how long to measure, more than 0")
     if min(size) < 1:
         raise FleetflowError(f"--size is {size[0]} {size[1]}; expected a height and a width in pixels")
     if fits_nothing(*size):

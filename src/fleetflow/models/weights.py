@@ -97,9 +97,14 @@ def save(model: nn.Module, path: str | Path, header: Mapping[str, object], dtype
         .clone(memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()
     }
-    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
+    text = {key: _in_utf8(value if isinstance(value, str) else json.dumps(value)) for key, value in header.items()}
     text[CHECKSUM] = checksum(state)
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata=text))
+
+
+def _in_utf8(text: str) -> str:
+    """The text; of the name of a file whose bytes are not UTF-8, these as \\xff."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def checksum(state: dict[str, Tensor]) -> str:
