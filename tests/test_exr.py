@@ -96,3 +96,12 @@ def test_other_exr_files(tmp_path):
     path.write_bytes(whole[: place + 8] + (30_000).to_bytes(4, "little") * 2 + whole[place + 16 :])
     with pytest.raises(FleetflowError):
         read_stmap(path)
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    """OpenEXR takes it for no path at all."""
+    odd = tmp_path / "b\udcff.exr"
+    odd.write_bytes(b"v/1\x01")
+    for call in (lambda: write_stmap(odd, random_flow(0)), lambda: read_vectors(odd)):
+        with pytest.raises(FleetflowError, match="is no name in UTF-8, as OpenEXR needs it"):
+            call()

@@ -225,6 +225,12 @@ def test_a_full_disk_is_one_line(tmp_path, size):
     assert code == 1 and "cannot be written" in text and "\n" not in text, text
 
 
+def test_tensorboard_needs_a_folder_in_utf8(tmp_path):
+    pytest.importorskip("tensorboard")
+    with pytest.raises(FleetflowError, match="is no name in UTF-8, as TensorBoard needs it"):
+        Log(tmp_path / "b\udcff", 0, 1, print)
+
+
 def test_tensorboard_on_a_full_disk_is_left_out(tmp_path, capfd):
     """The numbers go into log.jsonl, which is shorter, and the run goes on."""
     pytest.importorskip("tensorboard")

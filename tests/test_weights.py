@@ -15,7 +15,7 @@ import fleetflow
 from fleetflow.evaluation.baselines import method
 from fleetflow.evaluation.saved_flows import is_folder
 from fleetflow.evaluation.submit import is_finished
-from fleetflow.export.write import license_of
+from fleetflow.export.write import export, license_of
 from fleetflow.inference.exported import is_exported
 from fleetflow.models import weights
 from fleetflow.models.fastflownet import FastFlowNet
@@ -388,6 +388,18 @@ def test_a_name_that_is_not_utf8_in_the_header(model, tmp_path):
     """As that of the clip that a network was adapted to: its training is not lost in the end."""
     weights.save(model, tmp_path / "a.safetensors", {**HEADER, "license": "of b\udcff.mp4", "start": ["\udcff"]})
     assert weights.header(tmp_path / "a.safetensors")["license"] == "of b\\xff.mp4"
+
+
+def test_names_that_libraries_cannot_open(model, tmp_path):
+    """Bytes that are not UTF-8 reach Python as half a character, which no library for files in C++ takes."""
+    odd = tmp_path / "b\udcff"
+    weights.save(model, odd / "a.safetensors", {**HEADER, "license": "CC0"})
+    for call in (
+        lambda: weights.load(odd / "a.safetensors"),
+        lambda: export(model, odd / "a.onnx", network="fastflownet"),
+        lambda: fleetflow.Session(odd / "a.onnx"),
+    ):
+        assert "is no name in UTF-8" in one_line(call)
 
 
 def test_what_has_no_license_says_so_in_one_line(model):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetflow.io.arrays import as_array
+from fleetflow.io.atomic import check_utf8
 from fleetflow.types import FleetflowError
 
 KEY = "fleetflow"  # of our entry in a file's metadata
@@ -67,6 +68,7 @@ class Session:
         if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
             raise FleetflowError(f"threads is {threads}; expected a number from 0 to {MOST_THREADS}")
         self.path = Path(os.path.expanduser(path))
+        check_utf8(self.path, "a runtime")
         self._how = {"threads": threads, "precision": precision}
         self.parts: dict[str, Run] = {}
         if self.path.is_dir():

@@ -22,7 +22,7 @@ from fleetflow.export.parts import in_parts
 from fleetflow.export.session import FORMAT
 from fleetflow.export.tensorrt import build_script
 from fleetflow.export.torch_export import write_compiled, write_pt2
-from fleetflow.io.atomic import LOCK, lock_folder, writing
+from fleetflow.io.atomic import LOCK, check_utf8, lock_folder, writing
 from fleetflow.models.base import FlowModel
 from fleetflow.models.spec import ModelSpec
 from fleetflow.models.weights import header, is_safetensors, shipped
@@ -105,6 +105,7 @@ def export(
 
 def _refuse(output: Path, target: str, sizes: Sizes, parts: bool, precision: str, precisions: int, aot: bool) -> None:
     """Raises FleetflowError for a combination that no target takes; `precisions` is how many were asked for."""
+    check_utf8(output, "a runtime")
     if not parts and output.suffix != SUFFIXES[target]:
         raise FleetflowError(f"{output} does not end in {SUFFIXES[target]}, as files for {target} do; name it so")
     if parts and (output.suffix in SUFFIXES.values() or output.is_file()):

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fleetflow.io.atomic import existing, reading, write_atomically
+from fleetflow.io.atomic import check_utf8, existing, reading, write_atomically
 from fleetflow.io.limits import UNBOUNDED, check_size
 from fleetflow.types import FleetflowError
 
@@ -141,6 +141,7 @@ def _library():
 
 def _write(path: Path, channels: dict[str, np.ndarray]) -> None:
     library = _library()
+    check_utf8(path, "OpenEXR")
     if path.suffix.lower() != ".exr":
         raise FleetflowError(f'{path} has the suffix "{path.suffix}"; expected .exr')
     planes = {
@@ -159,6 +160,7 @@ def _write(path: Path, channels: dict[str, np.ndarray]) -> None:
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Returns the channels of the first part of a file, each float32 [H, W]; the size is checked first."""
     library = _library()
+    check_utf8(path, "OpenEXR")
     with reading(path, "an OpenEXR file"):
         with library.File(str(path), header_only=True) as file:
             header = file.header()

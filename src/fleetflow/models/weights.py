@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fleetflow.io.atomic import write_atomically
+from fleetflow.io.atomic import check_utf8, write_atomically
 from fleetflow.models.base import FlowModel
 from fleetflow.models.caffe import read_caffemodel
 from fleetflow.models.spec import EXPORTED, ModelSpec
@@ -167,6 +167,7 @@ def _open(path: str | Path):
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FleetflowError(f"there is no file {path}; give the path of a checkpoint")
+    check_utf8(path, "safetensors")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

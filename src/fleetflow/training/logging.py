@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fleetflow.io.atomic import reason, write_atomically, writing
+from fleetflow.io.atomic import check_utf8, reason, write_atomically, writing
 from fleetflow.training.checkpoint import Run
 from fleetflow.training.recipe import Recipe, Stage
 from fleetflow.training.step import StepResult
@@ -131,6 +131,7 @@ def _board(folder: Path, first: int):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
+    check_utf8(folder, "TensorBoard")
     threading.excepthook = _silent_writer
     with writing(folder):
         return SummaryWriter(str(folder), purge_step=first)
