@@ -631,6 +631,9 @@ def test_a_summary_replaces_nothing_that_the_batch_reads(tmp_path, capsys, monke
             words = ["batch", listed, "-o", "out", "--model", "fastflownet:own.safetensors", "--json", str(place)]
             assert main(words) == 1 and "choose another output" in capsys.readouterr().err
             assert Path(place).read_bytes() == before[place] and not Path("out").exists()
+    for inside in ("pictures", "pictures/out", "~/pictures/out", f"file://{folder}/out"):
+        assert main(["batch", "clips.txt", "-o", inside]) == 1 and "choose another" in capsys.readouterr().err
+        assert sorted(path.name for path in folder.iterdir()) == ["1.png", "2.png"], "results would change the clip"
     summary = ["--json", str(folder / "summary.json")]  # which would be another picture folder than before
     assert main(["batch", "clips.txt", "-o", "out", *summary]) == 1 and "choose another" in capsys.readouterr().err
     assert main(["batch", "clips.txt", "-o", "out", "-f", "npz", "--workers", "1", "--json", "a clip.json"]) == 0

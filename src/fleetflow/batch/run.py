@@ -4,13 +4,13 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from fleetflow.batch.manifest import Ids, checked, read_manifest
+from fleetflow.batch.manifest import Ids, Item, checked, local, read_manifest
 from fleetflow.batch.records import Store
 from fleetflow.batch.task import MOTION, Job, Settings
 from fleetflow.registry import unknown
@@ -93,11 +93,10 @@ def batch(
             other settings.
     """
     store = Store(output)
+    _check_apart(store, checked(read_manifest(manifest)))  # what is wrong is found before the list that is there goes
     with store.claimed(f"batch {manifest}") as run:
         job = Job(settings, store, run, threads, tries)
         store.check_settings({"settings": _plain(settings)})
-        for _ in checked(read_manifest(manifest)):  # what is wrong in it is found before the list that is there goes
-            pass
         store.save_items(checked(read_manifest(manifest)))
         store.write(store.control("list.json"), {"list": _whole_path(manifest)})
         return _run(job, on, workers, progress)
@@ -248,6 +247,18 @@ def _summary(store: Store, listed: Ids, before: int = 0) -> Summary:
     skipped = max(0, before - changed)
     done, missing = results - changed - skipped, max(0, listed.count - (results - changed) - reasons.total())
     return Summary(listed.count, done, skipped, dict(reasons.most_common()), missing)
+
+
+def _check_apart(store: Store, items: Iterable[Item]) -> None:
+    """Raises FleetflowError where results would lie in a folder of pictures that is read, and thereby change it."""
+    root = Path(os.path.realpath(store.root))
+    around = {str(root), *map(str, root.parents)} if store.local else set()
+    for item in items:
+        place = local(item.input)
+        if place is not None and os.path.realpath(place) in around:
+            raise FleetflowError(
+                f"{store.url} is or lies in {item.input}, which this batch reads; choose another output"
+            )
 
 
 def _plain(settings: Settings) -> dict:
