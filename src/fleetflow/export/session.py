@@ -140,7 +140,7 @@ class Session:
         return _guarded(self.parts[part], feeds, self.path / part)
 
 
-def _check_run(previous: object, iterations: object, tolerance: object) -> None:
+def _check_run(previous: Result | None, iterations: int | None, tolerance: float) -> None:
     """Raises FleetflowError for arguments of `Session.predict` that mean nothing."""
     if not isinstance(previous, Result | None):
         raise FleetflowError(f"previous is a {type(previous).__name__}; expected what `predict` returned, or None")

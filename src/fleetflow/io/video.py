@@ -149,8 +149,9 @@ class VideoReader:
         packets = self._index
         if packets is None or not len(packets.times):
             return self.frames
-        fields = not packets.sound and self.frames is not None  # where each of a picture's two may be a packet
-        return min(len(packets.times), self.frames) if fields else len(packets.times)
+        if packets.sound or self.frames is None:
+            return len(packets.times)
+        return min(len(packets.times), self.frames)  # a packet may be half a picture: one of two fields
 
     def _indexed(self) -> "_PacketIndex":
         if self._index is None:
