@@ -359,10 +359,16 @@ def test_arguments_of_a_wrong_type_are_one_line(frames, tmp_path, monkeypatch):
         "top": lambda wrong: motion.crop(flow, wrong, 0, (8, 8)),
         "the flow": lambda wrong: motion.fit_similarity(wrong),
         "state": lambda wrong: motion.is_cut(frames[0], wrong),
+        "network ": lambda wrong: motion.track([*frames], np.zeros((1, 2)), wrong),
+        "gaps": lambda wrong: motion.track([*frames], np.zeros((1, 2)), predictor, gaps=wrong),
+        "the grid": lambda wrong: motion.grid((8, 8), wrong),
+        "time": lambda wrong: VideoWriter("new.mp4", 5).write(frames[0], wrong),
+        "time_base": lambda wrong: VideoWriter("new.mp4", 5, time_base=wrong),
+        "background": lambda wrong: fleetflow.flow_to_color(flow, background=wrong),
     }
     for name, call in calls.items():
         for wrong in (object(), np.zeros(3), torch.zeros(3)):
-            with pytest.raises(FleetflowError, match=f"(^|and ){name} ") as caught:
+            with pytest.raises(FleetflowError, match=f"(^|and ){name.strip()} ") as caught:
                 call(wrong)
             assert "\n" not in str(caught.value), name
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]

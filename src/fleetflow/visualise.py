@@ -122,7 +122,7 @@ def flow_to_color(
         A picture [H, W, 3] uint8 RGB.
     """
     flow, known = _known(flow, valid)
-    if background not in UNKNOWN_COLOR:
+    if not isinstance(background, str) or background not in UNKNOWN_COLOR:
         raise FleetflowError(f'background is {background!r}; expected "light" or "dark"; pass one of the two')
     scale = full_scale(flow, known) if scale is None else checked_scale(scale)
     wheel = color_wheel() / 255.0

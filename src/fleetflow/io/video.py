@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from copy import copy
 from fractions import Fraction
 from itertools import chain, dropwhile
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ from fleetflow.types import FleetflowError
 _ENTROPY_CODED = ("h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mpeg4", "mjpeg", "wmv2", "theora")
 _ZEROS = 16  # bytes at the end of a packet
 _INDEXED = ("mov", "matroska", "flv")  # FFmpeg seeks in these to the very key frame asked for
+_LONGEST = 1e9  # seconds: 31 years
 _WORTH_SEEKING = 16  # frames; fewer are decoded faster than the file is looked through
 
 
@@ -385,6 +386,8 @@ class VideoWriter:
             raise FleetflowError(f"{self.path} has not the suffix .mp4; videos are written as mp4")
         if not (isinstance(fps, Real) and 0 < fps < math.inf):
             raise FleetflowError(f"fps is {fps!r}; expected a rate above 0, in frames a second")
+        if not isinstance(time_base, Rational | None):
+            raise FleetflowError(f"time_base is {time_base!r}; expected a Fraction of a second, or None")
         if time_base is not None and not 0 < time_base.numerator <= time_base.denominator < 2**31:
             raise FleetflowError(f"time_base is {time_base}; expected a fraction of a second over 2^31 or less")
         self.fps = max(Fraction(fps).limit_denominator(2**16), Fraction(1, 2**16))
@@ -405,6 +408,9 @@ class VideoWriter:
             duration: seconds, used of the last picture only; None: 1 / fps.
         """
         image = checked_picture(image)
+        for name, value in (("time", time), ("duration", duration)):
+            if value is not None and not (isinstance(value, Real) and abs(value) < _LONGEST):
+                raise FleetflowError(f"{name} is {value!r}; expected seconds, or None")
         with writing(self.path):
             if self._film is None:
                 self._film = self._begin(image.shape, time)

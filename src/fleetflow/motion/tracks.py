@@ -8,6 +8,7 @@ of Every Pixel", WACV 2024, with forward-backward consistency in place of learne
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from fleetflow.io.arrays import as_array
 from fleetflow.motion.algebra import sample
 from fleetflow.motion.consistency import SHARE, SLACK
-from fleetflow.types import FleetflowError
+from fleetflow.types import FleetflowError, checked_size
 
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two pictures -> flow [H, W, 2]: a `Predictor`, or your own
 
@@ -46,9 +47,9 @@ class Moment(NamedTuple):
 
 def grid(size: tuple[int, int], every: int) -> np.ndarray:
     """Returns points [N, 2] on every `every`-th pixel of a picture of this height and width, evenly about its middle."""
-    if every < 1:
-        raise FleetflowError(f"the grid is {every}; expected 1 pixel or more between its points")
-    axes = [np.arange((side - 1) % every / 2, side, every) for side in size]
+    if not isinstance(every, Integral) or every < 1:
+        raise FleetflowError(f"the grid is {every!r}; expected 1 pixel or more between its points")
+    axes = [np.arange((side - 1) % every / 2, side, every) for side in checked_size(size)]
     y, x = np.meshgrid(*axes, indexing="ij")
     return np.stack((x, y), -1).reshape(-1, 2).astype(np.float32)
 
@@ -81,8 +82,13 @@ def follow(
     frames: Iterable[np.ndarray], points: np.ndarray, network: Network, gaps: Sequence[int] = GAPS
 ) -> Iterator[tuple[np.ndarray, Moment]]:
     """Yields each frame as soon as it is there, and where the points are in it: arguments and errors as of `track`."""
-    if tuple(gaps[:1]) != (1,) or list(gaps) != sorted(set(gaps)):
-        raise FleetflowError(f"gaps is {tuple(gaps)}; expected frames that increase from 1, such as 1, 2, 4, 8")
+    if not callable(network):
+        raise FleetflowError(
+            f"network is a {type(network).__name__}; expected a Predictor, or a function of two pictures"
+        )
+    whole = isinstance(gaps, Sequence | np.ndarray) and all(isinstance(gap, Integral) for gap in gaps)
+    if not whole or tuple(gaps[:1]) != (1,) or list(gaps) != sorted(set(gaps)):
+        raise FleetflowError(f"gaps is {gaps!r}; expected frames that increase from 1, such as 1, 2, 4, 8")
     begins = _queries(points)
     number = -1
     window: deque[tuple[np.ndarray, Moment]] = deque(maxlen=max(gaps))  # the last frames, the newest at the end
