@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import os
 import pickle
 import re
 import shutil
@@ -249,6 +250,26 @@ def test_the_javascript_of_the_guide(exported, tmp_path):
     assert ran.returncode == 0, ran.stderr
     found = np.frombuffer((tmp_path / "flow").read_bytes(), np.float32).reshape(128, 192, 2)
     assert np.abs(found - Session(exported.files[0])(*images)).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from fleetflow.export.session import Session; Session(Path('a.xml'))",
+        "from fleetflow.export.openvino import write_openvino; write_openvino(Path('a.onnx'), Path('b.xml'), {})",
+    ],
+)
+def test_nothing_is_told_to_intel(code, tmp_path):
+    """`import openvino` alone writes ~/intel and sends an event, unless its telemetry is turned off before."""
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    (tmp_path / "a.xml").write_text("<?xml version='1.0'?><net></net>")
+    (tmp_path / "a.bin").touch()
+    (tmp_path / "home").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}  # which turns it off, too
+    environment["HOME"] = str(tmp_path / "home")
+    tried = f"from pathlib import Path\ntry:\n    {code}\nexcept Exception:\n    import sys; assert 'openvino' in sys.modules"
+    subprocess.run([sys.executable, "-c", tried], env=environment, cwd=tmp_path, check=True)
+    assert not list((tmp_path / "home").rglob("*"))
 
 
 def test_openvino(traced_once, tmp_path):

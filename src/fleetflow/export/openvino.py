@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from fleetflow.export.onnx import KEY, quiet, require
+from fleetflow.export.telemetry import turn_off_telemetry
 
 
 def write_openvino(onnx: Path, path: Path, about: dict, *, half: bool = False, int8_pairs: list | None = None) -> None:
@@ -17,6 +18,7 @@ def write_openvino(onnx: Path, path: Path, about: dict, *, half: bool = False, i
         int8_pairs: pairs of uint8 [1, H, W, 3] pictures by which convolutions are quantized to int8; None: they are not.
     """
     require("openvino", extra="openvino")
+    turn_off_telemetry()
     import openvino
 
     with quiet():

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleetflow.export.telemetry import turn_off_telemetry
 from fleetflow.io.arrays import as_array
 from fleetflow.io.atomic import check_utf8
 from fleetflow.types import FleetflowError
@@ -210,6 +211,7 @@ def _open_onnx(path: Path, threads: int, precision: str | None) -> tuple[Run, st
 
 
 def _open_openvino(path: Path, threads: int, precision: str | None) -> tuple[Run, dict]:
+    turn_off_telemetry()
     try:
         import openvino
     except ImportError:
