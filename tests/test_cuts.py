@@ -59,6 +59,13 @@ def test_what_swings_or_loops_comes_back():
     assert find_cuts(there_and_back) == [6, 12], "another shot in between"
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_shots_of_a_few_frames(count):
+    """The pair of a cut says nothing of what is usual in the shot that begins with it."""
+    frames = [frame for number in range(10) for frame in pan(number, count, 8)]
+    assert find_cuts(frames) == list(range(count, 10 * count, count))
+
+
 def test_the_state_is_all_it_knows():
     frames = [*pan(1, 4, 2), *pan(2, 4, 2)]
     state = START

@@ -64,8 +64,8 @@ def is_cut(frame: np.ndarray, state: CutState = START) -> tuple[bool, CutState]:
 
 
 def _returns(now: Look, state: CutState) -> bool:
-    """Whether a frame is as like an earlier one of its shot as the last neighbors were like each other."""
-    usual = max(state.recent, default=0.0)
+    """Whether a frame is as like an earlier one of its shot as the last neighbors in it were like each other."""
+    usual = max(state.recent[-len(state.shot) :], default=0.0)  # not the pair of the cut with which the shot began
     return any(differences(earlier, now)[0] <= usual for earlier in reversed(state.shot))
 
 
