@@ -156,6 +156,22 @@ def test_pictures_are_counted_whatever_rate_the_header_says(name, tmp_path):
     assert [k for k, *_ in video_scouts(reader)] == scouts(59), "the color scale is that of the whole clip"
 
 
+def test_a_file_that_cannot_be_sought_is_not_looked_through(tmp_path, monkeypatch):
+    write(tmp_path / "a.avi", KINDS["a.avi"], 30, list(range(0, 1200, 40)))
+    monkeypatch.setattr("fleetflow.io.video._PacketIndex", None)
+    reader = VideoReader(tmp_path / "a.avi", start=20, stop=22)
+    assert [frame.index for frame in reader] == [20, 21] and not reader.seekable
+
+
+def test_times_of_day_and_rates_of_numpy(tmp_path):
+    now = 1_796_100_000.0  # seconds since 1970
+    with VideoWriter(tmp_path / "a.mp4", np.float32(25)) as writer:
+        for k in range(3):
+            writer.write(np.zeros((64, 64, 3), np.uint8), now + k / 25)
+    assert writer.fps == 25 and VideoReader(tmp_path / "a.mp4").frames
+    assert [frame.time - now for frame in VideoReader(tmp_path / "a.mp4")] == pytest.approx([0, 0.04, 0.08], abs=1e-4)
+
+
 def test_seeking_does_not_decode_what_lies_before(videos):
     path = videos["a.mp4"][0]
     reader = VideoReader(path, start=25)

@@ -34,7 +34,7 @@ from fleetflow.types import FleetflowError
 _ENTROPY_CODED = ("h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mpeg4", "mjpeg", "wmv2", "theora")
 _ZEROS = 16  # bytes at the end of a packet
 _INDEXED = ("mov", "matroska", "flv")  # FFmpeg seeks in these to the very key frame asked for
-_LONGEST = 1e9  # seconds: 31 years
+_LONGEST = 4e9  # seconds: 126 years, so that the time of day (seconds since 1970) is one
 _WORTH_SEEKING = 16  # frames; fewer are decoded faster than the file is looked through
 
 
@@ -120,6 +120,7 @@ class VideoReader:
             self.time_base = Fraction(stream.time_base or 1 / self.fps)
             self.frames = stream.frames or max(0, round((container.duration or 0) / av.time_base * self.fps)) or None
             self._origin = clock_origin(container)
+            self._told_apart = container.format.name.startswith(_INDEXED)
             first = next(self._decode(container), None)
             if first is None:
                 raise FleetflowError(f"{self.path} holds no picture that can be decoded; check that it is complete")
@@ -134,8 +135,9 @@ class VideoReader:
 
     @property
     def seekable(self) -> bool:
-        """True where any picture can be read without decoding all before it; the file is looked through once."""
-        return self._indexed().sound
+        """True where any picture can be read without decoding all before it; mp4, mov, Matroska, WebM and FLV are looked
+        through once."""
+        return self._told_apart and self._indexed().sound
 
     @property
     def mean_rate(self) -> float:
@@ -226,11 +228,9 @@ class VideoReader:
 
     def _from_start(self, container: InputContainer) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields (index, frame): from the first, or from `start` if the file can be sought that exactly."""
-        if self.start < _WORTH_SEEKING:
+        if self.start < _WORTH_SEEKING or not self.seekable:
             return enumerate(self._decode(container))
         packets = self._indexed()
-        if not packets.sound:
-            return enumerate(self._decode(container))
         place = packets.place(self.start)
         stream = self._picture_stream(container)
         container.seek(place.seek, stream=stream)
@@ -390,7 +390,8 @@ class VideoWriter:
             raise FleetflowError(f"time_base is {time_base!r}; expected a Fraction of a second, or None")
         if time_base is not None and not 0 < time_base.numerator <= time_base.denominator < 2**31:
             raise FleetflowError(f"time_base is {time_base}; expected a fraction of a second over 2^31 or less")
-        self.fps = max(Fraction(fps).limit_denominator(2**16), Fraction(1, 2**16))
+        rate = Fraction(fps if isinstance(fps, Rational) else float(fps))
+        self.fps = max(rate.limit_denominator(2**16), Fraction(1, 2**16))
         self.time_base, self.comment = time_base, comment
         self._temporary = temporary_name(self.path)
         self._film: _Film | None = None  # begun by the first picture
