@@ -372,6 +372,8 @@ def test_arguments_of_a_wrong_type_are_one_line(frames, tmp_path, monkeypatch):
                 call(wrong)
             assert "\n" not in str(caught.value), name
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    assert fleetflow.flow_to_color(flow, torch.tensor(2.0)).shape == (64, 96, 3), "a number in a tensor is one"
+    assert motion.crop(flow, torch.tensor(3), np.int64(0), (8, 8))[0].shape == (8, 8, 2)
     with pytest.raises(FleetflowError, match="source is a object; expected frames"):
         next(fleetflow.Stream(predictor).follow(object()))
     with pytest.raises(FleetflowError, match="the name is a RAFT"):

@@ -188,9 +188,16 @@ def test_a_live_source_drops_what_nobody_waited_for():
 
 
 def test_follow_gives_steps_and_counts_the_rest():
-    stream = fleetflow.Stream(adding())
-    steps = list(stream.follow(iter(walk(6, 16, 16))))
-    assert len(steps) + 1 + stream.dropped == 6 and all(step.flow.shape == (16, 16, 2) for step in steps)
+    class Decoder:
+        """As those of others that know their frames by number alone."""
+
+        def __getitem__(self, number: int) -> np.ndarray:
+            return walk(6, 16, 16)[number]
+
+    for source in (iter(walk(6, 16, 16)), Decoder()):
+        stream = fleetflow.Stream(adding())
+        steps = list(stream.follow(source))
+        assert len(steps) + 1 + stream.dropped == 6 and all(step.flow.shape == (16, 16, 2) for step in steps)
 
 
 def test_a_stream_over_the_network(tmp_path):

@@ -13,7 +13,6 @@ For a clip, choose one scale and give it to every frame, so that one color means
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -493,10 +492,14 @@ def _checked_picture(picture: np.ndarray) -> np.ndarray:
 def checked_scale(scale: float) -> float:
     """Returns the scale in pixels; raises FleetflowError for one that no color can show."""
     low, high = SCALES
-    if not (isinstance(scale, Real) and low <= scale <= high):
+    try:
+        number = math.nan if isinstance(scale, str) else float(scale)  # of an array or a tensor that holds one, too
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not low <= number <= high:
         wanted = f"pixels over 0 ({low:g} to {high:g})"
         raise FleetflowError(f"scale is {scale!r}; expected {wanted}; use robust_scale(flow) for a good one")
-    return float(scale)
+    return number
 
 
 def _same_size(name: str, one: np.ndarray, other_name: str, other: np.ndarray) -> None:

@@ -213,7 +213,8 @@ class Stream:
                 for step in stream.follow(fleetflow.read_video("rtsp://camera/stream")):
                     print(step.time, step.dropped, step.latency)
         """
-        if not isinstance(source, Iterable) or isinstance(source, str):
+        one_by_one = isinstance(source, Iterable) or hasattr(source, "__getitem__")  # as `for` takes them
+        if not one_by_one or isinstance(source, str):
             raise FleetflowError(
                 f"source is a {type(source).__name__}; expected frames one after another, such as of fleetflow.read_video"
             )

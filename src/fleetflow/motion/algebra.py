@@ -4,7 +4,7 @@ A flow from a to b is [H, W, 2] or [N, 2, H, W], pixels on the grid of a: a(x) ~
 alike; for tensors everything is differentiable.
 """
 
-from numbers import Integral
+from operator import index
 
 import numpy as np
 import torch
@@ -124,8 +124,10 @@ def crop(flow: Picture, top: int, left: int, size: tuple[int, int], valid: Pictu
     """
     vectors = as_tensor(flow, "flow", 2)
     size = checked_size(size)
-    if not (isinstance(top, Integral) and isinstance(left, Integral)):
-        raise FleetflowError(f"top is {top!r} and left {left!r}; expected a row and a column, 0 or more")
+    try:
+        top, left = index(top), index(left)
+    except TypeError:
+        raise FleetflowError(f"top is {top!r} and left {left!r}; expected a row and a column, 0 or more") from None
     bottom, right = top + size[0], left + size[1]
     if not (0 <= top < bottom <= vectors.shape[2] and 0 <= left < right <= vectors.shape[3]):
         raise FleetflowError(
