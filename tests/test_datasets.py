@@ -431,7 +431,9 @@ def test_a_list_names_what_lies_below_its_root(tmp_path):
     pictures(tmp_path, "elsewhere/1.png", "root of another/1.png")
     (root / "link.png").symlink_to(tmp_path / "elsewhere" / "1.png")
     (root / "train.txt").write_text(f"{root / 'a/1.png'} a/../a/2.png\nlink.png a/2.png\n")
-    assert [pair.name for pair in datasets["folder"](root, split="train").pairs] == ["a/1.png", "link.png"]
+    (tmp_path / "other name").symlink_to(root)
+    for known in (root, tmp_path / "other name"):
+        assert [pair.name for pair in datasets["folder"](known, split="train").pairs] == ["a/1.png", "link.png"]
     for outside in ("../elsewhere/1.png", "a/../../elsewhere/1.png", f"'{tmp_path / 'root of another/1.png'}'"):
         for line in (f"{outside} a/2.png", f"a/1.png {outside}"):
             (root / "train.txt").write_text(line)

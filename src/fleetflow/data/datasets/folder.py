@@ -56,7 +56,7 @@ def _listed(root: Path, path: Path) -> list[Pair]:
         raise FleetflowError(f'{path} does not exist; write lines of "frame1 frame2 flow", or take split "all"')
     with reading(path, "a list of pairs in UTF-8"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    found = []
+    found, roots = [], [Path(os.path.abspath(root)), Path(os.path.realpath(root))]
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -71,15 +71,21 @@ def _listed(root: Path, path: Path) -> list[Pair]:
             first = root / absent[-1][0]
             raise FleetflowError(f"{path} line {number} names {first}, which does not exist; check the list")
         words = readings[absent.index([])]
-        inside = [os.path.relpath(root / word, root) for word in words]  # as it is written: links may lead elsewhere
-        if outside := [word for word, path in zip(words, inside) if path.split(os.sep)[0] == os.pardir]:
+        inside = [_below(root / word, roots) for word in words]
+        if outside := [word for word, name in zip(words, inside) if not name]:
             raise FleetflowError(
                 f"{path} line {number} names {outside[0]}, which is not below {root}; move or link it there"
             )
         paths = [root / word for word in words]
         truth = partial(read_flow, paths[2]) if len(paths) == 3 else None
-        found.append(Pair(path.stem, Path(inside[0]).as_posix(), paths[0], paths[1], truth))
+        found.append(Pair(path.stem, inside[0], paths[0], paths[1], truth))
     return found
+
+
+def _below(path: Path, roots: list[Path]) -> str:
+    """Returns the path from one of the roots on, as it is written: links may lead elsewhere; "" of one outside of all."""
+    place = Path(os.path.abspath(path))
+    return next((place.relative_to(root).as_posix() for root in roots if place.is_relative_to(root)), "")
 
 
 def _readings(line: str) -> list[list[str]]:
