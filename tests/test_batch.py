@@ -17,9 +17,9 @@ from conftest import lay_out_example
 
 from fleetflow.batch import manifest as lists
 from fleetflow.batch import plan, work
-from fleetflow.batch.manifest import Item, checked, clips_in, item_id, read_manifest, write_manifest
+from fleetflow.batch.manifest import Item, checked, clips_in, item_id, local, read_manifest, write_manifest
 from fleetflow.batch.records import Record, Store, Superseded
-from fleetflow.batch.run import batch, retry, status
+from fleetflow.batch.run import _check_apart, batch, retry, status
 from fleetflow.batch.task import Job, Settings, Task
 from fleetflow.batch.work import Worker
 from fleetflow.cli.main import main
@@ -636,12 +636,21 @@ def test_a_summary_replaces_nothing_that_the_batch_reads(tmp_path, capsys, monke
         assert sorted(path.name for path in folder.iterdir()) == ["1.png", "2.png"], "results would change the clip"
     summary = ["--json", str(folder / "summary.json")]  # which would be another picture folder than before
     assert main(["batch", "clips.txt", "-o", "out", *summary]) == 1 and "choose another" in capsys.readouterr().err
-    assert main(["batch", "clips.txt", "-o", "out", "-f", "npz", "--workers", "1", "--json", "a clip.json"]) == 0
+    assert (
+        main(["batch", "clips.txt", "-o", "out", "-f", "npz", "--workers", "1", "--json", "fastflownet/all.json"]) == 0
+    )
     store = Store(tmp_path / "out")
     for words in (["retry", "--json"], ["status", "--json"]):
         assert main(["batch", words[0], "out", words[1], "a clip.mp4"]) == 1
         assert "choose another output" in capsys.readouterr().err and store.ids().count == 2
     assert Path("a clip.mp4").read_bytes() == before["a clip.mp4"]
+
+
+def test_what_can_be_no_path_is_the_failure_of_its_clip_alone(tmp_path):
+    for wrong in ("a\0b", "file:///a::b"):
+        assert local(wrong) is None
+        _check_apart(Store(tmp_path / "out"), [Item("a", wrong)])
+    assert local(f"file://{tmp_path}") == local(tmp_path) == Path(os.path.realpath(tmp_path))
 
 
 def test_evaluate_a_list_of_data_sets(tmp_path):

@@ -7,7 +7,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -67,9 +67,12 @@ def place(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def local(url: str | Path) -> Path | None:
-    """Returns the path on this machine that an address means; None where it means another place."""
+    """Returns the path on this machine that an address means, links followed; None where it means another place."""
     scheme, colons, _ = str(url).partition("://")
-    return Path(os.path.abspath(place(url)[1])) if not colons or scheme in ("file", "local") else None
+    if not colons or scheme in ("file", "local"):
+        with suppress(ValueError):  # no file has this name, which is said when it is to be read
+            return Path(os.path.realpath(place(url)[1]))
+    return None
 
 
 def read_manifest(url: str | Path) -> Iterator[Item]:

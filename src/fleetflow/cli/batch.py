@@ -78,7 +78,9 @@ def run(
     from fleetflow.cli.outputs import file_of
 
     clips = (item.input for item in read_manifest(manifest))
-    _make_room(output, chain([manifest, str(file_of(model))], clips), json)
+    weights = file_of(model)  # a folder only if it holds the parts of a network: results may lie in ./NETWORK
+    read = [manifest, *([str(weights)] if weights.is_file() or (weights / "parity.json").is_file() else [])]
+    _make_room(output, chain(read, clips), json)
     formats = flat(format) if format else Settings.format
     ways = {
         "scale": scale,
@@ -225,7 +227,7 @@ def _make_room(output: str, sources: Iterable[str], *files: Path | None) -> None
             raise FleetflowError(f"{file} belongs to the batch, and would be replaced; choose another output")
     around = {above: file for file, place in places.items() for above in (place, *place.parents)}
     for source in map(local, sources if given else ()):
-        if source is not None and (file := around.get(Path(os.path.realpath(source)))):
+        if source is not None and (file := around.get(source)):
             raise FleetflowError(f"{file} is or lies in {source}, which this batch reads; choose another output")
     make_room(*given)
 
