@@ -206,6 +206,16 @@ def test_the_command_line_starts_without_torch():
     assert run.stdout.strip() == "False", run.stderr
 
 
+def test_sessions_need_numpy_alone():
+    """Beside the runtime, which is imported as a file is opened: docs/guides/export.md promises it."""
+    code = (
+        "import sys; before = set(sys.modules); import fleetflow; fleetflow.Session;"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert sorted(run.stdout.split()) == ["fleetflow", "numpy"], run.stderr
+
+
 def test_no_configuration_trees():
     assert not list(SOURCE.rglob("*.y*ml"))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fleetflow.export.telemetry import turn_off_telemetry
 from fleetflow.io.arrays import as_array
-from fleetflow.io.atomic import check_utf8
+from fleetflow.io.names import check_utf8
 from fleetflow.types import FleetflowError
 
 KEY = "fleetflow"  # of our entry in a file's metadata

@@ -22,7 +22,8 @@ from fleetflow.export.parts import in_parts
 from fleetflow.export.session import FORMAT
 from fleetflow.export.tensorrt import build_script
 from fleetflow.export.torch_export import write_compiled, write_pt2
-from fleetflow.io.atomic import LOCK, check_utf8, lock_folder, writing
+from fleetflow.io.atomic import LOCK, lock_folder, writing
+from fleetflow.io.names import check_utf8
 from fleetflow.models.base import FlowModel
 from fleetflow.models.spec import ModelSpec
 from fleetflow.models.weights import header, is_safetensors, shipped

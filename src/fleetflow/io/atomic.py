@@ -38,14 +38,6 @@ def existing(path: str | os.PathLike) -> Path:
     return path
 
 
-def check_utf8(path: str | os.PathLike, library: str) -> None:
-    """Raises FleetflowError for a name that is not UTF-8, which some libraries cannot open."""
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
-        raise FleetflowError(f"{path} is no name in UTF-8, as {library} needs it; rename the file or folder") from None
-
-
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
     """Turns what a library raises at a damaged or foreign file into one line about `path`.

@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fleetflow.io.atomic import check_utf8, existing, reading, write_atomically
+from fleetflow.io.atomic import existing, reading, write_atomically
 from fleetflow.io.limits import UNBOUNDED, check_size
+from fleetflow.io.names import check_utf8
 from fleetflow.types import FleetflowError
 
 Convention = Literal["nuke", "blender"]

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fleetflow.io.atomic import check_utf8, write_atomically
+from fleetflow.io.atomic import write_atomically
+from fleetflow.io.names import check_utf8
 from fleetflow.models.base import FlowModel
 from fleetflow.models.caffe import read_caffemodel
 from fleetflow.models.spec import EXPORTED, ModelSpec

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fleetflow.io.atomic import check_utf8, reason, write_atomically, writing
+from fleetflow.io.atomic import reason, write_atomically, writing
+from fleetflow.io.names import check_utf8
 from fleetflow.training.checkpoint import Run
 from fleetflow.training.recipe import Recipe, Stage
 from fleetflow.training.step import StepResult
