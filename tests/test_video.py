@@ -156,6 +156,12 @@ def test_pictures_are_counted_whatever_rate_the_header_says(name, tmp_path):
     assert [k for k, *_ in video_scouts(reader)] == scouts(59), "the color scale is that of the whole clip"
 
 
+def test_the_mean_rate_of_a_file_whose_header_is_short_of_some_pictures(tmp_path):
+    write(tmp_path / "a.mpg", ("mpeg2video", "yuv420p", {"bf": "2"}, {}), 60)
+    reader = VideoReader(tmp_path / "a.mpg")
+    assert reader.frames < 60 and reader.mean_rate == pytest.approx(25)
+
+
 def test_a_file_that_cannot_be_sought_is_not_looked_through(tmp_path, monkeypatch):
     write(tmp_path / "a.avi", KINDS["a.avi"], 30, list(range(0, 1200, 40)))
     monkeypatch.setattr("fleetflow.io.video._PacketIndex", None)

@@ -142,8 +142,10 @@ class VideoReader:
     @property
     def mean_rate(self) -> float:
         """Pictures per second of the whole video, by the times of its packets; the file is looked through once."""
-        times, count = self._indexed().times, self._count() or 0
-        if min(count, len(times)) < 2 or times[0] == times[-1]:
+        times, said = self._indexed().times, self.frames or 0
+        fields = len(times) > 1.5 * said > 0  # each packet half a picture; else what the header says is less exact
+        count = said if fields else len(times)
+        if count < 2 or times[0] == times[-1]:
             return float(self.fps)
         return (count - 1) / float(int(times[-1] - times[0]) * self.time_base)
 
