@@ -643,7 +643,10 @@ def test_a_summary_replaces_nothing_that_the_batch_reads(tmp_path, capsys, monke
     for words in (["retry", "--json"], ["status", "--json"]):
         assert main(["batch", words[0], "out", words[1], "a clip.mp4"]) == 1
         assert "choose another output" in capsys.readouterr().err and store.ids().count == 2
-    assert Path("a clip.mp4").read_bytes() == before["a clip.mp4"]
+    store.write(store.control("settings.json"), {"settings": {"model": "fastflownet:own.safetensors"}})
+    assert main(["batch", "retry", "out", "--json", "own.safetensors"]) == 1
+    assert "choose another output" in capsys.readouterr().err
+    assert all(Path(place).read_bytes() == content for place, content in before.items())
 
 
 def test_what_can_be_no_path_is_the_failure_of_its_clip_alone(tmp_path):

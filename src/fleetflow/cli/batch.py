@@ -75,12 +75,9 @@ def run(
     from fleetflow.batch import run as job
     from fleetflow.batch.manifest import read_manifest
     from fleetflow.batch.task import Settings
-    from fleetflow.cli.outputs import file_of
 
     clips = (item.input for item in read_manifest(manifest))
-    weights = file_of(model)  # a folder only if it holds the parts of a network: results may lie in ./NETWORK
-    read = [manifest, *([str(weights)] if weights.is_file() or (weights / "parity.json").is_file() else [])]
-    _make_room(output, chain(read, clips), json)
+    _make_room(output, chain([manifest, *_weights(model)], clips), json)
     formats = flat(format) if format else Settings.format
     ways = {
         "scale": scale,
@@ -183,8 +180,10 @@ def retry(
         fleetflow batch retry out --workers 1
     """
     from fleetflow.batch import run as job
+    from fleetflow.batch.records import Store
 
-    _make_room(output, job.sources(output), json)
+    model = Store(output).settings()["settings"]["model"]
+    _make_room(output, chain(_weights(model), job.sources(output)), json)
     with bar(f"retry {output}", unit="clips") as progress:
         summary = job.retry(output, on=on, workers=workers, threads=threads, tries=tries, progress=progress)
     _show(summary, output, json)
@@ -230,6 +229,14 @@ def _make_room(output: str, sources: Iterable[str], *files: Path | None) -> None
         if source is not None and (file := around.get(source)):
             raise FleetflowError(f"{file} is or lies in {source}, which this batch reads; choose another output")
     make_room(*given)
+
+
+def _weights(model: str) -> list[str]:
+    """The file of a network, or the folder with its parts; nothing of a name alone: results may lie in ./NETWORK."""
+    from fleetflow.cli.outputs import file_of
+
+    file = file_of(model)
+    return [str(file)] if file.is_file() or (file / "parity.json").is_file() else []
 
 
 def _write(path: Path, content: dict) -> None:
