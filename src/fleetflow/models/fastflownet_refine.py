@@ -27,7 +27,7 @@ from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction, size_of
 
 RADIUS = 3  # of the lookup, as in RAFT-small
-HIDDEN, CONTEXT, FEATURES, MOTION = 96, 64, 96, 80  # channels; about those of RAFT-small
+HIDDEN, CONTEXT, FEATURES, MOTION = 64, 48, 64, 64  # channels; two thirds of those of RAFT-small
 GRID = 8  # stride of the refinement
 FINE = 4  # stride of FastFlowNet's finest level, and the factor by which its flow is enlarged
 
@@ -47,19 +47,31 @@ class Features(NamedTuple):
     level2: tuple[Tensor, Tensor]  # FastFlowNet's features of both frames at stride 4
 
 
+def normalized(x: Tensor) -> Tensor:
+    """Returns [N, C, h, w] scaled at each pixel so that its C numbers have the root mean square 1 (arXiv 1910.07467).
+
+    Nothing else bounds what the recurrent unit is given: FastFlowNet has no norms, and trained with Muon its features,
+    correlated without this one, grew until every gate was saturated and no gradient came through
+    (docs/lab/training-log.md). A correlation of two such vectors, divided by sqrt(C), is sqrt(C) times their cosine.
+    """
+    wide = x.float()  # as float16 has no squares over 65,504
+    return (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
 class Head(nn.Module):
-    """FastFlowNet's levels 2 and 3, [N, 32, 2h, 2w] and [N, 64, h, w], -> [N, outputs, h, w]."""
+    """FastFlowNet's levels 2 and 3, [N, 32, 2h, 2w] and [N, 64, h, w], -> [N, outputs, h, w], `normalized`."""
 
     def __init__(self, outputs: int):
         super().__init__()
         self.reduce = ConvReLU(32, 32, 3, stride=2, padding=1)
-        self.block1 = ResidualBlock(96, 96, "none", 1)
-        self.block2 = ResidualBlock(96, 96, "none", 1)
-        self.project = nn.Conv2d(96, outputs, 1)
+        self.merge = ConvReLU(96, 64, 1)
+        self.block1 = ResidualBlock(64, 64, "none", 1)
+        self.block2 = ResidualBlock(64, 64, "none", 1)
+        self.project = nn.Conv2d(64, outputs, 1)
 
     def forward(self, level2: Tensor, level3: Tensor) -> Tensor:
-        both = torch.cat((self.reduce(level2), level3), 1)
-        return self.project(self.block2(self.block1(both)))
+        x = self.merge(torch.cat((self.reduce(level2), level3), 1))
+        return normalized(self.project(self.block2(self.block1(x))))
 
 
 class UpdateBlock(nn.Module):
@@ -67,14 +79,14 @@ class UpdateBlock(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = MotionEncoder(LEVELS * (2 * RADIUS + 1) ** 2, (96, 64), (64, 32), MOTION)
+        self.encoder = MotionEncoder(LEVELS * (2 * RADIUS + 1) ** 2, (64, 48), (48, 24), MOTION)
         self.gru = GRU(HIDDEN, CONTEXT + MOTION, {"": (3, 3)})
-        self.flow_head = FlowHead(HIDDEN, 128)
+        self.flow_head = FlowHead(HIDDEN, 96)
         for parameter in self.flow_head.conv2.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.gru(hidden, context, self.encoder(correlation, flow))
+        hidden = self.gru(hidden, context, normalized(self.encoder(correlation, flow)))
         return hidden, self.flow_head(hidden)
 
 

@@ -58,14 +58,17 @@ def optimizers(
     learning_rate is Muon's; AdamW takes a twentieth of it. Where weights are normalized, Muon moves their directions.
 
     Args:
-        slow: a part of the model that has been trained before; its weights take `share` of either rate.
+        slow: a part of the model that has been trained before; its weights take `share` of either rate. With a share of
+            0 they stay, and no gradient of theirs is computed.
     """
+    if slow:
+        model.get_submodule(slow).requires_grad_(share > 0)
     slower = set(map(id, model.get_submodule(slow).parameters())) if slow else set()
     inner, other, seen = [], [], set()
     for module in model.modules():
         plain = isinstance(module, nn.Conv2d) and module.out_channels > 2
         for weight in module.parameters(recurse=plain):
-            if id(weight) not in seen:
+            if id(weight) not in seen and weight.requires_grad:
                 matrix = weight.dim() == 4 and weight[0].numel() > 1  # a length for each output is none
                 (inner if plain and matrix else other).append(weight)
                 seen.add(id(weight))

@@ -57,6 +57,28 @@ def _pyramid(
     )
 
 
+def _correcting(
+    name: str,
+    *sizes: Batches,
+    iterations: int = 4,
+    share: float = 0.1,
+    cooldown: float = 0.0,
+    grow: Callable | None = None,
+) -> Stage:
+    """A stage for FastFlowNet with refinement, whose FastFlowNet moves by a share of the rate: it is trained already."""
+    return Stage(
+        name,
+        sizes,
+        learning_rate=0.006,
+        schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=cooldown),
+        loss=partial(losses.multi_scale, weights=0.8, power=1.0),  # four levels, then the iterations
+        optimizer=partial(optimizers, slow="fastflownet", share=share),
+        weight_decay=0.01,
+        iterations=iterations,
+        grow=grow,
+    )
+
+
 def _comparing(
     name: str,
     mixture: dict[worlds.World, float],
@@ -161,17 +183,8 @@ GENERATED: dict[str, Recipe] = {
     "fastflownet_refine_synthetic": Recipe(
         "fastflownet_refine",
         (
-            Stage(
-                "generated",
-                (Batches(10_000, 6, 192, 256), Batches(40_000, 6, 256, 320), Batches(10_000, 4, 384, 512)),
-                learning_rate=0.006,
-                schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=0.4),
-                loss=partial(losses.multi_scale, weights=0.8, power=1.0),  # four levels, then the iterations
-                optimizer=partial(optimizers, slow="fastflownet"),  # what is trained already moves by a tenth
-                weight_decay=0.01,
-                iterations=4,
-                grow=fastflownet_refine.grow,
-            ),
+            _correcting("corrects", Batches(4_000, 6, 192, 256), iterations=3, share=0.0, grow=fastflownet_refine.grow),
+            _correcting("joins", Batches(40_000, 6, 256, 320), Batches(10_000, 4, 384, 512), cooldown=0.4),
         ),
         "ours: some days of one CPU core, from trained weights of FastFlowNet (--start fastflownet)",
     ),
