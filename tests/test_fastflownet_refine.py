@@ -1,5 +1,7 @@
 """FastFlowNet with refinement: how it begins, what an iteration may change, and what it can start from."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,9 @@ import fleetflow
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
 from fleetflow.layers.upsample import convex_upsample
-from fleetflow.models.fastflownet_refine import FastFlowNetRefine, bilinear_weights, grow
+from fleetflow.models.fastflownet_refine import FastFlowNetRefine, bilinear_weights, grow, normalized
+from fleetflow.training import losses
+from fleetflow.training.optimizers import optimizers
 from fleetflow.types import FleetflowError, Prediction
 
 
@@ -76,6 +80,41 @@ def test_training_judges_every_level_and_iteration(pair, fresh):
     fresh.eval()
     sides = [flow.shape[-1] for flow in prediction.intermediate_flows]
     assert sides == [3, 6, 12, 24, 24, 24, 24, 48]
+
+
+def test_what_the_recurrent_unit_is_given_is_bounded(pair):
+    """Features however large give correlations of at most sqrt(C), and no gate is saturated."""
+    x = torch.randn(2, 64, 5, 7)
+    torch.testing.assert_close(normalized(x).square().mean(1), torch.ones(2, 5, 7), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normalized(1e4 * x), normalized(x), rtol=1e-4, atol=1e-4)
+    assert normalized((1e4 * x).half()).isfinite().all() and normalized(0 * x).abs().max() == 0
+
+    torch.manual_seed(1)
+    model = FastFlowNetRefine().eval()
+    with torch.no_grad():
+        for layer in (model.fnet.project, model.cnet.project, model.update_block.encoder.conv):
+            layer.weight.mul_(1e5)
+        features, state, _ = model.encode(*model.prepare(pair.frame1, pair.frame2))
+        assert max(volume.abs().max() for volume in features.pyramid.volumes) <= 64**0.5 + 1e-3
+        assert model.step(features, state).hidden.abs().max() < 0.95  # that of a saturated unit is 1
+
+
+def test_a_few_steps_of_training_move_every_iteration(pair, fresh):
+    """The iterations once stopped learning: their gates were saturated, and what they gave did not change the flow."""
+    model = copy.deepcopy(fresh).train()
+    learning = optimizers(model, 0.02, 0.01, slow="fastflownet", share=0.0)
+    for _ in range(8):
+        losses.multi_scale(model(pair.frame1, pair.frame2, iterations=2), pair, weights=0.8, power=1.0).backward()
+        for optimizer in learning:
+            optimizer.step()
+        silent = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+        model.zero_grad()
+    assert silent == [name for name, _ in model.named_parameters() if name.startswith("fastflownet.")]
+    with torch.no_grad():
+        features, state, _ = model.eval().encode(*model.prepare(pair.frame1, pair.frame2))
+        for _ in range(2):
+            before, state = state.flow, model.step(features, state)
+            assert (state.flow - before).norm(dim=1).mean() > 0.01
 
 
 def test_it_grows_from_fastflownet_alone(fresh):

@@ -27,6 +27,7 @@ from fleetflow.training.recipe import Stage
 from fleetflow.types import FleetflowError, Prediction, Sample
 
 BAD_STEPS = 20  # so many steps with a loss that is no number or explodes end the run
+SILENT_EVERY = 100  # steps between looks for weights whose gradient is zero
 EXPLODED = 50.0  # a loss so many times the median of the last 200 is not learned from
 
 
@@ -38,10 +39,23 @@ class History:
     skipped: int = 0  # steps of the run that were not learned from, for a loss that is no number or explodes
     skipped_in_a_row: int = 0
     unknown_in_a_row: int = 0  # batches without a pixel of known flow
+    silent: frozenset[str] = frozenset()  # weights without gradient when that was looked for last
 
     def exploded(self, loss: float) -> bool:
         """Returns whether the loss is far beyond those of the last steps."""
         return len(self.recent) >= 100 and loss > EXPLODED * median(row[0] for row in self.recent)
+
+    def look_for_silence(self, model: nn.Module) -> tuple[str, ...]:
+        """Returns the names of weights whose gradient is zero now and was when this was called last.
+
+        So it is behind units that are dead for every input, or gates so far open or shut that they let none through:
+        that part of a network has stopped learning, which neither the loss nor its gradient's length shows.
+        """
+        now = frozenset(
+            name for name, weight in model.named_parameters() if weight.grad is not None and not weight.grad.any()
+        )
+        both, self.silent = now & self.silent, now
+        return tuple(name for name, _ in model.named_parameters() if name in both)
 
     def note(self, result: "StepResult") -> None:
         """Counts a step; raises FleetflowError where many batches in a row have no known flow."""
@@ -69,6 +83,7 @@ class StepResult:
     bad: bool  # the loss is no number, or exploded
     worst: tuple[float, Sample]  # the part of the batch with the largest loss, and that loss
     shown: tuple[Sample, Tensor]  # the last part and its predicted flow
+    silent: tuple[str, ...] = ()  # weights that had a gradient of zero at this look and the one before
 
 
 class Training:
@@ -153,6 +168,7 @@ def train_step(training: Training, parts: Iterable[Sample], accumulated: int, st
     for optimizer in training.optimizers:
         training.scaler.unscale_(optimizer)
     grad_norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.stage.clip).item()
+    silent = history.look_for_silence(training.model) if (step + 1) % SILENT_EVERY == 0 else ()
 
     loss, errors, known = training.team.sum(totals).tolist()
     epe = errors / known if known else math.nan
@@ -170,7 +186,7 @@ def train_step(training: Training, parts: Iterable[Sample], accumulated: int, st
         optimizer.zero_grad(set_to_none=True)
 
     worst = max(((value.item(), sample) for value, sample in tried), key=lambda row: _or_infinite(row[0]))
-    result = StepResult(loss, epe, grad_norm, learning_rate, known > 0, learned, bad, worst, shown)
+    result = StepResult(loss, epe, grad_norm, learning_rate, known > 0, learned, bad, worst, shown, silent)
     history.note(result)
     return result
 
