@@ -29,6 +29,7 @@ from fleetflow.types import FleetflowError, Prediction, size_of
 RADIUS = 3  # of the lookup, as in RAFT-small
 HIDDEN, CONTEXT, FEATURES, MOTION = 64, 48, 64, 64  # channels; two thirds of those of RAFT-small
 GRID = 8  # stride of the refinement
+SHIFT = 2.0  # standard deviation of what a start is shifted by in training, pixels of the grid of stride 8
 FINE = 4  # stride of FastFlowNet's finest level, and the factor by which its flow is enlarged
 
 
@@ -56,6 +57,19 @@ def normalized(x: Tensor) -> Tensor:
     """
     wide = x.float()  # as float16 has no squares over 65,504
     return (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def spoiled(flow: Tensor) -> Tensor:
+    """Returns flows [N, 2, h, w], about half of which are shortened and shifted by random amounts.
+
+    For training. Of a start that is mostly right where a correction can be found at all, the iterations learned only to
+    leave it alone. What they are to do is found from a wrong one: where the correlations say that a pixel went.
+    """
+    count = len(flow)
+    kept = torch.rand(count, 1, 1, 1, device=flow.device)
+    shift = SHIFT * torch.randn(count, 2, 1, 1, device=flow.device)
+    chosen = torch.rand(count, 1, 1, 1, device=flow.device) < 0.5
+    return torch.where(chosen, flow * kept + shift, flow)
 
 
 class Head(nn.Module):
@@ -152,7 +166,8 @@ class FastFlowNetRefine(FlowModel):
         for level, both in zip((6, 5, 4, 3), (*coarse[::-1], level3)):
             one, two = both.tensor_split(2)
             flows.append(self.fastflownet.level(level, one, two, flows[-1] if flows else None)[0])
-        return features, State(hidden.tanh(), flows[-1] * (FLOW_SCALE / GRID)), tuple(flows)
+        start = flows[-1] * (FLOW_SCALE / GRID)
+        return features, State(hidden.tanh(), spoiled(start) if self.training else start), tuple(flows)
 
     def step(self, features: Features, state: State) -> State:
         """Returns the state after one more iteration; as in RAFT, no gradient flows through the flow before it."""
