@@ -10,7 +10,7 @@ import fleetflow
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
 from fleetflow.layers.upsample import convex_upsample
-from fleetflow.models.fastflownet_refine import FastFlowNetRefine, bilinear_weights, grow, normalized
+from fleetflow.models.fastflownet_refine import FastFlowNetRefine, bilinear_weights, grow, normalized, spoiled
 from fleetflow.training import losses
 from fleetflow.training.optimizers import optimizers
 from fleetflow.types import FleetflowError, Prediction
@@ -97,6 +97,23 @@ def test_what_the_recurrent_unit_is_given_is_bounded(pair):
         features, state, _ = model.encode(*model.prepare(pair.frame1, pair.frame2))
         assert max(volume.abs().max() for volume in features.pyramid.volumes) <= 64**0.5 + 1e-3
         assert model.step(features, state).hidden.abs().max() < 0.95  # that of a saturated unit is 1
+
+
+def test_in_training_alone_some_starts_are_spoiled(pair, fresh):
+    flow = torch.randn(400, 2, 3, 4)
+    torch.manual_seed(3)
+    changed = spoiled(flow)
+    rows = (changed != flow).flatten(1).any(1)
+    assert 60 < rows.sum() < 140 and (changed != flow).flatten(1).all(1).sum() == rows.sum()
+    assert (changed - flow)[rows].abs().mean() > 1
+    frames = fresh.prepare(pair.frame1, pair.frame2)
+    with torch.no_grad():
+        starts = [fresh.encode(*frames)[1].flow for _ in range(6)]
+        fresh.train()
+        trained = [fresh.encode(*frames)[1].flow for _ in range(6)]
+        fresh.eval()
+    assert all(torch.equal(start, starts[0]) for start in starts)
+    assert any(not torch.equal(start, starts[0]) for start in trained)
 
 
 def test_a_few_steps_of_training_move_every_iteration(pair, fresh):

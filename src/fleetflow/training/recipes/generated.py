@@ -65,11 +65,14 @@ def _correcting(
     cooldown: float = 0.0,
     grow: Callable | None = None,
 ) -> Stage:
-    """A stage for FastFlowNet with refinement, whose FastFlowNet moves by a share of the rate: it is trained already."""
+    """A stage for FastFlowNet with refinement, whose FastFlowNet moves by a share of the rate: it is trained already.
+
+    At twice the rate half of the flow head's units were dead after 200 steps (docs/lab/training-log.md).
+    """
     return Stage(
         name,
         sizes,
-        learning_rate=0.006,
+        learning_rate=0.003,
         schedule=partial(schedules.warm_flat_cool, warmup=100, cooldown=cooldown),
         loss=partial(losses.multi_scale, weights=0.8, power=1.0),  # four levels, then the iterations
         optimizer=partial(optimizers, slow="fastflownet", share=share),
@@ -184,7 +187,7 @@ GENERATED: dict[str, Recipe] = {
         "fastflownet_refine",
         (
             _correcting("corrects", Batches(4_000, 6, 192, 256), iterations=3, share=0.0, grow=fastflownet_refine.grow),
-            _correcting("joins", Batches(40_000, 6, 256, 320), Batches(10_000, 4, 384, 512), cooldown=0.4),
+            _correcting("joins", Batches(40_000, 6, 256, 384), Batches(10_000, 6, 384, 512), cooldown=0.4),
         ),
         "ours: some days of one CPU core, from trained weights of FastFlowNet (--start fastflownet)",
     ),
