@@ -27,9 +27,9 @@ from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction, size_of
 
 RADIUS = 3  # of the lookup, as in RAFT-small
-HIDDEN, CONTEXT, FEATURES, MOTION = 64, 48, 64, 64  # channels; two thirds of those of RAFT-small
+HIDDEN, CONTEXT, FEATURES, MOTION = 64, 48, 64, 64  # channels; RAFT-small has 96, 64, 128, 82
 GRID = 8  # stride of the refinement
-SHIFT = 2.0  # standard deviation of what a start is shifted by in training, pixels of the grid of stride 8
+SHIFT = 2.0  # of a spoiled start: standard deviation in x and in y, pixels of the grid of stride 8
 FINE = 4  # stride of FastFlowNet's finest level, and the factor by which its flow is enlarged
 
 
@@ -49,7 +49,8 @@ class Features(NamedTuple):
 
 
 def normalized(x: Tensor) -> Tensor:
-    """Returns [N, C, h, w] scaled at each pixel so that its C numbers have the root mean square 1 (arXiv 1910.07467).
+    """Returns [N, C, h, w] scaled at each pixel so that its C numbers have the root mean square 1 (arXiv 1910.07467);
+    where they are below some 0.001, a smaller one.
 
     Nothing else bounds what the recurrent unit is given: FastFlowNet has no norms, and trained with Muon its features,
     correlated without this one, grew until every gate was saturated and no gradient came through
@@ -59,16 +60,17 @@ def normalized(x: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
-def spoiled(flow: Tensor) -> Tensor:
-    """Returns flows [N, 2, h, w], about a quarter of which are shortened and shifted by random amounts.
+def spoiled(flow: Tensor, share: float) -> Tensor:
+    """Returns flows [N, 2, h, w], pixels of their grid, of which about a share is shortened and shifted at random.
 
-    For training. Of a start that is mostly right where a correction can be found at all, the iterations learned only to
-    leave it alone. What they are to do is found from a wrong one: where the correlations say that a pixel went.
+    For training. Where FastFlowNet is wrong by much, few correlations tell what is right, and elsewhere there is little to
+    correct: from its own starts the iterations learned to do nothing. What they are to do is learned from starts that
+    are wrong where the correlations do tell. A whole flow takes one factor in [0, 1) and one shift; draws are those of
+    the CPU's global generator, which checkpoints hold.
     """
     count = len(flow)
-    kept = torch.rand(count, 1, 1, 1, device=flow.device)
-    shift = SHIFT * torch.randn(count, 2, 1, 1, device=flow.device)
-    chosen = torch.rand(count, 1, 1, 1, device=flow.device) < 0.25
+    kept, shift, chosen = torch.rand(count), SHIFT * torch.randn(count, 2), torch.rand(count) < share
+    kept, shift, chosen = (draw.to(flow.device).view(count, -1, 1, 1) for draw in (kept, shift, chosen))
     return torch.where(chosen, flow * kept + shift, flow)
 
 
@@ -122,7 +124,13 @@ def bilinear_weights(factor: int) -> Tensor:
 
 
 class FastFlowNetRefine(FlowModel):
-    """iterations: of the refinement. memory_limit: bytes that the correlations may take (see `all_pairs`)."""
+    """FastFlowNet, refined.
+
+    Args:
+        iterations: of the refinement.
+        memory_limit: bytes that the correlations may take (see `all_pairs`).
+        spoil: the share of starts that are `spoiled` in training.
+    """
 
     stride = 64
     fit = "scale"
@@ -130,8 +138,9 @@ class FastFlowNetRefine(FlowModel):
     paper = "ours, 2026; parts of FastFlowNet (arXiv 2103.04524) and RAFT"
     license = "Apache-2.0"
 
-    def __init__(self, *, iterations: int = 4, memory_limit: int = MEMORY_LIMIT):
+    def __init__(self, *, iterations: int = 4, memory_limit: int = MEMORY_LIMIT, spoil: float = 0.0):
         super().__init__()
+        self.spoil = spoil
         self.iterations = iterations
         self.memory_limit = memory_limit
         self.fastflownet = FastFlowNet()
@@ -148,7 +157,8 @@ class FastFlowNetRefine(FlowModel):
     ) -> tuple[Features, State, tuple[Tensor, ...]]:
         """Returns the features of a prepared pair, the state that the iterations start from, and coarser flows.
 
-        The start is the flow of FastFlowNet's level 3, or what `previous` says; the coarser flows are those of
+        The start is the flow of FastFlowNet's level 3 (in training some are `spoiled`), or what `previous` says; the
+        coarser flows are those of
         FastFlowNet's levels 6 to 3 in units of 20 px, none where they are not needed.
         """
         level2, level3, *coarse = self.fastflownet.frame_features(torch.cat((frame1, frame2)))
@@ -167,7 +177,11 @@ class FastFlowNetRefine(FlowModel):
             one, two = both.tensor_split(2)
             flows.append(self.fastflownet.level(level, one, two, flows[-1] if flows else None)[0])
         start = flows[-1] * (FLOW_SCALE / GRID)
-        return features, State(hidden.tanh(), spoiled(start) if self.training else start), tuple(flows)
+        return (
+            features,
+            State(hidden.tanh(), spoiled(start, self.spoil) if self.training and self.spoil else start),
+            tuple(flows),
+        )
 
     def step(self, features: Features, state: State) -> State:
         """Returns the state after one more iteration; as in RAFT, no gradient flows through the flow before it."""

@@ -41,7 +41,7 @@ class Log:
         self.rows: list[dict[str, float]] = []
         self.samples, self.shown = 0, time.monotonic()
         self.began = self.shown
-        self.silent: set[str] = set()  # weights without gradient that were spoken of
+        self.silent: set[str] = set()  # weights with a gradient of zero that were spoken of
         self.board = _board(folder, first)
         if self.board is None:
             report('pictures and curves need TensorBoard: pip install "fleetflow[train]"; log.jsonl has the numbers')
@@ -62,7 +62,9 @@ class Log:
         if new := [name for name in result.silent if name not in self.silent]:
             self.silent.update(new)
             rest = f" and {len(new) - 1} more weights" if len(new) > 1 else ""
-            self.report(f"step {step + 1}  no gradient reaches {new[0]}{rest}: that part of the network does not learn")
+            self.report(
+                f"step {step + 1}  the gradient of {new[0]}{rest} is zero: that part of the network does not learn"
+            )
         self.samples += samples
         now = time.monotonic()
         if now - self.shown < 10 and step + 1 < self.last:

@@ -59,10 +59,10 @@ def optimizers(
 
     Args:
         slow: a part of the model that has been trained before; its weights take `share` of either rate. With a share of
-            0 they stay, and no gradient of theirs is computed.
+            0 they are frozen: `requires_grad` is set to False.
     """
-    if slow:
-        model.get_submodule(slow).requires_grad_(share > 0)
+    if slow and share == 0:
+        model.get_submodule(slow).requires_grad_(False)
     slower = set(map(id, model.get_submodule(slow).parameters())) if slow else set()
     inner, other, seen = [], [], set()
     for module in model.modules():

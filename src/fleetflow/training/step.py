@@ -48,14 +48,17 @@ class History:
     def look_for_silence(self, model: nn.Module) -> tuple[str, ...]:
         """Returns the names of weights whose gradient is zero now and was when this was called last.
 
-        So it is behind units that are dead for every input, or gates so far open or shut that they let none through:
-        that part of a network has stopped learning, which neither the loss nor its gradient's length shows.
+        So it is behind a layer whose units are all dead, or gates so far open or shut that they let none through: that
+        part of a network has stopped learning, which neither the loss nor the gradient's norm shows. Weights that have
+        no gradient at all (frozen, or in no use) are not named.
         """
         now = frozenset(
-            name for name, weight in model.named_parameters() if weight.grad is not None and not weight.grad.any()
+            name.replace("_checkpoint_wrapped_module.", "")
+            for name, weight in model.named_parameters()
+            if weight.grad is not None and not weight.grad.any()
         )
         both, self.silent = now & self.silent, now
-        return tuple(name for name, _ in model.named_parameters() if name in both)
+        return tuple(sorted(both))
 
     def note(self, result: "StepResult") -> None:
         """Counts a step; raises FleetflowError where many batches in a row have no known flow."""
@@ -168,7 +171,6 @@ def train_step(training: Training, parts: Iterable[Sample], accumulated: int, st
     for optimizer in training.optimizers:
         training.scaler.unscale_(optimizer)
     grad_norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.stage.clip).item()
-    silent = history.look_for_silence(training.model) if (step + 1) % SILENT_EVERY == 0 else ()
 
     loss, errors, known = training.team.sum(totals).tolist()
     epe = errors / known if known else math.nan
@@ -176,6 +178,7 @@ def train_step(training: Training, parts: Iterable[Sample], accumulated: int, st
     overflowed = training.scaler.is_enabled() and math.isfinite(loss)  # float16 does so to find its scale
     learned = math.isfinite(grad_norm + loss) and not exploded and known > 0
     bad = not learned and known > 0 and (exploded or not overflowed)
+    silent = history.look_for_silence(training.model) if learned and (step + 1) % SILENT_EVERY == 0 else ()
     if learned:
         with autocast(training.team.device, training.dtype):  # the products of Muon, too
             for optimizer in training.optimizers:
