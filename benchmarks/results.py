@@ -213,7 +213,7 @@ def score_table(ours: dict[str, Scores], peers: tuple[str, ...]) -> str:
 # (docs/performance.md).
 USES = {
     "fastflownet": ("video, live, the default", 54),
-    "fastflownet_refine": ("the most exact of ours, for files rather than live", 160),
+    "fastflownet_refine": ("fewer wrong pixels than `fastflownet`, for files rather than live", 160),
     "deq_flow_tiny": ("fine detail, small motion, where time does not matter", 1238),
     "raft_small": ("a small network to fine-tune and to study", 511),
     "liteflownet2": ("stage-wise training; motion that is not large", 200),

@@ -147,6 +147,15 @@ def test_a_few_steps_of_training_correct_a_wrong_start(pair, fresh):
     assert errors[2] < 0.9 * errors[0], errors
 
 
+@pytest.mark.parametrize("network", ["fastflownet_refine", "raft_small", "deq_flow_tiny"])
+def test_the_iterations_of_shipped_weights_change_the_flow(pair, network):
+    """Weights whose iterations did nothing were once shipped: one iteration and eight differed by 0.001 px."""
+    model = fleetflow.load(network).eval()
+    with torch.no_grad():
+        once, often = (model(pair.frame1, pair.frame2, iterations=count).flow for count in (1, 4))
+    assert (once - often).norm(dim=1).mean() > 0.03
+
+
 def test_it_grows_from_fastflownet_alone(fresh):
     with pytest.raises(FleetflowError, match="not from LightFlow"):
         grow(fresh, fleetflow.load("lightflow", weights=False))
