@@ -147,13 +147,17 @@ def test_a_few_steps_of_training_correct_a_wrong_start(pair, fresh):
     assert errors[2] < 0.9 * errors[0], errors
 
 
-@pytest.mark.parametrize("network", ["fastflownet_refine", "raft_small", "deq_flow_tiny"])
-def test_the_iterations_of_shipped_weights_change_the_flow(pair, network):
+def test_the_iterations_of_shipped_weights_correct_a_wrong_start():
     """Weights whose iterations did nothing were once shipped: one iteration and eight differed by 0.001 px."""
-    model = fleetflow.load(network).eval()
+    sample = generate(2, 128, 192, seed=4)
+    model = fleetflow.load("fastflownet_refine").eval()
+    half = Prediction(0.5 * sample.flow)
     with torch.no_grad():
-        once, often = (model(pair.frame1, pair.frame2, iterations=count).flow for count in (1, 4))
-    assert (once - often).norm(dim=1).mean() > 0.03
+        flows = [model(sample.frame1, sample.frame2, half, iterations=count).flow for count in (1, 4)]
+    errors = [(flow - sample.flow).norm(dim=1)[sample.valid].mean() for flow in flows]
+    assert errors[1] < 0.7 * errors[0] and errors[0] < (half.flow - sample.flow).norm(dim=1)[sample.valid].mean(), (
+        errors
+    )
 
 
 def test_it_grows_from_fastflownet_alone(fresh):
