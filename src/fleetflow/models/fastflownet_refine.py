@@ -91,7 +91,11 @@ class Head(nn.Module):
 
 
 class UpdateBlock(nn.Module):
-    """Hidden state, prepared context, correlation, flow -> next hidden state, change of the flow (at first 0)."""
+    """Hidden state, prepared context, correlation, flow -> next hidden state, change of the flow (at first 0).
+
+    The flow is normalized with the motion that it is part of, so a long one leaves the correlations little of that length:
+    a weakness that the weights were trained with (docs/lab/training-log.md, nd).
+    """
 
     def __init__(self):
         super().__init__()
