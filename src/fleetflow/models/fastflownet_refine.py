@@ -162,8 +162,7 @@ class FastFlowNetRefine(FlowModel):
         """Returns the features of a prepared pair, the state that the iterations start from, and coarser flows.
 
         The start is the flow of FastFlowNet's level 3 (in training some are `spoiled`), or what `previous` says; the
-        coarser flows are those of
-        FastFlowNet's levels 6 to 3 in units of 20 px, none where they are not needed.
+        coarser flows are those of FastFlowNet's levels 6 to 3 in units of 20 px, none where they are not needed.
         """
         level2, level3, *coarse = self.fastflownet.frame_features(torch.cat((frame1, frame2)))
         features1, features2 = self.fnet(level2, level3).tensor_split(2)
@@ -181,11 +180,9 @@ class FastFlowNetRefine(FlowModel):
             one, two = both.tensor_split(2)
             flows.append(self.fastflownet.level(level, one, two, flows[-1] if flows else None)[0])
         start = flows[-1] * (FLOW_SCALE / GRID)
-        return (
-            features,
-            State(hidden.tanh(), spoiled(start, self.spoil) if self.training and self.spoil else start),
-            tuple(flows),
-        )
+        if self.training and self.spoil:
+            start = spoiled(start, self.spoil)
+        return features, State(hidden.tanh(), start), tuple(flows)
 
     def step(self, features: Features, state: State) -> State:
         """Returns the state after one more iteration; as in RAFT, no gradient flows through the flow before it."""

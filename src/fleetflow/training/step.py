@@ -39,7 +39,7 @@ class History:
     skipped: int = 0  # steps of the run that were not learned from, for a loss that is no number or explodes
     skipped_in_a_row: int = 0
     unknown_in_a_row: int = 0  # batches without a pixel of known flow
-    silent: frozenset[str] = frozenset()  # weights without gradient when that was looked for last
+    silent: frozenset[str] = frozenset()  # weights whose gradient was zero when that was looked for last
 
     def exploded(self, loss: float) -> bool:
         """Returns whether the loss is far beyond those of the last steps."""
