@@ -17,6 +17,7 @@ from fleetflow.data import generate
 from fleetflow.data.datasets import footage
 from fleetflow.data.generate import photographs, textures
 from fleetflow.evaluation import video_reuse
+from fleetflow.inference.fused import available
 from fleetflow.io.atomic import write_atomically
 from fleetflow.training import loop
 from fleetflow.types import FleetflowError
@@ -32,6 +33,12 @@ FIRST = (
     *("desk_browser", "nothing_loses_to_dis", "docs", "memory", "predictor", "raft", "batch", "desk_faults"),
     *("flownet", "benchmark"),
 )
+
+
+def skip_without(dtype: torch.dtype) -> None:
+    """Skips a test of a large network in a precision that this processor lacks, where it takes a hundred times as long."""
+    if dtype != torch.float32 and not SLOW and not available(dtype):
+        pytest.skip(f"this processor computes {dtype} bit by bit: minutes; make test-all runs it")
 
 
 def hear_signals() -> None:
@@ -159,9 +166,9 @@ def in_child(action) -> tuple[int, str]:
 
 
 def kill_points(renames: int) -> list[tuple[int, str]]:
-    """Where a run is killed: before or after each of its renames in turn; if slow, before and after each."""
+    """Where a run is killed: before or after two of three of its renames in turn; if slow, before and after each."""
     both = [(number, when) for number in range(1, renames + 1) for when in ("before", "after")]
-    return both if SLOW else [both[k] for k in range(len(both)) if k % 4 in (0, 3)]
+    return both if SLOW else [both[k] for k in range(len(both)) if k % 6 in (0, 3)]
 
 
 def killed_at(rename: int, when: str, action) -> bool:

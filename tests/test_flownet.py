@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, SLOW
+from conftest import GOLDEN, SLOW, skip_without
 
 import fleetflow
 from fleetflow.models.flownet import LEVELS, FlowNet2, FlowNetFusion, _length, _warp_inside
@@ -191,6 +191,7 @@ TRAINED = [("flownet_c", torch.float32), ("flownet_c", torch.bfloat16), ("flowne
 )
 def test_trains(name, dtype):
     """Steps that are finite, with a gradient in every parameter; the other networks are parts of the largest."""
+    skip_without(dtype)
     torch.manual_seed(0)
     model = models[name]().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)

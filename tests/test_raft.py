@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
+from conftest import GOLDEN, skip_without
 
 import fleetflow
 from fleetflow.layers import residual_encoder
@@ -294,6 +294,7 @@ def test_small_frames_are_enlarged_and_the_flow_comes_back():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_trains(dtype, memory_limit):
     """A gradient in every parameter, none of it zero everywhere; both frames' features are reached."""
+    skip_without(dtype)
     torch.manual_seed(0)
     model = models["raft_small"](iterations=2, memory_limit=memory_limit).train()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

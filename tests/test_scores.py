@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from conftest import SLOW
 from PIL import Image, ImageFilter
 
 from fleetflow import FleetflowError
@@ -129,8 +130,8 @@ def test_a_variable_rate_does_not_change_speeds_and_periods(tmp_path, name):
         write_uneven(tmp_path / name, filmed(at), times)
         found = score(tmp_path / name, knowing(filmed(at), at))
         assert {column: getattr(found, column) for column in expected} == pytest.approx(expected, rel=0.02)
-        listed = list(VideoReader(tmp_path / name))
-        assert score(listed, knowing(filmed(at), at)).camera == pytest.approx(found.camera)
+        listed = list(VideoReader(tmp_path / name)) if name == "a.mkv" or SLOW else []
+        assert not listed or score(listed, knowing(filmed(at), at)).camera == pytest.approx(found.camera)
         assert "pan_x" not in expected or found.shake < 0.2
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config as inductor
+from conftest import skip_without
 
 from fleetflow.cli.main import main
 from fleetflow.data.datasets.pairs import pairs
@@ -75,6 +76,8 @@ def photographs(folder: Path, count: int = 3) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resuming_gives_the_losses_of_an_uninterrupted_run(tiny, tmp_path, precision):
+    if precision == "bf16":
+        skip_without(torch.bfloat16)
     options = {"precision": precision, "workers": 0, "report": quiet}
     whole = job.train("tiny", folder=tmp_path / "whole", **options)
     job.train("tiny", folder=tmp_path / "parts", steps=1, **options)

@@ -358,11 +358,14 @@ def _hash(model: nn.Module) -> str:
 
 
 def _ready(model: FlowModel, device: torch.device, dtype: torch.dtype) -> FlowModel:
-    """The model with weights computed once, in `dtype` where they are convolutions', on the CPU packed and fused."""
+    """The model with weights computed once, in `dtype` where they are convolutions', on the CPU packed and fused.
+
+    A compiled one is not fused: its compiler fuses, and cannot look into packed convolutions.
+    """
     if is_reference():
         return model
     remove_norm(model)
-    if device.type == "cpu" and available(dtype):
+    if device.type == "cpu" and available(dtype) and not hasattr(model, "_orig_mod"):
         fuse(model, dtype)
     for layer in model.modules():
         if type(layer) in (nn.Conv2d, nn.ConvTranspose2d):
