@@ -10,7 +10,15 @@ import fleetflow
 from fleetflow.data.generate import generate
 from fleetflow.data.generate.worlds import shapes_world
 from fleetflow.layers.upsample import convex_upsample
-from fleetflow.models.fastflownet_refine import FastFlowNetRefine, State, bilinear_weights, grow, normalized, spoiled
+from fleetflow.models.fastflownet_refine import (
+    FAR,
+    FastFlowNetRefine,
+    State,
+    bilinear_weights,
+    grow,
+    normalized,
+    spoiled,
+)
 from fleetflow.training import losses
 from fleetflow.training.optimizers import optimizers
 from fleetflow.types import FleetflowError, Prediction
@@ -97,6 +105,21 @@ def test_what_the_recurrent_unit_is_given_is_bounded(pair):
         features, state, _ = model.encode(*model.prepare(pair.frame1, pair.frame2))
         assert max(volume.abs().max() for volume in features.pyramid.volumes) <= 64**0.5 + 1e-3
         assert model.step(features, state).hidden.abs().max() < 0.95  # that of a saturated unit is 1
+
+
+def test_a_long_flow_leaves_the_correlations_their_length():
+    """What is correlated and the flow are given to the unit side by side; once the flow hid the rest at over 24 px."""
+    torch.manual_seed(2)
+    block, given = FastFlowNetRefine().update_block, []
+    block.gru.register_forward_pre_hook(lambda _, inputs: given.append(inputs[2]))
+    hidden, context, correlation = (torch.randn(1, channels, 5, 7) for channels in (64, 48, 196))
+    flow = torch.randn(1, 2, 5, 7)
+    for longer in (0.01, 1.0, 100.0):
+        block(hidden, context, correlation, longer * flow)
+        seen, told = given[-1].split((62, 2), 1)
+        torch.testing.assert_close(seen.square().mean(1), torch.ones(1, 5, 7), rtol=1e-2, atol=0)
+        assert torch.equal(told.sign(), flow.sign()) and told.abs().max() < FAR
+    torch.testing.assert_close(given[0][:, -2:], 0.01 * flow, rtol=0.01, atol=0)
 
 
 def test_in_training_alone_some_starts_are_spoiled(pair, fresh):

@@ -29,6 +29,7 @@ from fleetflow.types import FleetflowError, Prediction, size_of
 RADIUS = 3  # of the lookup, as in RAFT-small
 HIDDEN, CONTEXT, FEATURES, MOTION = 64, 48, 64, 64  # channels; RAFT-small has 96, 64, 128, 82
 GRID = 8  # stride of the refinement
+FAR = 8.0  # a bound of the flow that the recurrent unit is told, pixels of the grid of stride 8
 SHIFT = 2.0  # of a spoiled start: standard deviation in x and in y, pixels of the grid of stride 8
 FINE = 4  # stride of FastFlowNet's finest level, and the factor by which its flow is enlarged
 
@@ -58,6 +59,11 @@ def normalized(x: Tensor) -> Tensor:
     """
     wide = x.float()  # as float16 has no squares over 65,504
     return (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def shortened(flow: Tensor) -> Tensor:
+    """Returns flows with the long ones shortened: nearly the same far below `FAR`, half of it there, never more than it."""
+    return flow / (1 + flow.abs() / FAR)
 
 
 def spoiled(flow: Tensor, share: float) -> Tensor:
@@ -91,11 +97,7 @@ class Head(nn.Module):
 
 
 class UpdateBlock(nn.Module):
-    """Hidden state, prepared context, correlation, flow -> next hidden state, change of the flow (at first 0).
-
-    The flow is normalized with the motion that it is part of, so a long one leaves the correlations little of that length:
-    a weakness that the weights were trained with (docs/lab/training-log.md, nd).
-    """
+    """Hidden state, prepared context, correlation, flow -> next hidden state, change of the flow (at first 0)."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +108,10 @@ class UpdateBlock(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.gru(hidden, context, normalized(self.encoder(correlation, flow)))
+        motion = self.encoder(correlation, shortened(flow))
+        # the flow apart: normalized with the rest, a long one would leave the rest no length
+        motion = torch.cat((normalized(motion[:, :-2]), motion[:, -2:]), 1)
+        hidden = self.gru(hidden, context, motion)
         return hidden, self.flow_head(hidden)
 
 
