@@ -198,7 +198,6 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12, help="clips of each class")
     parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
-    store = json.loads(STORE.read_text()) if STORE.is_file() else {}
     splits = {split: one_a_clip(options.root, split, options.clips) for split in ("validation", "test")}
     if options.data:
         splits["real"] = pairs(options.data, without=(UNVERIFIED,))
@@ -210,6 +209,7 @@ def main() -> None:
         predictor = Predictor(name, precision=options.precision)
         every.append(collect(predictor, samples["validation"]))
         confidence = fitted(every[-1:])
+        store = json.loads(STORE.read_text()) if STORE.is_file() else {}  # only now: other runs write it, too
         store = {sha: row for sha, row in store.items() if row.get("network") != name}  # of weights before these
         store[predictor.label()["sha256"][:16]] = {"network": name, **confidence._asdict()}
         if len(every) > 1 or "other" not in store:
