@@ -38,7 +38,7 @@ FIRST = (
 def skip_without(dtype: torch.dtype) -> None:
     """Skips a test of a large network in a precision that this processor lacks, where it takes a hundred times as long."""
     if dtype != torch.float32 and not SLOW and not available(dtype):
-        pytest.skip(f"this processor computes {dtype} bit by bit: minutes; make test-all runs it")
+        pytest.skip(f"this processor has no convolutions in {dtype}: minutes; make test-all runs it")
 
 
 def hear_signals() -> None:

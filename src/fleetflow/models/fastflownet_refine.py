@@ -53,8 +53,8 @@ def normalized(x: Tensor) -> Tensor:
     """Returns [N, C, h, w] scaled at each pixel so that its C numbers have the root mean square 1 (arXiv 1910.07467);
     where they are below some 0.001, a smaller one.
 
-    Nothing else bounds what the recurrent unit is given: FastFlowNet has no norms, and trained with Muon its features,
-    correlated without this one, grew until every gate was saturated and no gradient came through
+    Nothing else bounds the features that the recurrent unit is given: FastFlowNet has no norms, and trained with Muon its
+    features, correlated without this one, grew until every gate was saturated and no gradient came through
     (docs/lab/training-log.md). A correlation of two such vectors, divided by sqrt(C), is sqrt(C) times their cosine.
     """
     wide = x.float()  # as float16 has no squares over 65,504
@@ -62,7 +62,7 @@ def normalized(x: Tensor) -> Tensor:
 
 
 def shortened(flow: Tensor) -> Tensor:
-    """Returns flows with the long ones shortened: nearly the same far below `FAR`, half of it there, never more than it."""
+    """Returns flows [N, 2, h, w] with long components shortened: far below `FAR` hardly, there by half, all to below it."""
     return flow / (1 + flow.abs() / FAR)
 
 
