@@ -13,9 +13,11 @@ from fleetflow.layers.upsample import convex_upsample
 from fleetflow.models.fastflownet_refine import (
     FAR,
     FastFlowNetRefine,
+    Gather,
     State,
     bilinear_weights,
     grow,
+    margins,
     normalized,
     spoiled,
 )
@@ -115,11 +117,64 @@ def test_a_long_flow_leaves_the_correlations_their_length():
     hidden, context, correlation = (torch.randn(1, channels, 5, 7) for channels in (64, 48, 196))
     flow = torch.randn(1, 2, 5, 7)
     for longer in (0.01, 1.0, 100.0):
-        block(hidden, context, correlation, longer * flow)
-        seen, told = given[-1].split((62, 2), 1)
+        inside = torch.full((1, 1, 5, 7), 0.25)
+        block(hidden, context, lambda motion: motion[:, :32], correlation, longer * flow, inside)
+        seen, told, margin, gathered = given[-1].split((62, 2, 1, 32), 1)
+        assert torch.equal(margin, inside) and torch.equal(gathered, seen[:, :32])
         torch.testing.assert_close(seen.square().mean(1), torch.ones(1, 5, 7), rtol=1e-2, atol=0)
         assert torch.equal(told.sign(), flow.sign()) and told.abs().max() < FAR
-    torch.testing.assert_close(given[0][:, -2:], 0.01 * flow, rtol=0.01, atol=0)
+    torch.testing.assert_close(given[0][:, 62:64], 0.01 * flow, rtol=0.01, atol=0)
+
+
+def test_margins_are_distances_to_the_nearest_border():
+    """On a grid of 24 x 16: x from 0 to 23, y from 0 to 15."""
+    places = {
+        (12.0, 7.0): 7,
+        (0.0, 7.0): 0,
+        (23.0, 7.0): 0,
+        (20.0, 14.0): 1,
+        (-4.0, 7.0): -4,
+        (9.0, 17.0): -2,
+        (99.0, -50.0): -8,
+    }
+    target = torch.tensor([*places]).T[None, :, :, None].expand(-1, -1, -1, 24)
+    target = F.pad(target, (0, 0, 0, 16 - len(places)), value=7.5)
+    expected = torch.tensor([*places.values()]) / FAR
+    torch.testing.assert_close(margins(target)[0, 0, : len(places)], expected[:, None].expand(-1, 24))
+
+
+def test_correlations_without_motion_are_told_whatever_the_start(pair, fresh):
+    """Of frames that are equal the middle of the window is the largest, and says so however wrong the start is."""
+    model, seen = copy.deepcopy(fresh), []
+    model.rest.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        frame1, frame2 = model.prepare(pair.frame1, pair.frame1)
+        before = model.encode(frame1, frame2)
+        model.encode(frame1, frame2, Prediction(pair.flow + 20))
+        assert torch.equal(seen[0], seen[1]) and seen[0].shape == (2, 196, 16, 24)
+        assert torch.equal(seen[0][:, :49].amax(1), seen[0][:, 24])
+        model.rest[1].bias.fill_(1.0)
+        after = model.encode(frame1, frame2)
+    assert (after[1].hidden > before[1].hidden).all() and (after[0].context >= before[0].context).all()
+    assert torch.equal(after[1].flow, before[1].flow)
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_places_that_look_alike_share_their_motion(memory_limit):
+    """Two kinds of places, told apart by one channel of the context each: each kind is told its own mean."""
+    gather = Gather()
+    with torch.no_grad():
+        gather.attention.to_qk.weight.copy_(30 * torch.eye(48).repeat(2, 1)[..., None, None])
+        gather.values.weight.copy_(torch.eye(32, 64)[..., None, None])
+        gather.values.bias.zero_()
+        kind = torch.zeros(1, 1, 8, 12)
+        kind[..., 2:6, 4:] = 1
+        motion = torch.randn(1, 64, 8, 12)
+        context = torch.cat((kind, 1 - kind, torch.zeros(1, 46, 8, 12)), 1)
+        found = gather(gather.prepare(context, memory_limit), memory_limit, motion)
+    for own in (kind, 1 - kind):
+        mean = (motion[:, :32] * own).sum((2, 3), keepdim=True) / own.sum()
+        torch.testing.assert_close(found * own, mean * own, rtol=1e-4, atol=1e-4)
 
 
 def test_in_training_alone_some_starts_are_spoiled(pair, fresh):

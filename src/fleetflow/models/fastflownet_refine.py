@@ -6,15 +6,21 @@ bring back, as they look four pixels far. Here its flow at stride 8 is the start
 FastFlowNet's finest level (stride 4) goes on from there, and the result is enlarged by learned convex combinations. A
 regressed start instead of zero is what SEA-RAFT (arXiv 2405.14793) and NeuFlow (arXiv 2403.10425) do to need few iterations.
 
-The correlated features and the context come from FastFlowNet's own pyramid, so both frames are encoded once. Fresh
-weights change nothing: with trained ones of FastFlowNet (`grow`), the network begins as FastFlowNet.
+The correlated features and the context come from FastFlowNet's own pyramid, so both frames are encoded once. Beside the
+correlations the unit is told what RAFT's is not: how alike the frames are without any motion (`Rest`), where a flow leaves
+the frame (`margins`), and how places that look alike move (`Gather`, as in GMA, arXiv 2104.02409). Fresh weights change
+nothing: with trained ones of FastFlowNet (`grow`), the network begins as FastFlowNet.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fleetflow.layers.attention import Attended, Attention
 from fleetflow.layers.residual_encoder import ResidualBlock
 from fleetflow.layers.update import GRU, LEVELS, ConvReLU, FlowHead, MotionEncoder
 from fleetflow.layers.upsample import convex_upsample
@@ -22,15 +28,18 @@ from fleetflow.layers.warm_start import starting_flow
 from fleetflow.models.base import FlowModel
 from fleetflow.models.fastflownet import FLOW_SCALE, FastFlowNet
 from fleetflow.ops.all_pairs import MEMORY_LIMIT, AllPairs, all_pairs, lookup
+from fleetflow.ops.constant import constant
 from fleetflow.ops.warp import pixel_grid
 from fleetflow.registry import models
 from fleetflow.types import FleetflowError, Prediction, size_of
 
 RADIUS = 3  # of the lookup, as in RAFT-small
 HIDDEN, CONTEXT, FEATURES, MOTION = 64, 48, 64, 64  # channels; RAFT-small has 96, 64, 128, 82
+GATHERED = 32  # channels that a place is told of others that look like it
 GRID = 8  # stride of the refinement
 FAR = 8.0  # a bound of the flow that the recurrent unit is told, pixels of the grid of stride 8
 SHIFT = 2.0  # of a spoiled start: standard deviation in x and in y, pixels of the grid of stride 8
+WINDOW = LEVELS * (2 * RADIUS + 1) ** 2  # correlations that a lookup returns for a pixel
 FINE = 4  # stride of FastFlowNet's finest level, and the factor by which its flow is enlarged
 
 
@@ -46,6 +55,7 @@ class Features(NamedTuple):
 
     pyramid: AllPairs  # correlations of all pixels at stride 8
     context: Tensor  # what `GRU.prepare` makes of the context
+    alike: Attended  # which places of frame1 look alike
     level2: tuple[Tensor, Tensor]  # FastFlowNet's features of both frames at stride 4
 
 
@@ -64,6 +74,16 @@ def normalized(x: Tensor) -> Tensor:
 def shortened(flow: Tensor) -> Tensor:
     """Returns flows [N, 2, h, w] with long components shortened: far below `FAR` hardly, there by half, all to below it."""
     return flow / (1 + flow.abs() / FAR)
+
+
+def margins(target: Tensor) -> Tensor:
+    """Returns [N, 1, h, w] how far targets [N, 2, h, w], pixels of their grid, are inside the frame, in units of `FAR`.
+
+    At most 1, and -1 as far outside, where correlations are 0 and say nothing of likeness.
+    """
+    height, width = size_of(target)
+    inside = torch.minimum(target, constant((width - 1, height - 1), target).view(2, 1, 1) - target)
+    return (torch.minimum(inside[:, :1], inside[:, 1:]) / FAR).clamp(-1, 1)
 
 
 def spoiled(flow: Tensor, share: float) -> Tensor:
@@ -96,22 +116,65 @@ class Head(nn.Module):
         return normalized(self.project(self.block2(self.block1(x))))
 
 
-class UpdateBlock(nn.Module):
-    """Hidden state, prepared context, correlation, flow -> next hidden state, change of the flow (at first 0)."""
+class Rest(nn.Sequential):
+    """Correlations around no motion, [N, WINDOW, h, w] -> what they add to the hidden state and the context, at first 0.
+
+    Still ground beside a fast object is where coarse-to-fine flow floods. There the correlations around the flow so far
+    know rest, if at all, from a coarse level; here they always say how alike the frames are without any motion.
+    """
+
+    def __init__(self):
+        last = nn.Conv2d(48, HIDDEN + CONTEXT, 3, padding=1)
+        super().__init__(ConvReLU(WINDOW, 48, 1), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+
+class Gather(nn.Module):
+    """Motion features [N, MOTION, h, w] -> [N, GATHERED, h, w]: means over the places of frame1 that look alike.
+
+    The middle of a plain thing shows no motion of its own, and what is hidden in frame2 none at all: they take that of
+    their likes, as in GMA (arXiv 2104.02409). Here at half the resolution, which costs a sixteenth.
+    """
 
     def __init__(self):
         super().__init__()
-        self.encoder = MotionEncoder(LEVELS * (2 * RADIUS + 1) ** 2, (64, 48), (48, 24), MOTION)
-        self.gru = GRU(HIDDEN, CONTEXT + MOTION, {"": (3, 3)})
+        self.attention = Attention(1, content=True, position=False, channels=CONTEXT, embedded=False)
+        self.values = nn.Conv2d(MOTION, GATHERED, 1)
+
+    def prepare(self, context: Tensor, memory_limit: int) -> Attended:
+        return self.attention(F.avg_pool2d(context, 2), memory_limit)
+
+    def forward(self, alike: Attended, memory_limit: int, motion: Tensor) -> Tensor:
+        values = self.values(F.avg_pool2d(motion, 2))
+        mixed = self.attention.mix(alike, memory_limit, values.flatten(2).mT[:, None])
+        return F.interpolate(mixed[:, 0].mT.unflatten(2, values.shape[-2:]), scale_factor=2.0, mode="nearest")
+
+
+class UpdateBlock(nn.Module):
+    """Hidden state, features, correlation, flow, margin -> next hidden state, change of the flow (at first 0)."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = MotionEncoder(WINDOW, (64, 48), (48, 24), MOTION)
+        self.gru = GRU(HIDDEN, CONTEXT + MOTION + 1 + GATHERED, {"": (3, 3)})
         self.flow_head = FlowHead(HIDDEN, 96)
         for parameter in self.flow_head.conv2.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        hidden: Tensor,
+        context: Tensor,
+        mix: Callable[[Tensor], Tensor],
+        correlation: Tensor,
+        flow: Tensor,
+        margin: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         motion = self.encoder(correlation, shortened(flow))
         # the flow apart: normalized with the rest, a long one would leave the rest no length
         motion = torch.cat((normalized(motion[:, :-2]), motion[:, -2:]), 1)
-        hidden = self.gru(hidden, context, motion)
+        hidden = self.gru(hidden, context, torch.cat((motion, margin, mix(motion)), 1))
         return hidden, self.flow_head(hidden)
 
 
@@ -137,14 +200,14 @@ class FastFlowNetRefine(FlowModel):
 
     Args:
         iterations: of the refinement.
-        memory_limit: bytes that the correlations may take (see `all_pairs`).
+        memory_limit: bytes that the correlations, and what looks alike, may take each (see `all_pairs`, `Attention`).
         spoil: the share of starts that are `spoiled` in training.
     """
 
     stride = 64
     fit = "scale"
     grid = 4
-    paper = "ours, 2026; parts of FastFlowNet (arXiv 2103.04524) and RAFT"
+    paper = "ours, 2026; parts of FastFlowNet (arXiv 2103.04524), RAFT and GMA"
     license = "Apache-2.0"
 
     def __init__(self, *, iterations: int = 4, memory_limit: int = MEMORY_LIMIT, spoil: float = 0.0):
@@ -155,6 +218,8 @@ class FastFlowNetRefine(FlowModel):
         self.fastflownet = FastFlowNet()
         self.fnet = Head(FEATURES)
         self.cnet = Head(HIDDEN + CONTEXT)
+        self.rest = Rest()
+        self.gather = Gather()
         self.update_block = UpdateBlock()
         self.enlarge = Enlarge()
 
@@ -172,12 +237,14 @@ class FastFlowNetRefine(FlowModel):
         level2, level3, *coarse = self.fastflownet.frame_features(torch.cat((frame1, frame2)))
         features1, features2 = self.fnet(level2, level3).tensor_split(2)
         first2, second2 = level2.tensor_split(2)
-        hidden, context = self.cnet(first2, level3.tensor_split(2)[0]).split((HIDDEN, CONTEXT), 1)
-        features = Features(
-            all_pairs(features1, features2, LEVELS, self.memory_limit),
-            self.update_block.gru.prepare(context.relu()),
-            (first2, second2),
-        )
+        pyramid = all_pairs(features1, features2, LEVELS, self.memory_limit)
+        still = pixel_grid(*size_of(features1), features1.float()).expand(len(features1), -1, -1, -1)
+        context = self.cnet(first2, level3.tensor_split(2)[0])
+        context = context + self.rest(lookup(pyramid, still, RADIUS).to(context.dtype))
+        hidden, context = context.split((HIDDEN, CONTEXT), 1)
+        context = context.relu()
+        alike = self.gather.prepare(context, self.memory_limit)
+        features = Features(pyramid, self.update_block.gru.prepare(context), alike, (first2, second2))
         if previous is not None and not self.training:
             return features, State(hidden.tanh(), starting_flow(previous, features1)), ()
         flows = []
@@ -192,9 +259,12 @@ class FastFlowNetRefine(FlowModel):
     def step(self, features: Features, state: State) -> State:
         """Returns the state after one more iteration; as in RAFT, no gradient flows through the flow before it."""
         hidden, flow = state.hidden, state.flow.detach()
-        correlation = lookup(features.pyramid, pixel_grid(*size_of(flow), flow) + flow, RADIUS)
+        target = pixel_grid(*size_of(flow), flow) + flow
+        correlation = lookup(features.pyramid, target, RADIUS)
         moved = flow.to(hidden.dtype, memory_format=torch.channels_last)  # like the features it is put beside
-        hidden, change = self.update_block(hidden, features.context, correlation.to(hidden.dtype), moved)
+        mix = partial(self.gather, features.alike, self.memory_limit)
+        inside = margins(target).to(hidden.dtype)
+        hidden, change = self.update_block(hidden, features.context, mix, correlation.to(hidden.dtype), moved, inside)
         return State(hidden, flow + change.to(flow.dtype))
 
     def decode(self, features: Features, state: State) -> tuple[Tensor, Tensor]:
@@ -233,5 +303,5 @@ def grow(model: FastFlowNetRefine, *given: FlowModel) -> None:
 
 @models.register
 def fastflownet_refine(*, iterations: int = 4, memory_limit: int = MEMORY_LIMIT) -> FlowModel:
-    """FastFlowNet, refined by four iterations of RAFT's kind (ours, 2,207,306 parameters)."""
+    """FastFlowNet, refined by four iterations of RAFT's kind (ours, 2,328,970 parameters)."""
     return FastFlowNetRefine(iterations=iterations, memory_limit=memory_limit)
