@@ -205,7 +205,7 @@ def test_a_few_steps_of_training_correct_a_wrong_start(pair, fresh):
         for head in (model.fnet, model.cnet):  # as large as features without a norm became
             head.project.weight.mul_(1e5)
     learning = optimizers(model.train(), 0.02, 0.01, slow="fastflownet", share=0.0)
-    for _ in range(20):
+    for _ in range(30):
         losses.multi_scale(model(pair.frame1, pair.frame2, iterations=2), pair, weights=0.8, power=1.0).backward()
         for optimizer in learning:
             optimizer.step()
