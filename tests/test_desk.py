@@ -363,3 +363,27 @@ def test_damaged_uploads_are_refused_in_a_line(client, clip):
             if answer.status_code == 400:
                 assert "\n" not in answer.json()["error"] and str(tempfile.gettempdir()) not in answer.json()["error"]
     assert tried > 10
+
+
+def test_headers_are_read_one_at_a_time(tmp_path, monkeypatch):
+    """Python 3.11 raises a SystemError where two threads parse one at once: a frame of a clip was not shown."""
+    np.save(tmp_path / "frame_0.npy", np.zeros((2, 3, 3), np.uint8))
+    job, inside, most = Job(Request((tmp_path / "clip.mp4",), ("clip.mp4",), "fastflownet"), tmp_path, "one"), [], []
+    load = np.load
+
+    def slowly(*args, **named):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        try:
+            return load(*args, **named)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(np, "load", slowly)
+    threads = [threading.Thread(target=job.array, args=("frame", 0)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8

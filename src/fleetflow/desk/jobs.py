@@ -27,6 +27,10 @@ from fleetflow.visualise import clip_scale, robust_scale
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
 ENDED = (DONE, FAILED, CANCELLED)
 
+# Python 3.11 raises a SystemError, seldom, where two threads parse an expression at once, as the header of an .npy is one
+# (python/cpython issue 106905).
+_one_header = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Request:
@@ -129,7 +133,8 @@ class Job:
 
     def array(self, kind: str, k: int, *, mapped: bool = False) -> np.ndarray:
         """Returns a stored array of the kinds that the class names; mapped: left on the disk."""
-        return np.load(self.folder / f"{kind}_{k}.npy", mmap_mode="r" if mapped else None, allow_pickle=False)
+        with _one_header:
+            return np.load(self.folder / f"{kind}_{k}.npy", mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
 def compute(job: Job, frame_limit: int, byte_limit: int) -> None:
