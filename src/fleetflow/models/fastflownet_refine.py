@@ -126,8 +126,8 @@ class Rest(nn.Sequential):
     def __init__(self):
         last = nn.Conv2d(48, HIDDEN + CONTEXT, 3, padding=1)
         super().__init__(ConvReLU(WINDOW, 48, 1), last)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
 
 class Gather(nn.Module):
