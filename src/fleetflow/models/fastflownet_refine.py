@@ -37,7 +37,7 @@ RADIUS = 3  # of the lookup, as in RAFT-small
 HIDDEN, CONTEXT, FEATURES, MOTION = 64, 48, 64, 64  # channels; RAFT-small has 96, 64, 128, 82
 GATHERED = 32  # channels that a place is told of others that look like it
 GRID = 8  # stride of the refinement
-FAR = 8.0  # a bound of the flow that the recurrent unit is told, pixels of the grid of stride 8
+FAR = 8.0  # pixels of the grid of stride 8: a bound of the flow and of the margin that the recurrent unit is told
 SHIFT = 2.0  # of a spoiled start: standard deviation in x and in y, pixels of the grid of stride 8
 WINDOW = LEVELS * (2 * RADIUS + 1) ** 2  # correlations that a lookup returns for a pixel
 FINE = 4  # stride of FastFlowNet's finest level, and the factor by which its flow is enlarged
@@ -152,7 +152,10 @@ class Gather(nn.Module):
 
 
 class UpdateBlock(nn.Module):
-    """Hidden state, features, correlation, flow, margin -> next hidden state, change of the flow (at first 0)."""
+    """Hidden state, context, likes, correlation, flow, margin -> next hidden state, change of the flow (at first 0).
+
+    The context is prepared by the unit; `mix` returns for motion features those of places that look alike.
+    """
 
     def __init__(self):
         super().__init__()
